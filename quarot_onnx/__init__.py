@@ -1,0 +1,1 @@
+"""QuaRot rotations and quantization for ONNX language models."""

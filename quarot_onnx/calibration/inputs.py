@@ -1,0 +1,192 @@
+"""Which input of a decoder graph is which.
+
+An export names its inputs as it likes; what they are shows in the graph. The token ids are the integer ``[batch, seq]``
+input that indexes the embedding table (a Gather from a constant with as many rows as there are logits); position ids
+are the one that reaches a cosine, a RotaryEmbedding or a second table; a cache is any 4-D input. Names decide only what
+the structure leaves open, or where no graph is at hand (an onnxruntime session shows inputs and outputs alone).
+"""
+
+import enum
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ModelError
+
+INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_CACHE_TYPES = FLOATS | {ir.DataType.INT8, ir.DataType.UINT8}
+
+# Ops that hand integers on: what comes out still stands for the same ids.
+_CARRIERS = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Transpose"})
+# A position is scaled by the inverse frequencies (MatMul, Mul, Einsum) before its cosine is taken.
+_POSITION_CARRIERS = _CARRIERS | {"MatMul", "Mul", "Concat", "Einsum"}
+_POSITION_ENDS = frozenset({"Cos", "Sin", "RotaryEmbedding"})
+_TABLE_OPS = frozenset({"Gather", "GatherBlockQuantized"})
+# A tied table may be stored as the head reads it, transposed, or quantized.
+_TABLE_MAKERS = frozenset({"Transpose", "DequantizeLinear", "Cast", "Identity"})
+
+
+class InputRole(enum.Enum):
+    """What a decoder's input is for."""
+
+    TOKENS = "token ids"
+    MASK = "attention mask"
+    POSITIONS = "position ids"
+    PAST = "KV cache"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output: ``shape`` has an int where a dimension is fixed, its symbol or None where it is free.
+
+    ``shape`` is None where not even the rank is known.
+    """
+
+    name: str
+    dtype: ir.DataType
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def rank(self) -> int | None:
+        """The number of dimensions, None where unknown."""
+        return None if self.shape is None else len(self.shape)
+
+    @classmethod
+    def of(cls, value: ir.Value) -> "TensorSpec":
+        """The spec of an onnx-ir value."""
+        shape = None
+        if value.shape is not None:
+            shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        return cls(value.name or "", value.dtype or ir.DataType.UNDEFINED, shape)
+
+
+def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> dict[str, InputRole]:
+    """What each required input is for.
+
+    Args:
+        inputs: The inputs that have no default.
+        vocab_size: The width of the logits, to tell the embedding table from other tables; None where unknown.
+        graph: The graph, if at hand; without it names decide between the integer inputs.
+
+    Returns:
+        Input name to role, in the order of ``inputs``.
+
+    Raises:
+        ModelError: An input that is none of these, or two for the same purpose.
+    """
+    roles: dict[str, InputRole] = {}
+    integers = [spec for spec in inputs if spec.dtype in INTEGERS and spec.rank == 2]
+    tokens = _token_input(integers, vocab_size, graph)
+    for spec in inputs:
+        if spec.dtype == ir.DataType.BOOL:
+            raise ModelError(
+                f"input {spec.name!r} is a switch between two graphs: export without the merged decoder "
+                "(optimum: --no-post-process) or use the file with past inputs"
+            )
+        if spec.rank == 4 and spec.dtype in _CACHE_TYPES:
+            role: InputRole | None = InputRole.PAST
+        elif spec is tokens:
+            role = InputRole.TOKENS
+        else:
+            role = _mask_or_positions(spec, graph) if spec in integers else None
+        if role is None or (role is not InputRole.PAST and role in roles.values()):
+            raise ModelError(
+                f"input {spec.name!r} ({spec.dtype.name} {list(spec.shape or ())}) is not known: a decoder takes token "
+                "ids, an attention mask, position ids and a KV cache; feed such a model from an .npz file"
+            )
+        roles[spec.name] = role
+    return roles
+
+
+def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:
+    """The rows of the largest constant table that the token ids index, None if there is none."""
+    value = next((value for value in graph.inputs if value.name == token_input), None)
+    return None if value is None else max(_indexed_tables(value), default=None)
+
+
+def attention_shape(graph: ir.Graph) -> tuple[int | None, int | None]:
+    """``(kv_heads, head_dim)`` of the fused attention nodes, whose cache inputs may leave both symbolic.
+
+    Heads are attributes of the node; the width of its query input is ``heads * head_dim``, or
+    ``(heads + 2 * kv_heads) * head_dim`` where query, key and value come merged.
+    """
+    for node in graph:
+        if node.op_type != "GroupQueryAttention":
+            continue
+        heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+        query = node.inputs[0]
+        width = query.shape[-1] if query is not None and query.shape is not None else None
+        if isinstance(width, int):
+            merged = len(node.inputs) < 2 or node.inputs[1] is None
+            return kv_heads, width // (heads + 2 * kv_heads if merged else heads)
+        return kv_heads, None
+    return None, None
+
+
+def _token_input(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> TensorSpec | None:
+    if len(integers) == 1:
+        return integers[0]
+    if graph is not None:
+        values = {value.name: value for value in graph.inputs}
+        rows = {spec.name: max(_indexed_tables(values[spec.name]), default=0) for spec in integers}
+        found = [spec for spec in integers if rows[spec.name] and rows[spec.name] == vocab_size]
+        # A padded or quantized head can differ from the table's height: then the largest table is the vocabulary.
+        found = found or [spec for spec in integers if rows[spec.name] == max(rows.values()) > 0]
+        if len(found) == 1:
+            return found[0]
+    return next((spec for spec in integers if spec.name in ("input_ids", "tokens", "ids")), None)
+
+
+def _mask_or_positions(spec: TensorSpec, graph: ir.Graph | None) -> InputRole | None:
+    if "token_type" in spec.name:
+        return None
+    if "mask" in spec.name:
+        return InputRole.MASK
+    if "position" in spec.name:
+        return InputRole.POSITIONS
+    value = None if graph is None else next(value for value in graph.inputs if value.name == spec.name)
+    if value is None:
+        return None
+    return InputRole.POSITIONS if _is_position(value) else InputRole.MASK
+
+
+def _is_position(value: ir.Value) -> bool:
+    reached = _reached(value, _POSITION_CARRIERS)
+    return any(node.op_type in _POSITION_ENDS or _table(node, index) is not None for node, index in reached)
+
+
+def _indexed_tables(value: ir.Value) -> list[int]:
+    heights = (_table(node, index) for node, index in _reached(value, _CARRIERS))
+    return [height for height in heights if height is not None]
+
+
+def _table(node: ir.Node, index: int) -> int | None:
+    """The rows of the constant 2-D table that a node's input indexes, None if it is no table look-up."""
+    if node.op_type not in _TABLE_OPS or index != 1:
+        return None
+    data, rows = node.inputs[0], 0
+    while data is not None and data.const_value is None:
+        producer = data.producer()
+        if producer is None or producer.op_type not in _TABLE_MAKERS:
+            return None
+        rows ^= producer.op_type == "Transpose"
+        data = producer.inputs[0]
+    if data is None or data.const_value is None or len(data.const_value.shape) != 2:
+        return None
+    return int(data.const_value.shape.numpy()[rows])
+
+
+def _reached(value: ir.Value, carriers: Set[str]) -> list[tuple[ir.Node, int]]:
+    """Every use (node, input index) of a value, and of what the carrier ops make of it."""
+    found: list[tuple[ir.Node, int]] = []
+    queue, seen = [value], {value}
+    while queue:
+        for node, index in queue.pop().uses():
+            found.append((node, index))
+            if node.op_type in carriers:
+                fresh = [output for output in node.outputs if output not in seen]
+                seen.update(fresh)
+                queue.extend(fresh)
+    return found

@@ -1,0 +1,74 @@
+"""The files beside a model that make its folder usable elsewhere: configs, tokenizer, chat template.
+
+Hugging Face tools, optimum and onnxruntime-genai read them from the folder of the ``.onnx`` file. Weights and other
+models are never companions.
+"""
+
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from quarot_onnx.errors import ConfigError
+
+GENAI_CONFIG = "genai_config.json"
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    GENAI_CONFIG,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "*preprocessor_config.json",
+    "*.jinja",
+)
+
+
+def companion_files(folder: Path, *, exclude: Iterable[Path]) -> list[Path]:
+    """The companion files of a model folder, sorted by name.
+
+    Args:
+        folder: The folder of the source model; its subfolders are not searched.
+        exclude: Files that are not companions whatever their names, such as the model's own data files.
+
+    Returns:
+        Paths in ``folder``; symbolic links are listed as they are.
+    """
+    excluded = {path.resolve() for path in exclude}
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and path.resolve() not in excluded
+        and any(fnmatch(path.name, pattern) for pattern in _PATTERNS)
+    ]
+
+
+def companion_bytes(path: Path, *, model_name: str) -> bytes:
+    """The content of a companion file for a folder whose model has the file name ``model_name``.
+
+    Files are kept byte for byte, except that ``model.decoder.filename`` of a ``genai_config.json`` names the new model.
+
+    Raises:
+        ConfigError: If a ``genai_config.json`` is not valid JSON.
+    """
+    content = path.read_bytes()
+    if path.name != GENAI_CONFIG:
+        return content
+    try:
+        config = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not valid JSON ({error}); repair it or move it out of the model folder"
+        ) from error
+    model = config.get("model") if isinstance(config, dict) else None
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    if not isinstance(decoder, dict) or decoder.get("filename") in {None, model_name}:
+        return content
+    decoder["filename"] = model_name
+    return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,69 @@
+"""What can go wrong, as one tree of exceptions.
+
+::
+
+    QuarotError                    everything this package raises on purpose
+    ├── InputError                 the user can mend it: exit status 2
+    │   ├── ModelError             the ONNX file, its external data, its graph
+    │   ├── ConfigError            a config file, a key in it, an option
+    │   ├── CalibrationError       calibration or evaluation data, a tokenizer
+    │   ├── OutputError            the place where the result should go
+    │   └── MissingPackageError    an optional package that the task needs
+    └── VerificationError          the rewritten model is not the original: exit status 1
+
+Every message names the offending value, its place and the way out, in one line.
+Anything else that escapes (``AssertionError``, ``TypeError``) is a bug of this package.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuarotError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    exit_status = 2
+
+
+class InputError(QuarotError):
+    """The input, an option or the surroundings are at fault; the message says which and how to mend it."""
+
+
+class ModelError(InputError):
+    """The ONNX model cannot be read, or its graph cannot be treated as asked."""
+
+
+class ConfigError(InputError):
+    """A configuration is wrong: an unknown key, a missing node, a wrong size, an impossible combination."""
+
+
+class CalibrationError(InputError):
+    """Calibration or evaluation data do not fit the model."""
+
+
+class OutputError(InputError):
+    """The output cannot be written, or would overwrite the input."""
+
+
+class MissingPackageError(InputError):
+    """An optional package is not installed; the message carries the pip line."""
+
+
+class VerificationError(QuarotError):
+    """The rewritten model's logits differ from the original's by more than the tolerance."""
+
+    exit_status = 1
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """A clause that names the nearest candidate, or the empty string when none is near.
+
+    Args:
+        name: The unknown name.
+        candidates: The names that exist.
+
+    Returns:
+        `` (did you mean 'x'?)`` with a leading space, or ``""``.
+    """
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

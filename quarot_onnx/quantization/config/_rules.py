@@ -1,0 +1,87 @@
+"""Which nodes a configuration speaks of: names, glob patterns, regular expressions; rules that map them to configs.
+
+A pattern is a node's exact name, or a glob (``*``, ``?``, ``[...]``) over the whole name, or, where it starts with
+``^``, a regular expression that must match from the start of the name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from quarot_onnx.quantization.config._strict import Strict
+from quarot_onnx.quantization.config.spec import QLayerConfig
+
+
+def _checked(value: object) -> str:
+    if isinstance(value, list | tuple):
+        raise ValueError("subgraphs (start, end) are not supported; list the nodes by name, glob or ^regex")  # noqa: TRY004 - becomes a ConfigError
+    if not isinstance(value, str) or not value:
+        raise ValueError("not a node name, glob or ^regex")
+    if value.startswith("^"):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, BeforeValidator(_checked)]
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the pattern names the node."""
+    if pattern == name:
+        return True
+    if pattern.startswith("^"):
+        return re.match(pattern, name) is not None
+    return fnmatchcase(name, pattern)
+
+
+def any_matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of the patterns names the node."""
+    return any(matches(pattern, name) for pattern in patterns)
+
+
+class LayerRule(Strict):
+    """A layer configuration and whom it concerns.
+
+    Attributes:
+        config: How these nodes are quantized; None leaves them in float.
+        layers: Patterns of node names, or operator types.
+    """
+
+    config: QLayerConfig | None
+    layers: tuple[Pattern, ...] = Field(min_length=1)
+
+
+def as_rules(value: object) -> object:
+    """All spellings of a rule table as a list of mappings or `LayerRule`.
+
+    Taken: ``{QLayerConfig: [names]}`` as in Quark, ``{name: config}`` for files, ``[(config, [names])]``,
+    ``[{"config": ..., "layers": [...]}]``. Equal configs are one key of a dict, of which Python keeps the last:
+    put their names into one list.
+
+    Raises:
+        ValueError: None of these.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return [
+            {"config": given, "layers": [key]} if isinstance(key, str) else {"config": key, "layers": given}
+            for key, given in value.items()
+        ]
+    if isinstance(value, list | tuple):
+        return [_as_rule(item) for item in value]
+    raise ValueError("not a rule table; give {QLayerConfig(...): [names]}")
+
+
+def _as_rule(item: object) -> object:
+    if isinstance(item, LayerRule | Mapping):
+        return item
+    if isinstance(item, list | tuple) and len(item) == 2:
+        return {"config": item[0], "layers": item[1]}
+    raise ValueError("a rule is a pair (config, [names]) or a mapping with config and layers")

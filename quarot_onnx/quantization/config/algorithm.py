@@ -1,0 +1,116 @@
+"""What is done to the float model before it is quantized; today QuaRot (Ashkboos et al. 2024, arXiv:2404.00456)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    StrictBool,
+    ValidationInfo,
+    model_validator,
+)
+
+from quarot_onnx.errors import did_you_mean
+from quarot_onnx.quantization.config._files import FileConfig
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value  # AMD Quark documents "" as the default of a path
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return path if folder is None else folder / path  # an absolute path stays as it is
+
+
+def _written(path: Path | None, info: SerializationInfo) -> str | None:
+    folder = (info.context or {}).get("folder")
+    if path is None or folder is None:
+        return None if path is None else str(path)
+    absolute = path.absolute()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+ConfigPath = Annotated[
+    Annotated[Path, AfterValidator(_resolved)] | None, BeforeValidator(_empty_is_none), PlainSerializer(_written)
+]
+"""A path in a configuration: relative to the folder of the file it is written in, else to the working directory."""
+
+_Size = Annotated[int, Field(ge=1, strict=True)]
+
+
+class AlgoConfig(FileConfig):
+    """What all algorithm configurations have in common: the name that tells them apart in a file."""
+
+    name: str
+
+
+class QuarotConfig(AlgoConfig):
+    """Which rotations, of which size, from where.
+
+    The first three are AMD Quark's, in its order. Where Quark defaults to ``r_matrix_dim=4096`` and needs
+    ``r_config_path``, both may be left out here: the graph decides.
+
+    Attributes:
+        r_matrix_dim: Order of R1, the hidden size of the model; None reads it from the graph. A number that does
+            not fit the graph is an error, not a request.
+        use_random_had: Randomise the Hadamard matrices (R = diag(s)·H/sqrt(n)) with `seed`.
+        r_config_path: The rotation config file that says where the rotations go; None finds the places in the graph.
+        r1: Rotate the residual stream; None decides from the scheme and the rotation config. So for the others.
+        r2: Rotate the values of each head.
+        r3: Rotate queries and keys after RoPE, online; pays with a quantized KV cache.
+        r4: Rotate the input of the down projection, online; pays with quantized activations.
+        seed: Seed of the random signs, recorded in the output.
+        block_size: Order of the blocks where a block-diagonal rotation is wanted; None takes the full size.
+        r1_matrix_path: An orthogonal matrix [n, n] as .npy to use as R1.
+        r2_matrix_path: An orthogonal matrix [head_dim, head_dim] as .npy to use as R2.
+        name: ``"quarot"``.
+    """
+
+    positional = ("r_matrix_dim", "use_random_had", "r_config_path")
+
+    name: Literal["quarot"] = "quarot"
+    r_matrix_dim: _Size | None = None
+    use_random_had: StrictBool = False
+    r_config_path: ConfigPath = None
+    r1: StrictBool | None = None
+    r2: StrictBool | None = None
+    r3: StrictBool | None = None
+    r4: StrictBool | None = None
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    block_size: _Size | None = None
+    r1_matrix_path: ConfigPath = None
+    r2_matrix_path: ConfigPath = None
+
+    @model_validator(mode="after")
+    def _matrices_are_used(self) -> Self:
+        for name, wanted, path in (("r1", self.r1, self.r1_matrix_path), ("r2", self.r2, self.r2_matrix_path)):
+            if wanted is False and path is not None:
+                raise ValueError(f"{name}=False contradicts {name}_matrix_path='{path}'; leave out one of them")
+        return self
+
+
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig}
+
+
+def as_algorithm(value: object, info: ValidationInfo) -> object:
+    """The algorithm configuration that a mapping with a ``name`` describes; anything else passes through.
+
+    Raises:
+        ValueError: No such algorithm, or no name.
+    """
+    if isinstance(value, AlgoConfig):
+        return value
+    known = ", ".join(_ALGORITHMS)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"not an algorithm configuration; give QuarotConfig(...) or a mapping with name: {known}")  # noqa: TRY004 - becomes a ConfigError
+    data: dict[str, Any] = dict(value)
+    name = str(data.get("name"))
+    if name not in _ALGORITHMS:
+        raise ValueError(f"no algorithm is named {name!r}{did_you_mean(name, _ALGORITHMS)}; set name to {known}")
+    return _ALGORITHMS[name].model_validate(data, context=info.context)

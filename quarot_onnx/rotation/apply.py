@@ -1,0 +1,145 @@
+"""Carry out a plan: weights get recipes, norms get ones, online rotations get nodes.
+
+Nothing is computed here but the online factors; recipes are evaluated when the model is written.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from quarot_onnx.graph.edit import Editor
+from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.query import consumers, label, resolve_constant
+from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.rotation.online import OnlineWriter
+from quarot_onnx.rotation.plan import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
+from quarot_onnx.rotation.rope import RopeSplitter
+from quarot_onnx.sites.model import Norm
+
+_DENSE_HEAD = 128
+"""Up to this head_dim, Q and K are rotated by one whole matrix."""
+
+
+def apply_plan(model: ir.Model, plan: Plan) -> None:
+    """Edit ``model`` in place.
+
+    Args:
+        model: The model whose sites the plan was made from.
+        plan: A plan that was validated; nothing in it can fail but a bug.
+    """
+    _Application(model).run(plan)
+
+
+class _Application:
+    """The state that edits share: unique names, factors, the ones of folded norms."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._editor = Editor(model)
+        self._online = OnlineWriter(self._editor)
+        self._ropes = RopeSplitter(self._editor)
+        self._shapes = Shapes(model)
+        self._ones: dict[tuple[int, ir.DataType], ir.Value] = {}
+        self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
+        model.graph.opset_imports.setdefault("com.microsoft", 1)
+
+    def run(self, plan: Plan) -> None:
+        """Apply every edit; recipes capture the original tensors, so their order does not matter."""
+        for edit in plan.edits:
+            if isinstance(edit, WeightEdit):
+                self._weight(edit)
+            elif isinstance(edit, GammaEdit):
+                self._gamma(edit.norm)
+            elif isinstance(edit, OnlineEdit):
+                self._before(edit)
+            else:
+                self._heads(edit)
+
+    def _weight(self, edit: WeightEdit) -> None:
+        """Replace one use of a weight; other uses keep the original, the last one takes its name over."""
+        source = edit.recipe.source.value
+        old = edit.node.inputs[edit.index]
+        assert old is not None
+        name = source.name or "weight"
+        alone = old is source and len(consumers(source)) == 1 and source.is_initializer()
+        if alone:
+            # The same value, with another tensor: the name stays.
+            tensor = edit.recipe.tensor(name)
+            source.const_value = tensor
+            source.shape = ir.Shape(tensor.shape)
+            return
+        value = self._editor.initializer(f"{name}_rotated", edit.recipe.tensor(name))
+        self._editor.replace_input(edit.node, edit.index, value)
+
+    def _gamma(self, norm: Norm) -> None:
+        """γ, folded into the readers, becomes ones: one initializer for all norms of a size."""
+        assert norm.gamma is not None
+        assert norm.gamma_use is not None
+        key = (norm.gamma.shape[-1], norm.gamma.dtype)
+        if key not in self._ones:
+            tensor = ir.Tensor(np.ones(key[0], dtype=key[1].numpy()), dtype=key[1])
+            self._ones[key] = self._editor.initializer("quarot/ones", tensor)
+        node, index = norm.gamma_use
+        self._editor.replace_input(node, index, self._ones[key])
+
+    def _before(self, edit: OnlineEdit) -> None:
+        """Rotate a Linear's input; Linears that share an input and its rotation share the nodes."""
+        linear = edit.linear
+        self._straighten(linear)
+        x, dtype = linear.input, linear.weight.dtype
+        key = (x, id(edit.factors))
+        if key not in self._rotated:
+            stem = f"{linear.name}/{edit.kind}"
+            single = len(edit.factors.factors) == 1 and edit.factors.block == edit.factors.size
+            if single:
+                nodes = self._online.build_plain(x, edit.factors.factors[0], dtype, stem)
+            else:
+                nodes = self._online.build(x, edit.factors, dtype, stem)
+            self._editor.before(linear.node, nodes)
+            self._rotated[key] = nodes[-1].outputs[0]
+        linear.node.replace_input_with(0, self._rotated[key])
+
+    def _straighten(self, linear: Linear) -> None:
+        """A Gemm with transA gets its input the right way round, so that its last axis can be rotated."""
+        if linear.transposed_input and linear.node.attributes.get("transA"):
+            perm = ir.AttrInt64s("perm", [1, 0])
+            flip = self._editor.node("Transpose", [linear.input], f"{linear.name}/Transpose", attributes=[perm])
+            self._editor.before(linear.node, [flip])
+            linear.node.replace_input_with(0, flip.outputs[0])
+            self._editor.set_int(linear.node, "transA", 0)
+
+    def _heads(self, edit: HeadEdit) -> None:
+        """R3: rotate every head of Q and of K after RoPE."""
+        heads = edit.attention.heads
+        assert heads is not None
+        if heads.fused is not None:
+            split = self._ropes.split(edit.attention)
+            for index, value in enumerate((split.query, split.key)):
+                nodes = self._rotate_heads(value, edit.rotation, f"{label(heads.fused)}/R3")
+                self._editor.before(heads.fused, nodes)
+                heads.fused.replace_input_with(index, nodes[-1].outputs[0])
+            return
+        assert heads.query is not None
+        assert heads.key is not None
+        rotate = partial(self._rotate_heads, rotation=edit.rotation, stem=f"{label(edit.attention.node)}/R3")
+        for value in (heads.query, heads.key):
+            self._editor.redirect(value, rotate)
+
+    def _rotate_heads(self, value: ir.Value, rotation: Rotation, stem: str) -> list[ir.Node]:
+        """The nodes that rotate heads: orthonormal, so that the cache holds K R itself."""
+        online = rotation.online(_DENSE_HEAD)
+        factors = (online.factors[0] * online.weight_scale, *online.factors[1:])
+        dtype = self._shapes.dtype(value) or self._dtype()
+        if len(factors) == 1 and self._shapes.last(value) == rotation.size and online.block == rotation.size:
+            return self._online.build_plain(value, factors[0], dtype, stem)
+        return self._online.build(value, replace(online, factors=factors), dtype, stem)
+
+    def _dtype(self) -> ir.DataType:
+        """The type of activations where the exporter wrote none: that of the first Linear's weight."""
+        for node in self._editor.graph:
+            constant = resolve_constant(node.inputs[1]) if node.op_type == "MatMul" else None
+            if constant is not None:
+                return constant.dtype
+        return ir.DataType.FLOAT

@@ -1,0 +1,121 @@
+"""From a graph to its :class:`~quarot_onnx.sites.model.Sites`, by structure alone.
+
+No name of a node, a value or a file takes part: the same graph with every name replaced gives the same sites.
+What is not understood is left out with the node and the reason; nothing is guessed.
+"""
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.query import label
+from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.sites.attention import find_attentions
+from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
+from quarot_onnx.sites.norms import fused_norm, spelt_norms
+from quarot_onnx.sites.stream import Stream, find_stream
+
+QUANTIZED = frozenset(
+    {
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QGemm",
+        "GatherBlockQuantized",
+    }
+)
+
+
+def refuse_quantized(graph: ir.Graph) -> None:
+    """Refuse a graph that already carries quantized operators.
+
+    Raises:
+        ModelError: Naming the first such node.
+    """
+    for node in graph:
+        if node.op_type in QUANTIZED:
+            raise ModelError(
+                f"the graph is already quantized: node {label(node)!r} is a {node.op_type}; "
+                "start from the float32 or float16 export"
+            )
+
+
+def refuse_hidden(graph: ir.Graph) -> None:
+    """Refuse a graph whose decoder is hidden in the branches of an If or the body of a Loop.
+
+    Raises:
+        ModelError: Naming the node.
+    """
+    for node in graph:
+        if node.op_type in ("If", "Loop", "Scan") and len(graph) < 64:
+            raise ModelError(
+                f"the decoder is inside the {node.op_type} node {label(node)!r}; "
+                "export without merging the decoders (optimum: --no-post-process)"
+            )
+
+
+def detect(model: ir.Model) -> Sites:
+    """Find everything that can be rotated.
+
+    Args:
+        model: A float decoder, as exported; its weights are not read.
+
+    Returns:
+        The sites; ``sites.layers`` is 0 when the graph is not a decoder.
+
+    Raises:
+        ModelError: The graph is already quantized, or its decoder is out of sight.
+    """
+    graph = model.graph
+    refuse_quantized(graph)
+    refuse_hidden(graph)
+    shapes = Shapes(model)
+    stream = find_stream(graph, shapes)
+    attentions, left_out = find_attentions(graph, shapes)
+    writers = {linear.node for linear in stream.writers}
+    attentions = [a for a in attentions if a.output is None or a.output.node in writers]
+    outputs = {a.output.node for a in attentions if a.output is not None}
+    mlps = tuple(linear for linear in stream.writers if linear.node not in outputs)
+    left_out.extend(LeftOut(name, reason, Kind.R1) for name, reason in stream.problems)
+    head = stream.norms[-1].readers if stream.norms else ()
+    tables = {embedding.table.value for embedding in stream.embeddings}
+    return Sites(
+        embeddings=tuple(stream.embeddings),
+        norms=() if stream.problems else tuple(stream.norms),
+        writers=tuple(stream.writers),
+        attentions=tuple(attentions),
+        mlps=mlps if attentions else (),
+        head=head,
+        layers=len(attentions),
+        hidden_size=stream.hidden_size if stream.writers else 0,
+        tied=any(linear.weight.value in tables for linear in head),
+        architecture=_architecture(graph, stream, attentions, mlps),
+        left_out=tuple(left_out),
+    )
+
+
+def _architecture(graph: ir.Graph, stream: Stream, attentions: list[Attention], mlps: tuple[Linear, ...]) -> str:
+    """The family whose structure this is; only for people to read."""
+    if not attentions or not stream.writers:
+        return "not a decoder"
+    if stream.layer_norm:
+        return "decoder with LayerNorm"
+    if stream.post_norm:
+        return "olmo2" if stream.bare_readers else "gemma3"
+    head_dim = attentions[0].head_dim
+    norms = (*spelt_norms(graph), *filter(None, map(fused_norm, graph)))
+    if any(n.gamma is not None and n.gamma.shape[-1] == head_dim != stream.hidden_size for n in norms):
+        return "qwen3"
+    first = attentions[0].value
+    if first is not None and first.bias is not None:
+        return "qwen2"
+    reads_gate_up = [ln for group in stream.norms[:2] for ln in group.readers]
+    if mlps and any(ln.out_features == 2 * mlps[0].in_features for ln in reads_gate_up):
+        return "phi3"
+    return "llama"

@@ -1,0 +1,135 @@
+"""A batch of output files that appears at once or not at all.
+
+Files are written into a hidden folder beside their targets and moved into place by ``os.replace`` after the last one is
+complete. Whatever interrupts the batch, ``KeyboardInterrupt`` included, leaves the output folder as it was.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from quarot_onnx.errors import OutputError
+
+
+class Batch:
+    """The files of one batch, staged in ``scratch`` and moved in the order they were staged.
+
+    Attributes:
+        scratch: The hidden folder, on the same file system as the targets.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._targets: list[Path] = []
+
+    def stage(self, target: Path) -> Path:
+        """Where to write the file that is to become ``target``."""
+        self._targets.append(target)
+        return self.scratch / target.name
+
+    def commit(self) -> None:
+        """Move every staged file into place; if one cannot be moved, put back what was there."""
+        olds = {target: self.scratch / f"{target.name}.old" for target in self._targets if os.path.lexists(target)}
+        begun: list[Path] = []
+        try:
+            for target in self._targets:
+                begun.append(target)
+                if target in olds:
+                    target.replace(olds[target])
+                (self.scratch / target.name).replace(target)
+        except BaseException:
+            for target in reversed(begun):
+                if target not in olds:
+                    target.unlink(missing_ok=True)
+                elif os.path.lexists(olds[target]):
+                    olds[target].replace(target)
+            raise
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Batch]:
+    """Open a batch for ``folder``, creating the folder if need be; commit on success, leave no trace otherwise.
+
+    Raises:
+        OSError: If the folder cannot be created or a file not moved.
+    """
+    created: list[Path] = []
+    scratch: Path | None = None
+    complete = False
+    try:
+        for parent in reversed([folder, *folder.parents]):
+            if not parent.exists():
+                created.append(parent)
+                parent.mkdir()
+        scratch = Path(tempfile.mkdtemp(prefix=".quarot-", dir=folder))
+        batch = Batch(scratch)
+        yield batch
+        batch.commit()
+        complete = True
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if not complete:
+            for parent in reversed(created):
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def check_targets(targets: Iterable[Path], *, protected: Iterable[Path], overwrite: bool) -> None:
+    """Refuse targets that cannot or must not be written, before anything is.
+
+    Args:
+        targets: The files to be written, absolute.
+        protected: Files that must survive; compared resolved, and through hard links.
+        overwrite: Whether existing targets may be replaced.
+
+    Raises:
+        OutputError: Naming the first target at fault.
+    """
+    protected = list(protected)
+    for target in targets:
+        for original in protected:
+            if same_file(target, original):
+                raise OutputError(f"output {target} would overwrite the input {original}; choose another output path")
+        if target.is_dir():
+            raise OutputError(f"output {target} is a folder; name a file in it, such as {target / 'model.onnx'}")
+        if target.exists() and not overwrite:
+            raise OutputError(f"output {target} exists and overwriting is off; choose another path or remove it")
+        parent = nearest_existing(target.parent)
+        if not parent.is_dir():
+            raise OutputError(f"output {target} cannot be written: {parent} is a file, not a folder")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"output {target} cannot be written: no permission to write in {parent}")
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuse a batch that the disk cannot hold.
+
+    Raises:
+        OutputError: With the needed and the free bytes.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise OutputError(
+            f"not enough space in {folder}: {needed:,} bytes needed, {free:,} free; free some or write elsewhere"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the file system that holds, or will hold, ``folder``."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path`` or its nearest ancestor that exists."""
+    return next(parent for parent in [path, *path.parents] if parent.exists())
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file, through symbolic or hard links."""
+    if first.resolve() == second.resolve():
+        return True
+    return first.exists() and second.exists() and first.samefile(second)

@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests; the builders behind them are in ``exports.py``."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports a Hugging Face package: tests never reach for the network
+
+from pathlib import Path
+
+import exports
+import pytest
+
+
+@pytest.fixture(scope="session")
+def llama_optimum() -> Path:
+    return exports.optimum_export("llama")
+
+
+@pytest.fixture(scope="session")
+def llama_optimum_tied() -> Path:
+    return exports.optimum_export("llama", tied=True)
+
+
+@pytest.fixture(scope="session")
+def llama_dynamo() -> Path:
+    return exports.dynamo_export("llama")
+
+
+@pytest.fixture(scope="session")
+def qwen2_optimum() -> Path:
+    return exports.optimum_export("qwen2")
+
+
+@pytest.fixture(scope="session")
+def genai() -> Path:
+    return exports.genai_like()
+
+
+@pytest.fixture(scope="session")
+def opset23() -> Path:
+    return exports.opset23_module_export()
+
+
+@pytest.fixture(scope="session")
+def smollm2_export() -> Path:
+    """SmolLM2-135M-Instruct, 539 MB: built in about a minute, then kept; for end-to-end tests only."""
+    return exports.smollm2()
