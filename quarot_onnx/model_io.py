@@ -24,11 +24,23 @@ from quarot_onnx.layout import Layout, lay_out, streamed_weights
 from quarot_onnx.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.tensors import lazy_tensor, read_array, read_rows
 
-__all__ = ["SavedModel", "lazy_tensor", "load", "read_array", "read_rows", "save", "serialize", "source_of"]
+__all__ = [
+    "SavedModel",
+    "check_target",
+    "input_files",
+    "lazy_tensor",
+    "load",
+    "read_array",
+    "read_rows",
+    "save",
+    "serialize",
+    "source_of",
+]
 
 _SOURCE = "source"
 _DATA_FILES = "data_files"
 _EXTERNAL_FROM = 100 * 10**6
+_IR_ERRORS = (RuntimeError, ir.passes.InvariantError, ValueError, TypeError, KeyError)  # onnx-ir on a damaged graph
 _STANDARD_DOMAINS = {"", "ai.onnx"}
 _PROTOBUF_LIMIT = 2**31 - 1
 _SLACK = 1 << 16  # folder entries and file system blocks, in the estimate of the space that a save needs
@@ -73,7 +85,7 @@ def load(path: str | Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         if model.functions:
             model = common_passes.InlinePass()(model).model
-    except (ir.serde.SerdeError, ir.passes.PassError, ir.passes.InvariantError, ValueError, TypeError) as error:
+    except _IR_ERRORS as error:
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
     _lift_constants(model)
     model.meta[_SOURCE] = source
@@ -134,7 +146,7 @@ def save(
         external = sum(tensor.nbytes for tensor in weights) >= _EXTERNAL_FROM
     data_path = target.with_name(f"{target.name}.data") if external else None
     report_path = target.with_name(f"{target.stem}.quarot.json") if report is not None else None
-    inputs = _input_files(model)
+    inputs = input_files(model)
 
     beside = _companions(companions_from, target, exclude=inputs)
     if report_path is not None:
@@ -158,6 +170,16 @@ def save(
         free = free_bytes(target.parent)
         raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
     return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, report_path)
+
+
+def check_target(model: ir.Model, path: str | Path, *, overwrite: bool = True) -> None:
+    """Refuse early what ``save`` would refuse: a target that is an input, a folder, or not to be replaced.
+
+    Raises:
+        OutputError: Naming the target and the way out.
+    """
+    target = Path(path).absolute()
+    check_targets([target, target.with_name(f"{target.name}.data")], protected=input_files(model), overwrite=overwrite)
 
 
 def _parse(source: Path) -> onnx.ModelProto:
@@ -213,7 +235,7 @@ def _lift_constants(model: ir.Model) -> None:
                 )
 
 
-def _input_files(model: ir.Model) -> list[Path]:
+def input_files(model: ir.Model) -> list[Path]:
     """The files that the model was read from and those its tensors are still read from."""
     source = source_of(model)
     files = [] if source is None else [source, *model.meta.get(_DATA_FILES, ())]

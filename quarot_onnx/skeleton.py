@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
 
+_SMALL = 1 << 10  # bytes; below, a tensor may be a shape, which onnxruntime must see to infer others
 _MAX_INLINE = 1 << 30  # half of what a protobuf message can hold: the serialization makes a second copy
 
 
@@ -50,27 +51,38 @@ def open_augmented(model: ir.Model, *, threads: int | None = None) -> Any:
         options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(skeleton, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime's exceptions share no base but Exception)
+    except Exception as error:  # onnxruntime's exceptions share no other base
         raise ModelError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
 
 
 def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
     """The graph without its weights, and the folder that its external tensors are relative to."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    inline = sum(tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor))
+    inline = sum(
+        tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor)
+    )
     if inline > _MAX_INLINE:
-        raise ModelError(f"{inline / 1e9:.1f} GB of the model's weights are in memory: save the model, then open the file")
+        raise ModelError(
+            f"{inline / 1e9:.1f} GB of the model's weights are in memory: save the model, then open the file"
+        )
     proto = ir.to_proto(model)
-    external = [tensor for tensor in _initializers(proto.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    paths = {_location(tensor).value: Path() for tensor in external}
+    small = {tensor.name: tensor for tensor in tensors if tensor is not None and tensor.nbytes < _SMALL}
+    external = []
+    for tensor in _initializers(proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if tensor.name in small:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = small[tensor.name].tobytes()
+        else:
+            external.append(tensor)
     base = {tensor.location: tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    for location in paths:
-        # Links are resolved (hub caches keep data behind them): onnxruntime wants the data inside the folder it is given.
-        paths[location] = Path(base.get(location, ""), location).resolve()
+    # Links are resolved (hub caches keep data behind them): the data must lie in the folder that is named.
+    paths = {entry.value: Path(base[entry.value], entry.value).resolve() for entry in map(_location, external)}
     folder = Path(os.path.commonpath([path.parent for path in paths.values()])) if paths else None
-    for tensor in external:
-        entry = _location(tensor)
-        entry.value = str(paths[entry.value].relative_to(folder)) if folder is not None else entry.value
+    for entry in map(_location, external):
+        entry.value = os.path.relpath(paths[entry.value], folder)
     return proto.SerializeToString(), folder
 
 

@@ -40,7 +40,7 @@ def lazy_tensor(
     def evaluate() -> ir.TensorProtocol:
         array = compute()
         assert array.shape == dims, f"lazy tensor {name!r} has shape {array.shape}, declared {dims}"
-        if array.dtype == _UNPACKED.get(dtype):
+        if dtype in _UNPACKED and array.dtype == _UNPACKED[dtype]:
             limits = ml_dtypes.iinfo(expected)  # type: ignore[no-untyped-call]
             inside = array.size == 0 or (array.min() >= int(limits.min) and array.max() <= int(limits.max))
             assert inside, f"lazy tensor {name!r} has values beyond {dtype.name}"

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import exports
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
 
-# float32: 2 layers of width 64 round at about 2e-7 relative per op; two spellings of some 50 ops stay well within 1e-5 of the
-# largest logit. float16 rounds at 5e-4 per op.
+# float32: 2 layers of width 64 round at about 2e-7 relative per op; two spellings of some 50 ops stay well within 1e-5
+# of the largest logit. float16 rounds at 5e-4 per op.
 RTOL = {"fp32": 1e-5, "fp16": 1e-2}
 PROMPT = np.array([[256, 5, 80, 33, 7, 200, 91, 14], [256, 9, 9, 120, 61, 3, 250, 44]])
 
@@ -58,9 +61,6 @@ def decode_continues_prefill(path: Path, rtol: float) -> None:
 
 @pytest.mark.parametrize("arch", exports.ARCHITECTURES)
 def test_optimum_computes_its_torch_model(arch: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(exports.hf_folder(arch), local_files_only=True).eval()
     with torch.no_grad():
         expected = model(torch.from_numpy(PROMPT)).logits.double().numpy()
@@ -130,8 +130,6 @@ def test_genai_like_rotary_may_stand_inside_or_outside() -> None:
 
 
 def test_opset23_module_uses_the_fused_ops_and_is_causal() -> None:
-    import onnx
-
     path = exports.opset23_module_export()
     ops = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert {"RMSNormalization", "RotaryEmbedding", "Attention"} <= ops

@@ -162,7 +162,7 @@ def test_weights_of_subgraphs_survive(tmp_path):
     then = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["branch"])], "then", [], [out], [w])
     other = helper.make_graph([helper.make_node("Identity", ["x"], ["branch"])], "else", [], [out])
     nodes = [
-        helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True), "yes")),
+        helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.ones((), bool), "yes")),
         helper.make_node("If", ["yes"], ["y"], then_branch=then, else_branch=other),
     ]
     source = io_models.write(io_models.model_of(nodes, []), tmp_path / "in.onnx")
@@ -180,6 +180,16 @@ def test_typed_data_fields_are_written_as_they_are(tmp_path, external):
     source = io_models.write(io_models.model_of(nodes, [tensor]), tmp_path / "in.onnx")
     saved = model_io.save(model_io.load(source), tmp_path / "out.onnx", use_external_data=external)
     np.testing.assert_array_equal(arrays_of(saved.path)["first"], w)
+
+
+def test_string_tensors_stay_inline(tmp_path):
+    words = [f"word {index}".encode() for index in range(500)]
+    tensor = helper.make_tensor("words", TensorProto.STRING, [500], words)
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    source = io_models.write(io_models.model_of(nodes, [tensor]), tmp_path / "in.onnx")
+    for external in (False, True):
+        saved = model_io.save(model_io.load(source), tmp_path / "out.onnx", use_external_data=external)
+        assert list(onnx.load(saved.path).graph.initializer[0].string_data) == words
 
 
 def test_a_model_in_a_hub_cache_of_symbolic_links_opens(tmp_path):
@@ -302,18 +312,19 @@ def test_flipped_bytes_never_raise_anything_but_a_model_error(tmp_path):
         path.write_bytes(changed)
         try:
             model_io.load(path)
-        except ModelError as error:
-            assert "\n" not in str(error)
+        except ModelError:
             refused += 1
     assert refused > len(spots) // 4
 
 
 _REWRITE = """
-import resource, sys
+import sys
 from quarot_onnx import model_io
 import onnx_ir as ir
-rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-base = rss()
+def peak_mib():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+base = peak_mib()
 model = model_io.load(sys.argv[1])
 for value in model.graph.initializers.values():
     old = value.const_value
@@ -323,13 +334,15 @@ for value in model.graph.initializers.values():
         return array
     value.const_value = model_io.lazy_tensor(negated, dtype=old.dtype, shape=old.shape.numpy(), name=value.name)
 model_io.save(model, sys.argv[2], use_external_data=sys.argv[3] == "external")
-print(rss() - base)
+print(peak_mib() - base)
 """
 
 
+# VmHWM and not getrusage: ru_maxrss starts at the peak of the process that called fork, so that nothing seems to grow.
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("mode", ["external", "single"])
 def test_rewriting_every_weight_takes_the_memory_of_one(tmp_path, mode):
-    # 12 weights of 16 MiB. One weight, and the file buffers and pages of the graph: far below the 192 MiB of the file.
+    # One of 12 weights of 16 MiB, where reading them all would take 192 MiB.
     source = tmp_path / "big.onnx"
     array = np.arange(4 << 20, dtype=np.float32).reshape(2048, 2048)
     names = [f"w{index}" for index in range(12)]
@@ -339,6 +352,6 @@ def test_rewriting_every_weight_takes_the_memory_of_one(tmp_path, mode):
     target = tmp_path / "out.onnx"
     command = [sys.executable, "-c", _REWRITE, str(source), str(target), mode]
     grown = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 60
+    assert 16 <= grown < 60, grown
     last = model_io.load(target).graph.initializers["w11"].const_value
     np.testing.assert_array_equal(model_io.read_rows(last, 2047, 2048), -(array + 11)[2047:])

@@ -7,7 +7,7 @@ themselves: they are fetched in groups that fit a budget, and counted in histogr
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def collect_ranges(
     names = list(dict.fromkeys(tensor_names))
     _find_values(loaded, names)
     rewindable, count = wrap(reader), 0
-    total = len(reader) if hasattr(reader, "__len__") else None
+    total = len(reader) if isinstance(reader, Sized) else None
     if total is not None and max_samples is not None:
         total = min(total, max_samples)
     observer: _MinMax | _Percentile
@@ -249,7 +249,7 @@ def _check_feeds(feeds: Feeds, model: ir.Model) -> None:
 def _run(session: Any, feeds: Feeds, sample: int) -> list[Any]:
     try:
         return list(session.run(None, feeds))
-    except Exception as error:  # noqa: BLE001 (onnxruntime's exceptions share no base but Exception)
+    except Exception as error:  # onnxruntime's exceptions share no other base
         raise CalibrationError(f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}") from error
 
 

@@ -90,7 +90,9 @@ class TokenReader(_IndexedReader):
         super().__init__()
         token_windows = np.asarray(token_windows)
         if token_windows.ndim != 2 or token_windows.size == 0:
-            raise CalibrationError(f"token windows are {list(token_windows.shape)}: need [samples, sequence], not empty")
+            raise CalibrationError(
+                f"token windows are {list(token_windows.shape)}: need [samples, sequence], not empty"
+            )
         check_vocabulary(token_windows, inputs.vocab_size)
         self.inputs = inputs
         self.token_windows = token_windows
@@ -198,7 +200,7 @@ class _Wrapped(RewindableReader):
             return None
         if not isinstance(feeds, Mapping):
             raise CalibrationError(
-                f"{type(self._reader).__name__}.get_next() returned {type(feeds).__name__}: need a dict of arrays, or None"
+                f"{type(self._reader).__name__}.get_next() returned {type(feeds).__name__}: need a dict, or None"
             )
         return dict(feeds)
 
@@ -232,9 +234,9 @@ def wrap(reader: DataReader) -> RewindableReader:
 
 def _load_npz(path: Path) -> Feeds:
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise CalibrationError(f"{path} is no .npz archive: save the arrays with numpy.savez(path, name=array)")
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CalibrationError(f"{path} is no .npz archive: save the arrays with numpy.savez(path, name=array)")
             feeds = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise CalibrationError(f"no calibration data at {path}") from error

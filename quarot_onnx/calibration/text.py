@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.errors import CalibrationError
 
@@ -39,7 +39,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = tokenizer_file(path)
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
+    except Exception as error:  # the library raises bare Exception
         raise CalibrationError(f"{path} is no tokenizer.json of the tokenizers library: {error}") from error
 
 
@@ -117,7 +117,7 @@ def default_text() -> str:
     English prose about a programming language with code in it, some 600 kB, from the standard library's
     ``pydoc_data.topics``. It depends on the Python version; give a text of your own for results that must not.
     """
-    from pydoc_data.topics import topics  # type: ignore[import-not-found] # noqa: PLC0415 (600 kB, rarely wanted)
+    from pydoc_data.topics import topics  # noqa: PLC0415 (600 kB, rarely wanted)
 
     return "\n\n".join(topics[name] for name in sorted(topics))
 
@@ -130,7 +130,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # as it is: line ends are not translated
     except OSError as error:
         raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

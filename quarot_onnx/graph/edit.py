@@ -101,6 +101,21 @@ class Editor:
             if output is value:
                 self._take_over(value, result, position)
 
+    def replace_node(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+        """Put ``nodes`` in the place of a node with one output; the last one's output takes its users over."""
+        old, new = node.outputs[0], nodes[-1].outputs[0]
+        users = consumers(old)
+        self.before(node, nodes)
+        for user, index in users:
+            user.replace_input_with(index, new)
+        for position, output in enumerate(self.graph.outputs):
+            if output is old:
+                self._take_over(old, new, position)
+        operands = [v for v in node.inputs if v is not None]
+        self.graph.remove(node, safe=True)
+        for operand in operands:
+            self.prune(operand)
+
     def _take_over(self, old: ir.Value, new: ir.Value, position: int) -> None:
         """Make ``new`` the graph output that ``old`` was, name, type and shape."""
         name = old.name

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.hadamard.online import OnlineFactors
 
+TAG = "quarot_onnx"
+"""The key in a node's metadata_props that marks it as part of an online rotation."""
+
 
 class OnlineWriter:
     """Writes online rotations into one graph; equal factors, and equal rotations of one value, are shared."""
@@ -53,11 +56,11 @@ class OnlineWriter:
             left = self._constant(remaining.pop().T, dtype)
             nodes.append(edit.node("MatMul", [left, nodes[-1].outputs[0]], f"{stem}/MatMul"))
         nodes.append(edit.node("Reshape", [nodes[-1].outputs[0], shape.outputs[0]], f"{stem}/Restore"))
-        return nodes
+        return _tagged(nodes)
 
     def build_plain(self, x: ir.Value, matrix: NDArray[np.float64], dtype: ir.DataType, stem: str) -> list[ir.Node]:
         """One MatMul with a whole matrix: for an axis that is exactly the rotation's."""
-        return [self._editor.node("MatMul", [x, self._constant(matrix, dtype)], f"{stem}/MatMul")]
+        return _tagged([self._editor.node("MatMul", [x, self._constant(matrix, dtype)], f"{stem}/MatMul")])
 
     def _reshape(self, nodes: list[ir.Node], x: ir.Value, target: tuple[int, ...], stem: str) -> ir.Node:
         """A Reshape of what the last node made, or of ``x`` when only its Shape was taken yet."""
@@ -77,3 +80,14 @@ class OnlineWriter:
             tensor = ir.Tensor(np.array(target, dtype=np.int64))
             self._shapes[target] = self._editor.initializer("quarot/shape_" + "x".join(map(str, target)), tensor)
         return self._shapes[target]
+
+
+def _tagged(nodes: list[ir.Node]) -> list[ir.Node]:
+    for node in nodes:
+        node.metadata_props[TAG] = "online"
+    return nodes
+
+
+def is_online(node: ir.Node) -> bool:
+    """Whether a node belongs to an online rotation; the mark is saved with the model."""
+    return TAG in node.metadata_props

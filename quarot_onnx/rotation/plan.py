@@ -12,7 +12,7 @@ Liu et al. 2024, section 3.1):
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import onnx_ir as ir
@@ -43,7 +43,7 @@ class RotationRequest:
         demands: For each kind; a missing kind is off.
         seed: Random signs for R1 and R2 (R2 uses seed + 1); None for plain Hadamards.
         r_matrix_dim: R1's size, checked against the graph; None: the graph decides.
-        block_size: Block-diagonal R1 and R4 with this block.
+        block_sizes: Kinds that are block-diagonal, with their blocks.
         r1: A given orthogonal matrix for R1.
         r2: A given orthogonal matrix for R2.
     """
@@ -51,7 +51,7 @@ class RotationRequest:
     demands: Mapping[Kind, Demand]
     seed: int | None = None
     r_matrix_dim: int | None = None
-    block_size: int | None = None
+    block_sizes: Mapping[Kind, int] = field(default_factory=dict)
     r1: Rotation | None = None
     r2: Rotation | None = None
 
@@ -224,7 +224,7 @@ class _Planner:
         if request.r1 is not None:
             rotation = self._given(request.r1, size, "R1")
         else:
-            rotation = self._hadamard(size, "R1", seed=request.seed, block=request.block_size)
+            rotation = self._hadamard(size, "R1", seed=request.seed, block=request.block_sizes.get(Kind.R1))
         self._rotations["R1"] = rotation
         write = Rotate(1, rotation)
         for embedding in self._sites.embeddings:
@@ -268,7 +268,7 @@ class _Planner:
 
     def _r4(self) -> None:
         for linear in self._sites.mlps:
-            self._online(linear, "R4", self._request.block_size)
+            self._online(linear, "R4", self._request.block_sizes.get(Kind.R4))
 
     def _pairs(self) -> None:
         for pair in self._sites.online_pairs:

@@ -76,11 +76,15 @@ class CalibMethod(Choice):
 
 
 class QuantGranularity(Choice):
-    """How many values share a scale; ``"per_tensor"`` and the like are understood too."""
+    """How many values share a scale; ``"per_tensor"`` and the like are understood too.
+
+    Token, a scale for each row of an activation found when it is computed, is not in AMD Quark's ONNX part.
+    """
 
     Tensor = "Tensor"
     Channel = "Channel"
     Group = "Group"
+    Token = "Token"  # noqa: S105 - no password
 
     @classmethod
     def _named(cls, value: object) -> Self | None:

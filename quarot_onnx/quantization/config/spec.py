@@ -132,11 +132,19 @@ class QLayerConfig(Strict):
     @model_validator(mode="after")
     def _fits_onnxruntime(self) -> Self:
         for name, spec in (("activation", self.activation), ("output_tensors", self.output_tensors)):
-            if spec is not None and spec.quant_granularity is not QuantGranularity.Tensor:
+            dynamic = name == "activation" and spec is not None and spec.quant_granularity is QuantGranularity.Token
+            if spec is not None and not dynamic and spec.quant_granularity is not QuantGranularity.Tensor:
                 raise ValueError(
                     f"{name}: quant_granularity={spec.quant_granularity.name} is not supported; "
-                    "static activations are quantized per Tensor"
+                    "static activations are quantized per Tensor, inputs also per Token"
                 )
+        if self.activation is not None and self.activation.quant_granularity is QuantGranularity.Token:
+            if not self.activation.symmetric:
+                raise ValueError("activation: per Token is symmetric; use Int8Spec(quant_granularity='Token')")
+            if self.output_tensors is not None:
+                raise ValueError("output_tensors with a per-Token activation is not supported; leave out one of them")
+        if self.weight.quant_granularity is QuantGranularity.Token:
+            raise ValueError("weight: quant_granularity=Token is for activations; use Channel or Tensor")
         if self.weight.quant_granularity is QuantGranularity.Group:
             raise ValueError("weight: quant_granularity=Group is not supported for 8 bits; use Channel or Tensor")
         if self.output_tensors is not None and self.activation is None:

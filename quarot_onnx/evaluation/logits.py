@@ -1,0 +1,42 @@
+"""Arithmetic on logits, in float64 and a few rows at a time: a vocabulary of 128k makes a row a megabyte."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ROWS = 64  # rows of logits worked on at a time
+
+Float64 = npt.NDArray[np.float64]
+
+
+def log_softmax(logits: npt.NDArray[Any]) -> Float64:
+    """``log softmax`` along the last axis, in float64; the maximum is taken off first, so that nothing overflows."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def negative_log_likelihood(logits: npt.NDArray[Any], targets: npt.NDArray[np.int64]) -> Float64:
+    """The negative log likelihood of each target, in nats.
+
+    Args:
+        logits: ``[tokens, vocab]``.
+        targets: ``[tokens]``.
+
+    Returns:
+        ``[tokens]``.
+    """
+    parts = [
+        -np.take_along_axis(log_softmax(logits[rows]), targets[rows, None], axis=1)[:, 0]
+        for rows in blocks(len(targets))
+    ]
+    return np.concatenate(parts)
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Slices of at most ``ROWS`` rows."""
+    for start in range(0, rows, ROWS):
+        yield slice(start, min(start + ROWS, rows))

@@ -1,0 +1,79 @@
+"""Running figures of how far two streams of logits are apart."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quarot_onnx.evaluation.logits import Float64, blocks, log_softmax
+
+
+class Measures:
+    """Figures over rows ``[tokens, vocab]`` of two models, a few rows in float64 at a time.
+
+    Attributes:
+        rows: Rows seen.
+        max_abs: ``max |b - a|``; infinite once ``b`` is not finite.
+        largest: ``max |a|``.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.max_abs = 0.0
+        self.largest = 0.0
+        self._sum_a = self._sum_diff = self._sum_kl = 0.0
+        self._flip_gaps: list[float] = []
+
+    def add(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+        """Take in the same rows of both models; those of ``a`` are finite."""
+        for part in blocks(len(a)):
+            x, y = a[part].astype(np.float64), b[part].astype(np.float64)
+            self.rows += len(x)
+            self.largest = max(self.largest, float(np.abs(x).max()))
+            self._sum_a += float(np.sum(x * x))
+            if not np.isfinite(y).all():
+                self.max_abs = self._sum_diff = self._sum_kl = float("inf")
+                self._flip_gaps += [float("inf")] * len(x)
+                continue
+            self.max_abs = max(self.max_abs, float(np.abs(y - x).max()))
+            self._sum_diff += float(np.sum((y - x) ** 2))
+            self._sum_kl += float(_kl(x, y).sum())
+            self._flip_gaps += _flip_gaps(x, y)
+
+    @property
+    def max_rel(self) -> float:
+        """``max |b - a| / max |a|``."""
+        return _ratio(self.max_abs, self.largest)
+
+    @property
+    def rel_l2(self) -> float:
+        """``|b - a| / |a|``."""
+        return math.sqrt(_ratio(self._sum_diff, self._sum_a))
+
+    @property
+    def kl(self) -> float:
+        """Mean ``KL(softmax a || softmax b)`` over rows, in nats; rounding below zero is cut off."""
+        return max(self._sum_kl / self.rows, 0.0)
+
+    def top1_agreement(self, near_tie: float) -> float:
+        """The share of rows with the same argmax, flips between logits of ``a`` closer than ``near_tie`` included."""
+        return 1.0 - sum(gap >= near_tie for gap in self._flip_gaps) / self.rows
+
+
+def _kl(a: Float64, b: Float64) -> Float64:
+    log_p, log_q = log_softmax(a), log_softmax(b)
+    return np.asarray(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))
+
+
+def _flip_gaps(a: Float64, b: Float64) -> list[float]:
+    """For every row whose argmax differs, how far apart the two candidates are in ``a``."""
+    first, second = a.argmax(axis=-1), b.argmax(axis=-1)
+    flipped = np.flatnonzero(first != second)
+    return [float(a[row, first[row]] - a[row, second[row]]) for row in flipped]
+
+
+def _ratio(part: float, whole: float) -> float:
+    if whole == 0.0:
+        return 0.0 if part == 0.0 else float("inf")
+    return part / whole

@@ -1,0 +1,39 @@
+"""Results as JSON types, for reports and for ``--json``."""
+
+from quarot_onnx.evaluation.equivalence import Equivalence
+from quarot_onnx.evaluation.perplexity import Perplexity
+
+
+def equivalence_record(result: Equivalence) -> dict[str, object]:
+    """The figures of a comparison of two models."""
+    return {
+        "max_abs_logit_diff": result.max_abs_logit_diff,
+        "max_rel_logit_diff": result.max_rel_logit_diff,
+        "rel_l2": result.rel_l2,
+        "kl": result.kl,
+        "top1_agreement": result.top1_agreement,
+        "tokens": result.tokens,
+        "decode_steps": result.decode_steps,
+        "dtype": result.dtype.name,
+        "tolerance": {
+            "max_rel": result.tolerance.max_rel,
+            "rel_l2": result.tolerance.rel_l2,
+            "top1": result.tolerance.top1,
+        },
+        "passed": result.passed,
+    }
+
+
+def perplexity_record(result: Perplexity) -> dict[str, object]:
+    """The perplexity and everything needed to compute it again."""
+    return {
+        "perplexity": result.perplexity,
+        "tokens": result.tokens,
+        "windows": result.windows,
+        "seq_len": result.seq_len,
+        "bos_id": result.bos_id,
+        "tokenizer": str(result.tokenizer),
+        "joining": result.joining,
+        "nll": result.nll,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,361 @@
+"""The way of a model through the house: load, find the sites, rotate, prove, calibrate, quantize, save.
+
+``rotate`` and ``quantize`` read like these lines. Both leave the input as it is and write the output whole or not
+at all. Where the rotated float model is needed as a file (to prove it, to calibrate on it), it is written to a
+scratch folder beside the output, which is removed again.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx import model_io
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.errors import ConfigError, ModelError, OutputError
+from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
+from quarot_onnx.evaluation.report import equivalence_record
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.model_io import SavedModel
+from quarot_onnx.quantization import static_qdq
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.select import Selection, select
+from quarot_onnx.rotation.apply import apply_plan
+from quarot_onnx.rotation.plan import Demand, Plan, RotationRequest, plan_rotation
+from quarot_onnx.sites.config_file import read_sites
+from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.model import Kind, Sites
+
+RECIPE_KEY = "quarot_onnx.recipe"
+"""The entry of an output's metadata_props that says what was done, as JSON."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
+
+_FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
+
+
+def _silent(_phase: str, _done: int, _total: int | None) -> None:
+    """The progress of a caller who does not care."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        saved: The files written.
+        recipe: What was done, as recorded in the output.
+        equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
+        notes: What the user should know.
+        seconds: Time of each phase.
+    """
+
+    saved: SavedModel
+    recipe: Mapping[str, object]
+    equivalence: Equivalence | None
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+def rotate(
+    source: str | Path,
+    target: str | Path,
+    config: QuarotConfig,
+    *,
+    verify: bool = True,
+    overwrite: bool = True,
+    progress: Progress = _silent,
+) -> Outcome:
+    """Rotate a float model.
+
+    R1, R2 and R4 are done where the model allows it, R3 when it is asked for.
+
+    Args:
+        source: The .onnx file.
+        target: The .onnx file to write; the source's companion files are copied beside it.
+        config: Which rotations.
+        verify: Prove that the rotated model computes the same.
+        overwrite: Whether an existing target may be replaced.
+        progress: Called as the work goes on.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: The model, the configuration or the target is at fault.
+        VerificationError: The rotated model does not compute the same; nothing is written.
+    """
+    clock = _Clock()
+    model = model_io.load(source)
+    model_io.check_target(model, target, overwrite=overwrite)
+    plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
+    recipe = _recipe(rotation=plan)
+    record(model, recipe)
+    report = _Report(recipe)
+    clock.lap("plan")
+    folder = Path(target).absolute().parent
+    with _scratch(folder) as scratch:
+        file = scratch / Path(target).name
+        saved = model_io.save(
+            model, file if verify else target, overwrite=overwrite, progress=_phase(progress, "rotate"),
+            **({} if verify else report.beside(source)),
+        )  # fmt: skip
+        clock.lap("rotate")
+        equivalence = None
+        if verify:
+            equivalence = _prove(source, file, progress)
+            clock.lap("verify")
+            report.add(equivalence)
+            rotated = model_io.load(file)
+            saved = model_io.save(rotated, target, overwrite=overwrite, forbid=_files(source), **report.beside(source))
+            clock.lap("save")
+    return Outcome(saved, recipe, equivalence, plan.notes, clock.laps)
+
+
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    config: QConfig,
+    reader: DataReader | None = None,
+    *,
+    verify: bool = True,
+    overwrite: bool = True,
+    progress: Progress = _silent,
+) -> Outcome:
+    """Rotate a float model as its configuration says, and quantize it.
+
+    Args:
+        source: The .onnx file: float, rotated or not.
+        target: The .onnx file to write; the source's companion files are copied beside it.
+        config: What is quantized and how; its algo_config says whether to rotate. Rotations that it leaves open are
+            decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
+        reader: Calibration data; needed for static activation quantization.
+        verify: Prove that the rotated model, before it is quantized, computes the same.
+        overwrite: Whether an existing target may be replaced.
+        progress: Called as the work goes on.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: The model, the configuration, the calibration data or the target is at fault.
+        VerificationError: The rotated model does not compute the same; nothing is written.
+    """
+    clock = _Clock()
+    model = model_io.load(source)
+    model_io.check_target(model, target, overwrite=overwrite)
+    plan, equivalence = None, None
+    static = static_qdq.needs_calibration(select(model, config))
+    with _scratch(Path(target).absolute().parent) as scratch:
+        base: str | Path = source
+        if config.quarot is not None:
+            plan = _rotate_in_place(model, config.quarot, _kinds_for(config))
+            clock.lap("plan")
+            if verify or static:
+                base = scratch / "rotated.onnx"
+                model_io.save(model, base, progress=_phase(progress, "rotate"))
+                clock.lap("rotate")
+                if verify:
+                    equivalence = _prove(source, base, progress)
+                    clock.lap("verify")
+                model = model_io.load(base)
+        selection = select(model, config)
+        ranges = static_qdq.calibrate(
+            base, selection, reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
+        )
+        if ranges:
+            clock.lap("calibrate")
+        earlier = recorded(model)
+        static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"))
+        recipe = _recipe(rotation=plan, earlier=earlier, quantization=(config, selection))
+        record(model, recipe)
+        report = _Report(recipe)
+        if equivalence is not None:
+            report.add(equivalence)
+        saved = model_io.save(
+            model, target, overwrite=overwrite, progress=_phase(progress, "save"), forbid=_files(source),
+            use_external_data=config.use_external_data_format or None, **report.beside(source),
+        )  # fmt: skip
+        clock.lap("quantize")
+    notes = (*config.notes, *(plan.notes if plan is not None else ()))
+    return Outcome(saved, recipe, equivalence, notes, clock.laps)
+
+
+def find_sites(model: ir.Model, config: QuarotConfig) -> tuple[Sites, RotationRequest]:
+    """Where to rotate, from the rotation config file or the graph, and what is asked for explicitly.
+
+    Raises:
+        InputError: See ``read_sites`` and ``detect``.
+    """
+    return _sites_and_request(model, config, frozenset())
+
+
+def record(model: ir.Model, recipe: Mapping[str, object]) -> None:
+    """Write a recipe into the model's metadata."""
+    model.metadata_props[RECIPE_KEY] = json.dumps(recipe)
+
+
+def recorded(model: ir.Model) -> Mapping[str, object] | None:
+    """The recipe that an earlier run wrote into the model, or None."""
+    text = model.metadata_props.get(RECIPE_KEY)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is damaged: {error}; export it anew") from error
+    return found if isinstance(found, dict) else None
+
+
+def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[Kind]) -> Plan:
+    """Find the sites, plan, edit the graph; weights follow when the model is written."""
+    earlier = recorded(model)
+    if earlier is not None and earlier.get("rotation") is not None:
+        raise ModelError(
+            f"the model was already rotated ({_summary(earlier)}); start from the original, or quantize without rotation"
+        )
+    sites, request = _sites_and_request(model, config, default)
+    if not sites.layers and not sites.online_pairs:
+        raise ModelError(
+            "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
+            "there is nothing to rotate; name nodes in a rotation config's online_pairs, or go without rotation"
+        )
+    plan = plan_rotation(sites, request)
+    if not plan.edits:
+        why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
+        raise ConfigError(f"no rotation is left to do{why}")
+    apply_plan(model, plan)
+    return plan
+
+
+def _sites_and_request(
+    model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
+) -> tuple[Sites, RotationRequest]:
+    """Combine the graph, the rotation config file and the switches."""
+    switches = {kind: getattr(config, flag) for kind, flag in _FLAGS.items()}
+    asked = frozenset(kind for kind, switch in switches.items() if switch)
+    block_sizes: Mapping[Kind, int] = {}
+    if config.r_config_path is not None:
+        named = read_sites(config.r_config_path, model, asked=asked)
+        sites, default, block_sizes = named.sites, named.kinds, named.block_sizes
+        demands = {kind: Demand.REQUIRED for kind in default}
+    else:
+        sites = detect(model)
+        demands = {kind: Demand.IF_POSSIBLE for kind in default}
+    for kind, switch in switches.items():
+        if switch is not None:
+            demands[kind] = Demand.REQUIRED if switch else Demand.OFF
+    request = RotationRequest(
+        demands,
+        seed=config.seed if config.use_random_had else None,
+        r_matrix_dim=config.r_matrix_dim,
+        block_sizes=dict.fromkeys((Kind.R1, Kind.R4), config.block_size) if config.block_size else block_sizes,
+        r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
+        r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
+    )
+    return sites, request
+
+
+def _kinds_for(config: QConfig) -> frozenset[Kind]:
+    """The rotations that a scheme needs: R4 only pays where some activation is quantized."""
+    layers = [config.global_config, *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config))]
+    activations = any(layer is not None and layer.activation is not None for layer in layers)
+    return frozenset({Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2})
+
+
+def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence:
+    """Compare the two; raises VerificationError when they differ."""
+    progress("verify", 0, None)
+    equivalence = compare(source, rotated)
+    require(equivalence)
+    progress("verify", 1, 1)
+    return equivalence
+
+
+def _recipe(
+    *,
+    rotation: Plan | None = None,
+    earlier: Mapping[str, object] | None = None,
+    quantization: tuple[QConfig, Selection] | None = None,
+) -> dict[str, object]:
+    """What was done, JSON types only."""
+    recipe: dict[str, object] = {"version": version("quarot-onnx")}
+    if rotation is not None:
+        recipe["rotation"] = rotation.record()
+    elif earlier is not None and earlier.get("rotation") is not None:
+        recipe["rotation"] = earlier["rotation"]
+    if quantization is not None:
+        config, selection = quantization
+        recipe["quantization"] = {
+            "config": config.to_dict(),
+            "linears": len(selection.linears),
+            "embeddings": len(selection.tables),
+        }
+    return recipe
+
+
+def _summary(recipe: Mapping[str, object]) -> str:
+    rotation = recipe.get("rotation")
+    counts = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
+    return ", ".join(f"{kind} at {count} places" for kind, count in counts.items())
+
+
+@dataclass
+class _Report:
+    """The JSON file beside the output."""
+
+    content: dict[str, object] = field(default_factory=dict)
+
+    def __init__(self, recipe: Mapping[str, object]) -> None:
+        self.content = dict(recipe)
+
+    def add(self, equivalence: Equivalence) -> None:
+        """Note the proof."""
+        self.content["equivalence"] = equivalence_record(equivalence)
+
+    def beside(self, source: str | Path) -> dict[str, object]:
+        """The arguments of ``save`` that put the report and the companions beside the model."""
+        return {"report": self.content, "companions_from": Path(source).absolute().parent}
+
+
+class _Clock:
+    """Seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self.laps[phase] = now - self._last
+        self._last = now
+
+
+def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
+    """Progress of one phase."""
+    return lambda done, total: progress(name, done, total)
+
+
+def _files(source: str | Path) -> list[Path]:
+    """The input's files, which no output may replace."""
+    return model_io.input_files(model_io.load(source))
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A scratch folder on the output's disk, removed at the end whatever happens."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".quarot-", dir=existing, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except PermissionError as error:
+        raise OutputError(f"cannot write to {existing}: {error.strerror}; choose another output folder") from error

@@ -1,0 +1,128 @@
+"""Round to nearest: real numbers to integers with a scale and a zero point.
+
+    q = clip(round(x / s) + z, q_min, q_max),    x ≈ s · (q - z)
+
+Symmetric: z is the middle of the integer range and s = max|x| / 127. Asymmetric: the range [min(x, 0), max(x, 0)],
+which always holds 0 exactly, is spread over all integers. (Jacob et al. 2018, section 2.1.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quarot_onnx.errors import ModelError
+
+
+@dataclass(frozen=True)
+class IntegerType:
+    """An 8-bit integer type.
+
+    Attributes:
+        signed: int8, or uint8.
+    """
+
+    signed: bool
+
+    @property
+    def dtype(self) -> type[np.int8] | type[np.uint8]:
+        """The NumPy type."""
+        return np.int8 if self.signed else np.uint8
+
+    @property
+    def low(self) -> int:
+        """The smallest integer."""
+        return -128 if self.signed else 0
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric quantization."""
+        return 0 if self.signed else 128
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scales and zero points.
+
+    Attributes:
+        scale: float32, a scalar array [] or [channels].
+        zero_point: Of the integer type, the same shape.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int8] | NDArray[np.uint8]
+
+
+def grid_for_range(
+    low: NDArray[np.float64], high: NDArray[np.float64], integers: IntegerType, *, symmetric: bool
+) -> Grid:
+    """The grid that covers [low, high].
+
+    Args:
+        low: Smallest values, [] or [channels].
+        high: Largest values, the same shape.
+        integers: The integer type.
+        symmetric: Whether zero lies in the middle.
+
+    Returns:
+        The grid; a range that holds only 0 gets the scale 1.
+    """
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if symmetric:
+        scale = _nonzero(np.maximum(-low, high) / 127.0)
+        zero = np.full(scale.shape, integers.middle)
+    else:
+        scale = _nonzero((high - low) / 255.0)
+        zero = np.clip(np.rint(integers.low - low / scale), integers.low, integers.low + 255)
+    return Grid(scale, zero.astype(integers.dtype))
+
+
+def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Scales as float32, 1 where they vanish there."""
+    single = np.asarray(scale, dtype=np.float32)
+    return np.where(single > np.finfo(np.float32).tiny, single, np.float32(1.0)).astype(np.float32)
+
+
+def weight_grid(
+    weight: NDArray[np.floating], integers: IntegerType, *, symmetric: bool, per_channel: bool, name: str
+) -> Grid:
+    """The grid of a weight from its true range.
+
+    Args:
+        weight: W: [in, out] (a table: [rows, hidden] with its rows as channels must come transposed).
+        integers: The integer type.
+        symmetric: Whether zero lies in the middle.
+        per_channel: A grid for each of W's columns, else one for all.
+        name: For messages.
+
+    Returns:
+        The grid, [out] or [].
+
+    Raises:
+        ModelError: The weight holds NaN or infinity.
+    """
+    axis = 0 if per_channel else None
+    low, high = np.asarray(weight.min(axis=axis), np.float64), np.asarray(weight.max(axis=axis), np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ModelError(f"weight {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
+    return grid_for_range(low, high, integers, symmetric=symmetric)
+
+
+def round_to_nearest(weight: NDArray[np.floating], grid: Grid) -> NDArray[np.int8] | NDArray[np.uint8]:
+    """The integers of a weight.
+
+    Args:
+        weight: W: [in, out].
+        grid: [] or [out].
+
+    Returns:
+        [in, out] of the grid's integer type; symmetric int8 stays within ±127 by its scale.
+    """
+    integers = grid.zero_point.dtype
+    limits = np.iinfo(integers)
+    result = np.empty(weight.shape, dtype=integers)
+    rows = max(1, 2**22 // max(1, weight.shape[1]))
+    for start in range(0, len(weight), rows):
+        part = np.rint(weight[start : start + rows].astype(np.float64) / grid.scale) + grid.zero_point
+        result[start : start + rows] = np.clip(part, limits.min, limits.max)
+    return result

@@ -1,0 +1,87 @@
+"""Which nodes are quantized, and how: a configuration applied to a graph.
+
+Only MatMuls and Gemms with a constant weight come into question, and embeddings where Gather is asked for; never
+attention's own MatMuls, never the Hadamards of online rotations.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ConfigError, did_you_mean
+from quarot_onnx.graph.linear import Linear, linears
+from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.spec import QLayerConfig
+from quarot_onnx.rotation.online import is_online
+
+
+@dataclass(frozen=True, eq=False)
+class LinearJob:
+    """A Linear to quantize."""
+
+    linear: Linear
+    config: QLayerConfig
+
+
+@dataclass(frozen=True, eq=False)
+class TableJob:
+    """An embedding to quantize."""
+
+    node: ir.Node
+    table: Constant
+    config: QLayerConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """All that will be quantized, in graph order."""
+
+    linears: tuple[LinearJob, ...]
+    tables: tuple[TableJob, ...]
+
+
+def select(model: ir.Model, config: QConfig) -> Selection:
+    """Apply a configuration to a graph.
+
+    Args:
+        model: The float model.
+        config: What the user wants.
+
+    Returns:
+        The selection.
+
+    Raises:
+        ConfigError: A name or pattern matches no node, the operators' versions are too old, nothing is selected.
+    """
+    names = [label(node) for node in model.graph]
+    unmatched = config.unmatched_patterns(names)
+    if unmatched:
+        near = did_you_mean(unmatched[0], names)
+        raise ConfigError(f"the configuration names {unmatched[0]!r}, but no node of the graph has this name{near}")
+    opset = model.graph.opset_imports.get("", 1)
+    if opset < 13:
+        raise ConfigError(f"the model uses opset {opset}; per-channel integers need 13 or later: export it anew")
+    found = []
+    for linear in linears(model.graph):
+        chosen = None if is_online(linear.node) else config.layer_config_for(linear.name, linear.node.op_type)
+        if chosen is not None:
+            found.append(LinearJob(linear, chosen))
+    tables = []
+    for node in model.graph:
+        table = _table(node)
+        chosen = config.layer_config_for(label(node), node.op_type) if table is not None else None
+        if table is not None and chosen is not None:
+            tables.append(TableJob(node, table, chosen))
+    if not found and not tables:
+        kinds = ", ".join(config.op_types_to_quantize)
+        raise ConfigError(f"nothing to quantize: no {kinds} with a constant weight is left by the configuration")
+    return Selection(tuple(found), tuple(tables))
+
+
+def _table(node: ir.Node) -> Constant | None:
+    """The float table of an embedding Gather, or None."""
+    if node.op_type != "Gather" or attribute_int(node, "axis", 0) != 0 or resolve_constant(node.inputs[1]) is not None:
+        return None
+    table = resolve_constant(node.inputs[0])
+    return table if table is not None and len(table.shape) == 2 and table.dtype in FLOAT_TYPES else None

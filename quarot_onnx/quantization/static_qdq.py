@@ -1,0 +1,157 @@
+"""8-bit Q/DQ with fixed activation grids (W8A8 static), per-token W8A8, and weight-only W8.
+
+Calibration runs the float model once over the reader's samples and keeps a minimum and a maximum per tensor. The
+graph is then written by :mod:`quarot_onnx.quantization.emit`, one weight at a time. onnxruntime's own
+``quantize_static`` gives the same grids from the same ranges (a test holds the two together), but it loads every
+weight several times over, and quantizes the Hadamards and attention's MatMuls unless told otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.ranges import CalibrationMethod, Range, collect_ranges
+from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.quantization.config.spec import QTensorConfig
+from quarot_onnx.quantization.emit import Activation, Emitter, PerToken, Static, WeightGrid
+from quarot_onnx.quantization.rounding import Grid, IntegerType, grid_for_range, weight_grid
+from quarot_onnx.quantization.select import Selection
+
+Progress = Callable[[int, int | None], None]
+Ranges = Mapping[tuple[str, CalibMethod, float], Range]
+
+
+def needs_calibration(selection: Selection) -> bool:
+    """Whether any activation or output gets a fixed grid."""
+    return any(specs for _, specs in _observed(selection).items())
+
+
+def calibrate(
+    model: str | Path,
+    selection: Selection,
+    reader: DataReader | None,
+    *,
+    max_samples: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, CalibMethod, float], Range]:
+    """The ranges that the selection needs.
+
+    Args:
+        model: The float model's file, the one that the selection was made on.
+        selection: What will be quantized.
+        reader: Any onnxruntime calibration reader.
+        max_samples: Stop after so many samples.
+        threads: onnxruntime's intra-op threads.
+        progress: Called with samples done and, where known, their number.
+
+    Returns:
+        Ranges by tensor name, method and percentile.
+
+    Raises:
+        CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
+    """
+    observed = {key: names for key, names in _observed(selection).items() if names}
+    if not observed:
+        return {}
+    if reader is None:
+        raise CalibrationError(
+            "static activation quantization needs calibration data: pass a CalibrationDataReader, "
+            "or leave activations out for weight-only"
+        )
+    ranges: dict[tuple[str, CalibMethod, float], Range] = {}
+    rewindable: RewindableReader = wrap(reader)
+    for number, ((method, percentile), names) in enumerate(observed.items()):
+        if number:
+            rewindable.rewind()
+        found = collect_ranges(
+            model,
+            names,
+            rewindable,
+            method=CalibrationMethod.MINMAX if method is CalibMethod.MinMax else CalibrationMethod.PERCENTILE,
+            percentile=percentile,
+            max_samples=max_samples,
+            threads=threads,
+            progress=progress,
+        )
+        ranges |= {(name, method, percentile): found[name] for name in names}
+    return ranges
+
+
+def emit(model: ir.Model, selection: Selection, ranges: Ranges, progress: Progress | None = None) -> None:
+    """Quantize the selected nodes of ``model`` in place.
+
+    Args:
+        model: The model that the selection was made on.
+        selection: What is quantized.
+        ranges: From ``calibrate``.
+        progress: Called with nodes done and their number.
+    """
+    emitter = Emitter(model)
+    total = len(selection.linears) + len(selection.tables)
+    # Ranges go by the names that values had before any of them was touched.
+    names = {job.linear.node: (job.linear.input.name or "", job.linear.output.name or "") for job in selection.linears}
+    for done, job in enumerate(selection.linears, start=1):
+        before, after = names[job.linear.node]
+        emitter.linear(
+            job.linear,
+            _weight(job.config.weight, job.linear.name),
+            _activation(job.config.activation, before, ranges),
+            _static(job.config.output_tensors, after, ranges) if job.config.output_tensors is not None else None,
+        )
+        if progress is not None:
+            progress(done, total)
+    for done, table in enumerate(selection.tables, start=len(selection.linears) + 1):
+        emitter.table(table.node, table.table, _weight(table.config.weight, table.node.name or "embedding"))
+        if progress is not None:
+            progress(done, total)
+
+
+def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]]:
+    """The tensors to observe, by method and percentile."""
+    wanted: dict[tuple[CalibMethod, float], list[str]] = {}
+
+    def want(spec: QTensorConfig | None, value: ir.Value) -> None:
+        if spec is None or spec.quant_granularity is QuantGranularity.Token:
+            return
+        names = wanted.setdefault((spec.calibration_method, spec.percentile), [])
+        if value.name not in names:
+            names.append(value.name or "")
+
+    for job in selection.linears:
+        want(job.config.activation, job.linear.input)
+        want(job.config.output_tensors, job.linear.output)
+    return wanted
+
+
+def _integers(spec: QTensorConfig) -> IntegerType:
+    return IntegerType(signed=spec.data_type.name == "Int8")
+
+
+def _weight(spec: QTensorConfig, name: str) -> WeightGrid:
+    per_channel = spec.quant_granularity is QuantGranularity.Channel
+
+    def grid(weight: NDArray[np.floating]) -> Grid:
+        return weight_grid(weight, _integers(spec), symmetric=spec.symmetric, per_channel=per_channel, name=name)
+
+    return grid
+
+
+def _activation(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Activation:
+    if spec is None:
+        return None
+    return PerToken() if spec.quant_granularity is QuantGranularity.Token else _static(spec, name, ranges)
+
+
+def _static(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
+    found = ranges[(name, spec.calibration_method, spec.percentile)]
+    low, high = np.float64(found.min), np.float64(found.max)
+    return Static(grid_for_range(np.asarray(low), np.asarray(high), _integers(spec), symmetric=spec.symmetric))
+
+
+

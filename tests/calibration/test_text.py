@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+import tiny_decoders as tiny
+from tokenizers import processors
+
+from quarot_onnx.calibration import text
+from quarot_onnx.errors import CalibrationError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_windows_follow_each_other():
+    cut = text.windows(list(range(2, 12)), length=4, count=3, bos_id=1)
+    np.testing.assert_array_equal(cut, [[1, 2, 3, 4], [1, 5, 6, 7], [1, 8, 9, 10]])
+    np.testing.assert_array_equal(text.windows(list(range(10)), length=4, count=None), [[0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+def test_text_is_tokenized_without_special_tokens(folder):
+    tokenizer = text.load_tokenizer(folder)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    np.testing.assert_array_equal(text.windows("w5 w6 other", tokenizer, length=3, count=1), [[5, 6, 0]])
+
+
+def test_too_little_text_says_how_much_there_is(folder):
+    with pytest.raises(CalibrationError, match=r"2 windows of 4 need 6 tokens of text, there are 4: ask for 1"):
+        text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=4, count=2, bos_id=1)
+
+
+def test_ids_outside_the_vocabulary(folder):
+    with pytest.raises(CalibrationError, match=r"token id 31 .* vocabulary of 20 \(the tokenizer has 32\)"):
+        text.windows("w5 w31", text.load_tokenizer(folder), length=2, count=1, vocab_size=20)
+
+
+def test_empty_text(folder):
+    with pytest.raises(CalibrationError, match="empty"):
+        text.windows("", text.load_tokenizer(folder), length=2, count=1)
+
+
+def test_a_tokenizer_is_found_or_missed_by_name(folder, tmp_path):
+    assert text.load_tokenizer(folder / "tokenizer.json").get_vocab_size() == tiny.VOCAB
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CalibrationError, match=r"holds no tokenizer.json"):
+        text.load_tokenizer(tmp_path / "empty")
+    with pytest.raises(CalibrationError, match="no tokenizer at"):
+        text.load_tokenizer(tmp_path / "absent.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(CalibrationError, match=r"is no tokenizer\.json"):
+        text.load_tokenizer(tmp_path / "other.json")
+
+
+def test_text_files(tmp_path):
+    path = tmp_path / "text.txt"
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        text.read_text(path)
+    path.write_bytes(b"a\xff")
+    with pytest.raises(CalibrationError, match=r"not UTF-8 \(byte 1\)"):
+        text.read_text(path)
+    path.write_text(" \n")
+    with pytest.raises(CalibrationError, match="empty"):
+        text.read_text(path)
+    path.write_bytes(b"a\r\nb")
+    assert text.read_text(path) == "a\r\nb"
+
+
+@pytest.mark.parametrize(
+    ("files", "bos"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": {"bos_token": "<s>"}}, 1),
+        ({"tokenizer_config.json": {"bos_token": {"content": "<s>"}}}, 1),
+        ({"tokenizer_config.json": {"bos_token": "<s>", "add_bos_token": False}}, None),
+        ({"special_tokens_map.json": {"bos_token": {"content": "w7"}}}, 7),
+        ({"config.json": {"bos_token_id": 3}}, 3),
+        ({"genai_config.json": {"model": {"bos_token_id": 4}}}, 4),
+        ({"tokenizer_config.json": {"bos_token": "<s>"}, "config.json": {"bos_token_id": 3}}, 1),
+    ],
+)
+def test_bos(folder, files: dict, bos: int | None):
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    assert text.find_bos(folder) == bos
+
+
+def test_bos_from_the_post_processor(folder):
+    tokenizer = tiny.tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert text.find_bos(folder) == 1
+    assert text.resolve_bos(folder, text.Bos.NONE) is None
+    assert text.resolve_bos(folder, 9) == 9
+
+
+def test_unknown_bos_token(folder):
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<bos>"}')
+    with pytest.raises(CalibrationError, match="'<bos>'"):
+        text.find_bos(folder)
+
+
+def test_default_text_is_long_prose():
+    prose = text.default_text()
+    assert len(prose) > 300_000
+    assert prose == text.default_text()
