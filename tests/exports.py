@@ -41,8 +41,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"head_dim": 8, "sliding_window": None},
     "phi3": {"original_max_position_embeddings": 128},
     "gemma3_text": {
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
         "sliding_window": 64,
         "layer_types": ["full_attention"] * 2,
     },

@@ -7,19 +7,24 @@ does not, the file is followed, with the sizes checked.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import Linear
-from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, data_input, label, resolve_constant, through
+from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, resolve_constant
 from quarot_onnx.sites.model import Embedding, Kind, Norm, ResidualNorm, Sites
 from quarot_onnx.sites.names import LINEAR_OPS, Names, Ref, once
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stated import R1Places
 
+_T = TypeVar("_T", Embedding | Linear, Linear)
+
 _SHOWN = 5
 """So many disagreements are listed."""
+
+_Item = Embedding | Linear
 
 _RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"})
 
@@ -58,7 +63,7 @@ def r1_places(key: str, pairs: list[NamedPair], graph: ir.Graph, names: Names, f
     once(resolver.named)
     if not found.norms:
         return R1Places(tuple(given), _common_size(pairs, given))
-    wrong = list(_disagreements(given, found))
+    wrong = [*_omissions(given, found), *_misplacements(given, found)]
     if wrong:
         more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
         raise ConfigError(f"{key} {'; '.join(wrong[:_SHOWN])}{more}; R1 must cover the whole residual stream")
@@ -85,7 +90,7 @@ class _Resolver:
         self.named.append((pair.norm or Ref(f"{pair.readers[0].place} (its norm)", norm.name), norm.node))
         return ResidualNorm(previous, norm, readers)
 
-    def _noted(self, ref: Ref, item: "_Item") -> "_Item":
+    def _noted(self, ref: Ref, item: _T) -> _T:
         self.named.append((ref, item.node))
         return item
 
@@ -111,16 +116,18 @@ class _Resolver:
 
     def _between(self, refs: tuple[Ref, ...], readers: tuple[Linear, ...]) -> Norm:
         """The norm that the readers of a pair without one read."""
-        norms = [self._read_by(linear) for linear in readers]
-        for ref, norm in zip(refs, norms, strict=True):
+        shared: Norm | None = None
+        for ref, linear in zip(refs, readers, strict=True):
+            norm = self._read_by(linear)
             if norm is None:
                 raise ConfigError(f"{ref.place}: {ref.name!r} reads no RMSNorm, so the pair's norm must be named")
-            if norms[0] is not None and norm is not norms[0]:
+            if shared is not None and norm is not shared:
                 raise ConfigError(
-                    f"{ref.place}: {ref.name!r} reads the norm {norm.name}, but {refs[0].name!r} reads {norms[0].name}"
+                    f"{ref.place}: {ref.name!r} reads the norm {norm.name}, but {refs[0].name!r} reads {shared.name}"
                 )
-        assert norms[0] is not None
-        return norms[0]
+            shared = norm
+        assert shared is not None
+        return shared
 
     def _read_by(self, linear: Linear) -> Norm | None:
         known = self._norm_by_reader.get(linear.node)
@@ -130,9 +137,6 @@ class _Resolver:
             node = value.producer()
             value = node.inputs[0] if node is not None and node.op_type in _RESHAPING else None
         return known
-
-
-_Item = Embedding | Linear
 
 
 def _nodes(norm: Norm) -> set[ir.Node]:
@@ -151,8 +155,8 @@ def _nodes(norm: Norm) -> set[ir.Node]:
     return nodes
 
 
-def _disagreements(given: list[ResidualNorm], found: Sites) -> Iterator[str]:
-    """Where the file and the graph differ, in words that follow the name of the key."""
+def _omissions(given: list[ResidualNorm], found: Sites) -> Iterator[str]:
+    """What belongs to the stream and is not named, in words that follow the name of the key."""
     named = {item.node for site in given for item in (*site.previous, *site.readers, site.norm)}
     for site in found.norms:
         for item in site.previous:
@@ -163,6 +167,10 @@ def _disagreements(given: list[ResidualNorm], found: Sites) -> Iterator[str]:
         for linear in site.readers:
             if linear.node not in named:
                 yield f"leaves out {linear.name}, which reads the same residual stream"
+
+
+def _misplacements(given: list[ResidualNorm], found: Sites) -> Iterator[str]:
+    """What is named and does not belong there."""
     before = {item.node: site.norm for site in found.norms for item in site.previous}
     after = {linear.node: site.norm for site in found.norms for linear in site.readers}
     norms = {site.norm.node for site in found.norms}
@@ -171,19 +179,30 @@ def _disagreements(given: list[ResidualNorm], found: Sites) -> Iterator[str]:
             yield f"names {site.norm.name}, which is no norm of the residual stream"
             continue
         for item in site.previous:
-            yield from _misplaced(item, before.get(item.node), site.norm, "writes to", "is added before")
+            yield from _misplaced(item, site.norm, before, after, "is added to the stream before")
         for linear in site.readers:
-            yield from _misplaced(linear, after.get(linear.node), site.norm, "reads", "reads")
+            yield from _misplaced(linear, site.norm, after, before, "reads")
 
 
-def _misplaced(item: _Item, right: Norm | None, named: Norm, role: str, verb: str) -> Iterator[str]:
-    if right is None:
-        origin = label(through(data_input(item.node)).producer() or item.node)
-        yield f"names {item.name} ({item.node.op_type} of {origin}'s result), which no longer {role} the stream" if (
-            False
-        ) else f"names {item.name} as one that {role} the residual stream, which it does not ({origin} feeds it)"
-    elif right.node is not named.node:
-        yield f"puts {item.name} with {named.name}, but it {verb} {right.name}"
+def _misplaced(
+    item: _Item, norm: Norm, right: dict[ir.Node, Norm], other: dict[ir.Node, Norm], verb: str
+) -> Iterator[str]:
+    """Why ``item`` does not belong to ``norm`` in this role, if so.
+
+    Args:
+        item: What the file names.
+        norm: The norm it names it with.
+        right: The norm that belongs to each node in this role.
+        other: The norm that belongs to each node in the other role.
+        verb: The role.
+    """
+    if item.node in right:
+        if right[item.node].node is not norm.node:
+            yield f"puts {item.name} with {norm.name}, but it {verb} {right[item.node].name}"
+    elif item.node in other:
+        yield f"names {item.name} on the wrong side of {norm.name}"
+    else:
+        yield f"names {item.name}, a {item.node.op_type} that neither writes to nor reads the residual stream"
 
 
 def _common_size(pairs: list[NamedPair], given: list[ResidualNorm]) -> int:
@@ -198,7 +217,7 @@ def _common_size(pairs: list[NamedPair], given: list[ResidualNorm]) -> int:
         for ref, size in (
             *((ref, _written(item)) for ref, item in zip(pair.previous, site.previous, strict=True)),
             *((ref, linear.in_features) for ref, linear in zip(pair.readers, site.readers, strict=True)),
-            *([(pair.norm, site.norm.gamma.shape[-1])] if pair.norm and site.norm.gamma else []),
+            *([(pair.norm or pair.readers[0], site.norm.gamma.shape[-1])] if site.norm.gamma else []),
         )
     ]
     first, hidden = sizes[0]

@@ -1,0 +1,40 @@
+"""The command line: ``quarot-onnx``.
+
+Only ``main`` lives here, so that an interrupt during the imports of the rest ends as quietly as any other.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived: unwind like an interrupt, so that temporary files are removed."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    Exit status: 0 done, 1 a verification failed, 2 bad input, 130 interrupted, 143 terminated.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from quarot_onnx.cli.app import run  # noqa: PLC0415 - see above
+
+        status = run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        status = 130
+    except _TerminatedError:
+        sys.stderr.write("terminated: nothing was written\n")
+        status = 143
+    except BrokenPipeError:
+        # The reader of our output is gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)

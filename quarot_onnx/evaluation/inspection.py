@@ -1,0 +1,96 @@
+"""What a model is and what could be rotated in it, as data for ``inspect``."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.hadamard.orders import construct, largest_block
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.sites.model import Sites
+
+
+@dataclass(frozen=True)
+class HadamardUse:
+    """One Hadamard that the rotations of a model need.
+
+    Attributes:
+        kind: "R1" to "R4".
+        size: Its order.
+        construction: How it is built.
+        factors: Widths of the factors of an online rotation; empty for an offline one.
+        cost: Multiply-adds per token of one online rotation, all of a layer's heads together; 0 for an offline one.
+        relative_cost: ``cost`` in relation to the Linear behind it (R4) or to the O Linear (R3); 0 for an offline one.
+    """
+
+    kind: str
+    size: int
+    construction: str
+    factors: tuple[int, ...]
+    cost: int
+    relative_cost: float
+
+
+def hadamards(sites: Sites) -> Iterator[HadamardUse]:
+    """The Hadamards of all four kinds, each size once."""
+    if sites.norms:
+        yield _offline("R1", sites.hidden_size)
+    for size in dict.fromkeys(a.head_dim for a in sites.r2):
+        yield _offline("R2", size)
+    for attention in {a.head_dim: a for a in sites.r3}.values():
+        heads = attention.num_heads + attention.num_kv_heads
+        width = attention.output.in_features * attention.output.out_features if attention.output else 0
+        yield _online("R3", attention.head_dim, heads, width)
+    for linear in {m.in_features: m for m in sites.mlps}.values():
+        yield _online("R4", linear.in_features, 1, linear.in_features * linear.out_features)
+
+
+def _rotation(size: int) -> Rotation:
+    return Rotation.hadamard(size, block_size=None if construct(size) else largest_block(size))
+
+
+def _offline(kind: str, size: int) -> HadamardUse:
+    return HadamardUse(kind, size, _rotation(size).describe(), (), 0, 0.0)
+
+
+def _online(kind: str, size: int, times: int, beside: int) -> HadamardUse:
+    rotation = _rotation(size)
+    online = rotation.online()
+    cost = online.cost() * times
+    widths = tuple(len(factor) for factor in online.factors)
+    return HadamardUse(kind, size, rotation.describe(), widths, cost, cost / beside if beside else 0.0)
+
+
+def inspection_record(model: ir.Model, sites: Sites) -> dict[str, object]:
+    """Everything that ``inspect`` tells, JSON types only."""
+    first = sites.attentions[0] if sites.attentions else None
+    return {
+        "architecture": sites.architecture,
+        "layers": sites.layers,
+        "hidden_size": sites.hidden_size,
+        "intermediate_size": sites.mlps[0].in_features if sites.mlps else 0,
+        "head_dim": first.head_dim if first else 0,
+        "num_heads": first.num_heads if first else 0,
+        "num_kv_heads": first.num_kv_heads if first else 0,
+        "vocab_size": sites.embeddings[0].table.shape[0] if sites.embeddings else 0,
+        "tied_embeddings": sites.tied,
+        "lm_head": [linear.name for linear in sites.head],
+        "sites": sites.counts(),
+        "left_out": [{"node": e.node, "reason": e.reason, "rotation": str(e.kind)} for e in sites.left_out],
+        "hadamards": [
+            {
+                "rotation": use.kind,
+                "size": use.size,
+                "construction": use.construction,
+                "factors": list(use.factors),
+                "multiply_adds_per_token": use.cost,
+                "relative_cost": use.relative_cost,
+            }
+            for use in hadamards(sites)
+        ],
+        "linears": sum(1 for _ in linears(model.graph)),
+        "nodes": len(model.graph),
+        "opset": model.graph.opset_imports.get("", 0),
+        "weight_bytes": sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None),
+    }

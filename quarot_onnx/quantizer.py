@@ -1,0 +1,91 @@
+"""ModelQuantizer: the pipeline behind AMD Quark's names."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from quarot_onnx import model_io
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.pipeline import Outcome, quantize
+from quarot_onnx.quantization.config import QConfig
+
+if TYPE_CHECKING:
+    import onnx
+
+_LOG = logging.getLogger("quarot_onnx")
+
+
+class ModelQuantizer:
+    """Rotates and quantizes ONNX models as one configuration says.
+
+    Attributes:
+        config: The configuration.
+        outcome: What the last ``quantize_model`` did: files, recipe, proof, times; None before the first.
+    """
+
+    def __init__(self, config: QConfig) -> None:
+        """Keep the configuration.
+
+        Raises:
+            ConfigError: Something other than a QConfig was given.
+        """
+        if not isinstance(config, QConfig):
+            raise ConfigError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}; build one with QConfig(...)")
+        self.config = config
+        self.outcome: Outcome | None = None
+
+    def quantize_model(
+        self,
+        model_input: "str | Path | onnx.ModelProto",
+        model_output: str | Path | None = None,
+        calibration_data_reader: DataReader | None = None,
+        *,
+        verify: bool = True,
+    ) -> "onnx.ModelProto | None":
+        """Rotate and quantize one model.
+
+        Args:
+            model_input: The .onnx file, or a model in memory.
+            model_output: The .onnx file to write; None to get the result back as a ModelProto.
+            calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
+            verify: Prove that the rotated model, before it is quantized, computes the same.
+
+        Returns:
+            The quantized model when ``model_output`` is None, else None.
+
+        Raises:
+            InputError: The model, the configuration, the calibration data or the target is at fault.
+            VerificationError: The rotated model does not compute the same; nothing is written.
+        """
+        with tempfile.TemporaryDirectory(prefix="quarot-") as name:
+            scratch = Path(name)
+            source = _as_file(model_input, scratch)
+            target = scratch / "quantized" / "model.onnx" if model_output is None else Path(model_output)
+            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify)
+            for note in self.outcome.notes:
+                _LOG.warning(note)
+            return _read_back(target) if model_output is None else None
+
+
+def _as_file(model: "str | Path | onnx.ModelProto", scratch: Path) -> Path:
+    """The model's file; a model in memory is written to the scratch folder first."""
+    if isinstance(model, str | Path):
+        return Path(model)
+    try:
+        loaded = ir.from_proto(model)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"model_input is neither a path nor a ModelProto but {type(model).__name__}: {error}") from error
+    if not isinstance(loaded, ir.Model):
+        raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto")
+    return model_io.save(loaded, scratch / "input" / "model.onnx").path
+
+
+def _read_back(path: Path) -> "onnx.ModelProto":
+    """A model with all its weights in memory."""
+    import onnx  # noqa: PLC0415 - only for callers who want a ModelProto
+
+    return onnx.load(str(path))

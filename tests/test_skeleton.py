@@ -1,0 +1,65 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny_decoders as tiny
+
+from quarot_onnx import model_io, skeleton
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.errors import ModelError
+from quarot_onnx.skeleton import open_augmented
+
+VOCAB = 512  # makes E and Wh 16 kB each: large enough to stay external
+
+
+def logits(model: ir.Model) -> np.ndarray:
+    inputs = ModelInputs.from_model(model)
+    return open_augmented(model, threads=1).run([inputs.logits], inputs.feed(np.arange(6)[None]))[0]
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return ir.from_proto(tiny.build(tiny.Spec(vocab=VOCAB)))
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_weights_stay_in_their_file(tmp_path, model, external: bool):
+    path = tiny.save(tiny.build(tiny.Spec(vocab=VOCAB)), tmp_path, external=external)
+    loaded = model_io.load(path)
+    skeleton_bytes, folder = skeleton._serialize(loaded)
+    assert folder == tmp_path
+    assert len(skeleton_bytes) < 16_000 < path.stat().st_size + 16_000 * external
+    np.testing.assert_array_equal(logits(loaded), logits(model))
+
+
+def test_data_behind_a_link(tmp_path, model):
+    tiny.save(tiny.build(tiny.Spec(vocab=VOCAB)), tmp_path / "blobs", external=True)
+    (tmp_path / "snapshot").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    np.testing.assert_array_equal(logits(model_io.load(tmp_path / "snapshot" / "model.onnx")), logits(model))
+
+
+def test_data_in_two_files(tmp_path, model):
+    for name, folder in (("E", "one"), ("Wh", "two")):
+        (tmp_path / folder).mkdir()
+        value = model.graph.initializers[name]
+        array = value.const_value.numpy()
+        array.tofile(tmp_path / folder / "data")
+        place = str(tmp_path / folder / "data")
+        value.const_value = ir.ExternalTensor(
+            place, 0, array.nbytes, ir.DataType.FLOAT, shape=ir.Shape(array.shape), name=name
+        )
+    plain = ir.from_proto(tiny.build(tiny.Spec(vocab=VOCAB)))
+    np.testing.assert_array_equal(logits(model), logits(plain))
+
+
+def test_large_weights_in_memory_are_refused(model, monkeypatch):
+    monkeypatch.setattr(skeleton, "_MAX_INLINE", 1000)
+    with pytest.raises(ModelError, match="are in memory: save the model"):
+        open_augmented(model)
+
+
+def test_a_graph_that_onnxruntime_refuses(model):
+    model.graph[0].op_type = "NoSuchOp"
+    with pytest.raises(ModelError, match="NoSuchOp"):
+        open_augmented(model)
