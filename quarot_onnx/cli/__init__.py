@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+_INTERRUPTED = 130
+
 
 class _TerminatedError(BaseException):
     """SIGTERM arrived: unwind like an interrupt, so that temporary files are removed."""
@@ -28,8 +30,7 @@ def main() -> None:
 
         status = run()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        status = 130
+        status = _INTERRUPTED
     except _TerminatedError:
         sys.stderr.write("terminated: nothing was written\n")
         status = 143
@@ -37,4 +38,6 @@ def main() -> None:
         # The reader of our output is gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    if status == _INTERRUPTED:
+        sys.stderr.write("interrupted: nothing was written\n")
     sys.exit(status)

@@ -137,14 +137,15 @@ def _check_scopes(config: QuarkTorchConfig, graph: ir.Graph, scopes: set[str], l
     if not any(_scope(linear.node) for linear in linears(graph)):
         first = next((linear.name for linear in linears(graph)), "none")
         raise ConfigError(
-            f"model_decoder_layers: the names of this graph's nodes ({first!r} ...) carry no module paths to match, as "
-            "exports by torch.onnx.export(dynamo=True) do not; leave the rotation config out, or use "
+            f"model_decoder_layers: the names of this graph's nodes ({first!r} ...) carry no module paths, as in "
+            "exports by torch.onnx.export(dynamo=True); leave the rotation config out, or use "
             '{"format": "quarot_onnx/1", "R1": "detect", "R2": "detect"}'
         )
     last = f"{config.model_decoder_layers}.{layers - 1}"
     for key, path in (("backbone", config.backbone), ("model_decoder_layers", config.model_decoder_layers)):
         if path not in known and not any(scope.startswith(f"{path}.") for scope in known):
-            raise ConfigError(f"{key}: no node lies in {path!r}{did_you_mean(path, known)}")
+            roots = ", ".join(sorted({repr(scope.split(".")[0]) for scope in known}))
+            raise ConfigError(f"{key}: no node lies in {path!r}{did_you_mean(path, known)}; there are {roots}")
     if last not in known or f"{config.model_decoder_layers}.{layers}.{config.mlp}" in known:
         raise ConfigError(
             f"model_decoder_layers: the graph has {layers} decoder layers, which {config.model_decoder_layers!r} "

@@ -1,0 +1,139 @@
+"""Results for people: tables and short lines on standard output."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quarot_onnx.cli.console import OUT, table
+from quarot_onnx.evaluation.report import equivalence_record
+from quarot_onnx.pipeline import Outcome
+
+Content = Mapping[str, Any]
+
+
+def written(path: Path) -> None:
+    """One line that names what was written."""
+    OUT.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def outcome_record(outcome: Outcome) -> dict[str, object]:
+    """A run as JSON types."""
+    return {
+        "model": str(outcome.saved.path),
+        "data": None if outcome.saved.data_path is None else str(outcome.saved.data_path),
+        "bytes": outcome.saved.bytes_total,
+        "report": None if outcome.saved.report_path is None else str(outcome.saved.report_path),
+        "equivalence": None if outcome.equivalence is None else equivalence_record(outcome.equivalence),
+        "notes": list(outcome.notes),
+        "seconds": dict(outcome.seconds),
+        "recipe": dict(outcome.recipe),
+    }
+
+
+def outcome(done: Outcome) -> None:
+    """What was rotated, how exact it was, what was written."""
+    rotation = done.recipe.get("rotation")
+    if isinstance(rotation, dict):
+        counts = ", ".join(f"{kind} at {count}" for kind, count in rotation["counts"].items())
+        OUT.print(f"rotated: {counts} places", markup=False, soft_wrap=True)
+    if done.equivalence is not None:
+        e = done.equivalence
+        top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"
+        OUT.print(
+            f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}) "
+            f"over {e.tokens} tokens{top1}", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    quantization = done.recipe.get("quantization")
+    if isinstance(quantization, dict):
+        tables = f" and {quantization['embeddings']} embeddings" if quantization["embeddings"] else ""
+        OUT.print(f"quantized: {quantization['linears']} Linears{tables}", markup=False, soft_wrap=True)
+    seconds = sum(done.seconds.values())
+    OUT.print(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)", markup=False, soft_wrap=True)
+
+
+def inspection(content: Content) -> None:
+    """A model's structure, its sites, its Hadamards."""
+    heads = f"{content['num_heads']} heads, {content['num_kv_heads']} KV heads of {content['head_dim']}"
+    tied = "tied" if content["tied_embeddings"] else "untied"
+    rows = [
+        ["architecture", f"{content['architecture']}, {content['layers']} layers"],
+        ["hidden / intermediate", f"{content['hidden_size']} / {content['intermediate_size']}"],
+        ["attention", heads],
+        ["embedding", f"{content['vocab_size']} rows, head {tied}"],
+        ["graph", f"{content['nodes']} nodes, opset {content['opset']}, {content['linears']} Linears"],
+        ["weights", _megabytes(content["weight_bytes"])],
+    ]
+    table(str(content["model"]), ["", "found"], rows)
+    sites = [[kind, str(count), _uses(content, kind)] for kind, count in content["sites"].items()]
+    table("Rotation sites", ["rotation", "sites", "Hadamard"], sites)
+    for entry in content["left_out"][:20]:
+        OUT.print(f"left out {entry['rotation']} at {entry['node']}: {entry['reason']}", markup=False, soft_wrap=True)
+    more = len(content["left_out"]) - 20
+    if more > 0:
+        OUT.print(f"... and {more} more; --json lists all")
+    recipe = content.get("recipe")
+    if recipe and recipe.get("rotation"):
+        OUT.print(f"already rotated: {recipe['rotation']['counts']}", markup=False)
+    if "written_config" in content:
+        written(Path(content["written_config"]))
+
+
+def _uses(content: Content, kind: str) -> str:
+    """The Hadamards of one kind, with factors and cost where they are online."""
+    lines = []
+    for use in content["hadamards"]:
+        if use["rotation"] == kind:
+            online = "·".join(map(str, use["factors"]))
+            cost = f", online as {online}, {use['relative_cost']:.1%} of its Linear's work" if online else ""
+            lines.append(use["construction"] + cost)
+    return "\n".join(lines)
+
+
+def equivalence(content: Content) -> None:
+    """The figures of a comparison."""
+    top1 = content["top1_agreement"]
+    rows = [
+        ["max |Δlogit|", f"{content['max_abs_logit_diff']:.3e}"],
+        ["max |Δlogit| / max |logit|", f"{content['max_rel_logit_diff']:.3e}"],
+        ["relative L2 error", f"{content['rel_l2']:.3e}"],
+        ["KL divergence (nats)", "-" if content["kl"] is None else f"{content['kl']:.3e}"],
+        ["top-1 agreement", "-" if top1 is None else f"{top1:.3%}"],
+        ["tokens (decode steps)", f"{content['tokens']} ({content['decode_steps']})"],
+        ["verdict", "the same" if content["passed"] else "DIFFERENT"],
+    ]
+    table("Comparison", ["figure", "value"], rows)
+
+
+def perplexity(content: Content) -> None:
+    """A perplexity with all that is needed to take it again."""
+    rows = [
+        ["perplexity", f"{content['perplexity']:.4f}"],
+        ["tokens scored", str(content["tokens"])],
+        ["windows", f"{content['windows']} of {content['seq_len']} tokens"],
+        ["BOS", "none" if content["bos_id"] is None else f"id {content['bos_id']} in front of every window"],
+        ["tokenizer", str(content["tokenizer"])],
+        ["joining", content["joining"]],
+        ["seconds", f"{content['seconds']:.1f}"],
+    ]
+    table(f"{content['model']} on {content['text']}", ["", "value"], rows)
+
+
+def demo(content: Content) -> None:
+    """The demo's table."""
+    rows = [
+        [
+            row["name"],
+            f"{row['perplexity']:.2f}",
+            f"{row['ratio']:.3f}",
+            f"{row['size_mb']:.0f}",
+            f"{row['seconds']:.1f}",
+            f"{row['prefill_tokens_per_s']:.0f}",
+        ]
+        for row in content["rows"]
+    ]
+    columns = ["SmolLM2-135M", "perplexity", "ratio", "size (MB)", "time (s)", "prefill 256 (tokens/s)"]
+    table(f"Models and results.json in {content['out']}", columns, rows)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,143 @@
+"""The demo: SmolLM2-135M from its GGUF file to rotated, quantized ONNX models, and what each costs and saves.
+
+Perplexities are taken on Python's own documentation (``pydoc_data.topics``), which every Python carries: its first
+part calibrates, its last part, written to ``evaluation.txt``, is evaluated. The absolute value says little (the
+reference manual is no prose); the ratios to float are what the table is for.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.calibration.text import default_text
+from quarot_onnx.evaluation.perplexity import Perplexity, perplexity, prefill_speed
+from quarot_onnx.evaluation.report import perplexity_record
+from quarot_onnx.export import export, packaged_model
+from quarot_onnx.model_io import load
+from quarot_onnx.pipeline import quantize
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.sites.detect import detect
+
+SEQ_LEN = 512
+CALIBRATION_SAMPLES = 16
+_EVALUATION_SHARE = 0.3
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: What the table says.
+        folder: Where its model goes.
+        config: How it is made, given the names of the head's nodes; None for the float model itself.
+    """
+
+    name: str
+    folder: str
+    config: Callable[[list[str]], QConfig] | None
+
+
+def _w8(*, rotated: bool) -> Callable[[list[str]], QConfig]:
+    layer = QLayerConfig(weight=Int8Spec())
+    return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
+
+
+def _static(*, rotated: bool) -> Callable[[list[str]], QConfig]:
+    layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(quant_granularity="Channel"))
+    return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
+
+
+def _per_token(_head: list[str]) -> QConfig:
+    activation = UInt8Spec(symmetric=True, quant_granularity="Token")
+    layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity="Channel"))
+    return QConfig(layer, algo_config=[QuarotConfig()])
+
+
+VARIANTS = (
+    Variant("float32, no quantization", "float", None),
+    Variant("W8 per-tensor", "w8", _w8(rotated=False)),
+    Variant("W8 per-tensor, R1+R2", "w8-quarot", _w8(rotated=True)),
+    Variant("W8A8 static per-tensor", "w8a8-static", _static(rotated=False)),
+    Variant("W8A8 static per-tensor, QuaRot R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
+    Variant("W8A8 per token, QuaRot R1+R2+R4, int8 head", "w8a8-token-quarot", _per_token),
+)
+
+
+def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str, object]:
+    """Export, rotate, quantize and measure.
+
+    Args:
+        out: Folder for the models and results.json; models of an earlier run are replaced.
+        windows: Windows of 512 tokens per perplexity.
+        say: Called with a line when a stage begins.
+
+    Returns:
+        The content of results.json, and ``out``.
+
+    Raises:
+        MissingPackageError: The packages of the extra ``demo`` or the packaged model are not installed.
+        InputError: ``out`` cannot be written.
+    """
+    tell = say or (lambda _line: None)
+    out = Path(out).absolute()
+    tell("exporting SmolLM2-135M to ONNX (about a minute)")
+    source = export(packaged_model(), out / "float", overwrite=True)
+    calibration, evaluation = _texts(out)
+    head = [linear.name for linear in detect(load(source)).head]
+    rows: list[dict[str, object]] = []
+    reference: float | None = None
+    for variant in VARIANTS:
+        tell(f"{variant.name}")
+        model, seconds = source, 0.0
+        if variant.config is not None:
+            model = out / variant.folder / "model.onnx"
+            config = variant.config(head)
+            start = time.perf_counter()
+            reader = TextReader(source, calibration, samples=CALIBRATION_SAMPLES, seq_len=SEQ_LEN)
+            quantize(source, model, config, reader)
+            seconds = time.perf_counter() - start
+        result = perplexity(model, evaluation, source.parent, seq_len=SEQ_LEN, windows=windows)
+        reference = result.perplexity if reference is None else reference
+        rows.append(_row(variant.name, model, out, result, reference, seconds))
+    content: dict[str, object] = {
+        "rows": rows,
+        "perplexity": {k: v for k, v in perplexity_record(result).items() if k not in ("perplexity", "nll", "seconds")}
+        | {"text": str(evaluation.relative_to(out)), "tokenizer": str(Path("float") / "tokenizer.json")},
+        "calibration": {"text": str(calibration.relative_to(out)), "samples": CALIBRATION_SAMPLES, "seq_len": SEQ_LEN},
+        "repeat": f"quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float --windows {windows}",
+    }
+    (out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return content | {"out": str(out)}
+
+
+def _texts(out: Path) -> tuple[Path, Path]:
+    """Write the calibration and the evaluation text; they do not overlap."""
+    text = default_text()
+    cut = text.index("\n", round(len(text) * (1 - _EVALUATION_SHARE))) + 1
+    paths = out / "calibration.txt", out / "evaluation.txt"
+    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+        path.write_text(part, encoding="utf-8")
+    return paths
+
+
+def _row(name: str, model: Path, out: Path, result: Perplexity, reference: float, seconds: float) -> dict[str, object]:
+    """One row of results.json."""
+    data = model.with_name(f"{model.name}.data")
+    size = model.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return {
+        "name": name,
+        "model": str(model.relative_to(out)),
+        "perplexity": result.perplexity,
+        "ratio": result.perplexity / reference,
+        "size_mb": size / 1e6,
+        "seconds": seconds,
+        "prefill_tokens_per_s": prefill_speed(model),
+    }
