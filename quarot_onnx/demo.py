@@ -20,6 +20,7 @@ from quarot_onnx.model_io import load
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
@@ -51,13 +52,13 @@ def _w8(*, rotated: bool) -> Callable[[list[str]], QConfig]:
 
 
 def _static(*, rotated: bool) -> Callable[[list[str]], QConfig]:
-    layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(quant_granularity="Channel"))
+    layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
     return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
 
 
 def _per_token(_head: list[str]) -> QConfig:
-    activation = UInt8Spec(symmetric=True, quant_granularity="Token")
-    layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity="Channel"))
+    activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
+    layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
     return QConfig(layer, algo_config=[QuarotConfig()])
 
 
@@ -106,7 +107,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
             seconds = time.perf_counter() - start
         result = perplexity(model, evaluation, source.parent, seq_len=SEQ_LEN, windows=windows)
         reference = result.perplexity if reference is None else reference
-        rows.append(_row(variant.name, model, out, result, reference, seconds))
+        rows.append(_row(variant.name, model, out=out, result=result, reference=reference, seconds=seconds))
     content: dict[str, object] = {
         "rows": rows,
         "perplexity": {k: v for k, v in perplexity_record(result).items() if k not in ("perplexity", "nll", "seconds")}
@@ -128,7 +129,9 @@ def _texts(out: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _row(name: str, model: Path, out: Path, result: Perplexity, reference: float, seconds: float) -> dict[str, object]:
+def _row(
+    name: str, model: Path, *, out: Path, result: Perplexity, reference: float, seconds: float
+) -> dict[str, object]:
     """One row of results.json."""
     data = model.with_name(f"{model.name}.data")
     size = model.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -99,24 +99,29 @@ def rotate(
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     recipe = _recipe(rotation=plan)
     record(model, recipe)
-    report = _Report(recipe)
+    report, protected = dict(recipe), model_io.input_files(model)
+    equivalence: Equivalence | None = None
     clock.lap("plan")
-    folder = Path(target).absolute().parent
-    with _scratch(folder) as scratch:
-        file = scratch / Path(target).name
-        saved = model_io.save(
-            model, file if verify else target, overwrite=overwrite, progress=_phase(progress, "rotate"),
-            **({} if verify else report.beside(source)),
-        )  # fmt: skip
-        clock.lap("rotate")
-        equivalence = None
+    with _scratch(Path(target).absolute().parent) as scratch:
+        file = scratch / "rotated.onnx"
         if verify:
+            model_io.save(model, file, progress=_phase(progress, "rotate"))
+            clock.lap("rotate")
             equivalence = _prove(source, file, progress)
             clock.lap("verify")
-            report.add(equivalence)
-            rotated = model_io.load(file)
-            saved = model_io.save(rotated, target, overwrite=overwrite, forbid=_files(source), **report.beside(source))
-            clock.lap("save")
+            report["equivalence"] = equivalence_record(equivalence)
+            # What is written is what was proved.
+            model = model_io.load(file)
+        saved = model_io.save(
+            model,
+            target,
+            overwrite=overwrite,
+            progress=_phase(progress, "save"),
+            companions_from=Path(source).absolute().parent,
+            report=report,
+            forbid=protected,
+        )
+        clock.lap("save")
     return Outcome(saved, recipe, equivalence, plan.notes, clock.laps)
 
 
@@ -152,7 +157,9 @@ def quantize(
     clock = _Clock()
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
-    plan, equivalence = None, None
+    protected = model_io.input_files(model)
+    plan: Plan | None = None
+    equivalence: Equivalence | None = None
     static = static_qdq.needs_calibration(select(model, config))
     with _scratch(Path(target).absolute().parent) as scratch:
         base: str | Path = source
@@ -177,25 +184,22 @@ def quantize(
         static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"))
         recipe = _recipe(rotation=plan, earlier=earlier, quantization=(config, selection))
         record(model, recipe)
-        report = _Report(recipe)
+        report = dict(recipe)
         if equivalence is not None:
-            report.add(equivalence)
+            report["equivalence"] = equivalence_record(equivalence)
         saved = model_io.save(
-            model, target, overwrite=overwrite, progress=_phase(progress, "save"), forbid=_files(source),
-            use_external_data=config.use_external_data_format or None, **report.beside(source),
-        )  # fmt: skip
+            model,
+            target,
+            overwrite=overwrite,
+            use_external_data=config.use_external_data_format or None,
+            progress=_phase(progress, "save"),
+            companions_from=Path(source).absolute().parent,
+            report=report,
+            forbid=protected,
+        )
         clock.lap("quantize")
     notes = (*config.notes, *(plan.notes if plan is not None else ()))
     return Outcome(saved, recipe, equivalence, notes, clock.laps)
-
-
-def find_sites(model: ir.Model, config: QuarotConfig) -> tuple[Sites, RotationRequest]:
-    """Where to rotate, from the rotation config file or the graph, and what is asked for explicitly.
-
-    Raises:
-        InputError: See ``read_sites`` and ``detect``.
-    """
-    return _sites_and_request(model, config, frozenset())
 
 
 def record(model: ir.Model, recipe: Mapping[str, object]) -> None:
@@ -220,7 +224,8 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
     earlier = recorded(model)
     if earlier is not None and earlier.get("rotation") is not None:
         raise ModelError(
-            f"the model was already rotated ({_summary(earlier)}); start from the original, or quantize without rotation"
+            f"the model was already rotated ({_summary(earlier)}); "
+            "start from the original, or quantize without rotation"
         )
     sites, request = _sites_and_request(model, config, default)
     if not sites.layers and not sites.online_pairs:
@@ -246,10 +251,10 @@ def _sites_and_request(
     if config.r_config_path is not None:
         named = read_sites(config.r_config_path, model, asked=asked)
         sites, default, block_sizes = named.sites, named.kinds, named.block_sizes
-        demands = {kind: Demand.REQUIRED for kind in default}
+        demands = dict.fromkeys(default, Demand.REQUIRED)
     else:
         sites = detect(model)
-        demands = {kind: Demand.IF_POSSIBLE for kind in default}
+        demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
     for kind, switch in switches.items():
         if switch is not None:
             demands[kind] = Demand.REQUIRED if switch else Demand.OFF
@@ -266,7 +271,10 @@ def _sites_and_request(
 
 def _kinds_for(config: QConfig) -> frozenset[Kind]:
     """The rotations that a scheme needs: R4 only pays where some activation is quantized."""
-    layers = [config.global_config, *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config))]
+    layers = [
+        config.global_config,
+        *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config)),
+    ]
     activations = any(layer is not None and layer.activation is not None for layer in layers)
     return frozenset({Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2})
 
@@ -308,24 +316,6 @@ def _summary(recipe: Mapping[str, object]) -> str:
     return ", ".join(f"{kind} at {count} places" for kind, count in counts.items())
 
 
-@dataclass
-class _Report:
-    """The JSON file beside the output."""
-
-    content: dict[str, object] = field(default_factory=dict)
-
-    def __init__(self, recipe: Mapping[str, object]) -> None:
-        self.content = dict(recipe)
-
-    def add(self, equivalence: Equivalence) -> None:
-        """Note the proof."""
-        self.content["equivalence"] = equivalence_record(equivalence)
-
-    def beside(self, source: str | Path) -> dict[str, object]:
-        """The arguments of ``save`` that put the report and the companions beside the model."""
-        return {"report": self.content, "companions_from": Path(source).absolute().parent}
-
-
 class _Clock:
     """Seconds of each phase."""
 
@@ -343,11 +333,6 @@ class _Clock:
 def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
     """Progress of one phase."""
     return lambda done, total: progress(name, done, total)
-
-
-def _files(source: str | Path) -> list[Path]:
-    """The input's files, which no output may replace."""
-    return model_io.input_files(model_io.load(source))
 
 
 @contextmanager

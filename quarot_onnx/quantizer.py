@@ -34,7 +34,9 @@ class ModelQuantizer:
             ConfigError: Something other than a QConfig was given.
         """
         if not isinstance(config, QConfig):
-            raise ConfigError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}; build one with QConfig(...)")
+            raise ConfigError(
+                f"ModelQuantizer takes a QConfig, not {type(config).__name__}; build one with QConfig(...)"
+            )
         self.config = config
         self.outcome: Outcome | None = None
 
@@ -78,7 +80,9 @@ def _as_file(model: "str | Path | onnx.ModelProto", scratch: Path) -> Path:
     try:
         loaded = ir.from_proto(model)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"model_input is neither a path nor a ModelProto but {type(model).__name__}: {error}") from error
+        raise ModelError(
+            f"model_input is neither a path nor a ModelProto but {type(model).__name__}: {error}"
+        ) from error
     if not isinstance(loaded, ir.Model):
         raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto")
     return model_io.save(loaded, scratch / "input" / "model.onnx").path

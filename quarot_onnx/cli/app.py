@@ -77,7 +77,9 @@ def export(
 @app.command(epilog="Example: quarot-onnx inspect model.onnx --write-config rotation_config.json")
 def inspect(
     model: opt.Model,
-    write_config: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a rotation_config.json of what was found.")] = None,
+    write_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a rotation_config.json of what was found.")
+    ] = None,
     rotation_config: opt.RotationFile = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -139,21 +141,73 @@ def rotate(
 def quantize(
     model: opt.Model,
     out: opt.Target,
-    scheme: Annotated[opt.Scheme | None, typer.Option(help="Default: w8a8-dynamic (per token).", rich_help_panel=opt.SCHEME)] = None,
-    per_channel: Annotated[bool | None, typer.Option("--per-channel/--per-tensor", help="Scales of a weight. Default: per channel.", rich_help_panel=opt.SCHEME)] = None,
-    a_sym: Annotated[bool | None, typer.Option("--a-sym/--a-asym", help="Static activations. Default: asymmetric.", rich_help_panel=opt.SCHEME)] = None,
-    w_sym: Annotated[bool | None, typer.Option("--w-sym/--w-asym", help="Weights. Default: symmetric.", rich_help_panel=opt.SCHEME)] = None,
-    lm_head: Annotated[opt.Precision | None, typer.Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=opt.SCHEME)] = None,
+    scheme: Annotated[
+        opt.Scheme | None, typer.Option(help="Default: w8a8-dynamic (per token).", rich_help_panel=opt.SCHEME)
+    ] = None,
+    per_channel: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-channel/--per-tensor", help="Scales of a weight. Default: per channel.", rich_help_panel=opt.SCHEME
+        ),
+    ] = None,
+    a_sym: Annotated[
+        bool | None,
+        typer.Option("--a-sym/--a-asym", help="Static activations. Default: asymmetric.", rich_help_panel=opt.SCHEME),
+    ] = None,
+    w_sym: Annotated[
+        bool | None, typer.Option("--w-sym/--w-asym", help="Weights. Default: symmetric.", rich_help_panel=opt.SCHEME)
+    ] = None,
+    lm_head: Annotated[
+        opt.Precision | None,
+        typer.Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=opt.SCHEME),
+    ] = None,
     embedding: Annotated[opt.Precision | None, typer.Option(help="Default: float.", rich_help_panel=opt.SCHEME)] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="NODE", help="A node, or a pattern, to leave in float; may be repeated.", rich_help_panel=opt.SCHEME)] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A QConfig as JSON or YAML, in place of the scheme's options.", rich_help_panel=opt.SCHEME)] = None,
-    calib_method: Annotated[opt.CalibrationChoice | None, typer.Option(help="Default: minmax.", rich_help_panel=opt.CALIBRATION)] = None,
-    percentile: Annotated[float | None, typer.Option(metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=opt.CALIBRATION)] = None,
-    calib_text: Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text. Default: Python's own documentation.", rich_help_panel=opt.CALIBRATION)] = None,
-    tokenizer: Annotated[Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.", rich_help_panel=opt.CALIBRATION)] = None,
-    calib_samples: Annotated[int, typer.Option(metavar="N", help="Windows of text.", rich_help_panel=opt.CALIBRATION)] = 16,
-    calib_seq_len: Annotated[int, typer.Option(metavar="L", help="Tokens of a window, BOS among them.", rich_help_panel=opt.CALIBRATION)] = 512,
-    no_rotate: Annotated[bool, typer.Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=opt.ROTATION)] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE", help="A node, or a pattern, to leave in float; may be repeated.", rich_help_panel=opt.SCHEME
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A QConfig as JSON or YAML, in place of the scheme's options.",
+            rich_help_panel=opt.SCHEME,
+        ),
+    ] = None,
+    calib_method: Annotated[
+        opt.CalibrationChoice | None, typer.Option(help="Default: minmax.", rich_help_panel=opt.CALIBRATION)
+    ] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=opt.CALIBRATION
+        ),
+    ] = None,
+    calib_text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="UTF-8 text. Default: Python's own documentation.", rich_help_panel=opt.CALIBRATION
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A folder or a tokenizer.json. Default: beside the model.",
+            rich_help_panel=opt.CALIBRATION,
+        ),
+    ] = None,
+    calib_samples: Annotated[
+        int, typer.Option(metavar="N", help="Windows of text.", rich_help_panel=opt.CALIBRATION)
+    ] = 16,
+    calib_seq_len: Annotated[
+        int, typer.Option(metavar="L", help="Tokens of a window, BOS among them.", rich_help_panel=opt.CALIBRATION)
+    ] = 512,
+    no_rotate: Annotated[
+        bool, typer.Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=opt.ROTATION)
+    ] = False,
     r1: opt.R1 = None,
     r2: opt.R2 = None,
     r3: opt.R3 = None,
@@ -209,7 +263,9 @@ def verify(
 def evaluate(
     model: opt.Model,
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text.")],
-    tokenizer: Annotated[Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
+    ] = None,
     seq_len: Annotated[int, typer.Option(metavar="L", help="Tokens of a window, BOS among them.")] = 512,
     windows: Annotated[int, typer.Option(metavar="N", help="Windows; 0 for the whole text.")] = 20,
     threads: Annotated[int | None, typer.Option(metavar="N", help="onnxruntime's threads.")] = None,

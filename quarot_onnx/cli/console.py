@@ -44,7 +44,13 @@ def bars(*, quiet: bool) -> Iterator[Bars]:
     if quiet or not ERR.is_terminal:
         yield Bars(None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=ERR, transient=True) as progress:
         yield Bars(progress)
 
@@ -68,5 +74,3 @@ def notes(items: Sequence[str]) -> None:
     """Remarks on standard error."""
     for item in items:
         ERR.print(f"note: {item}", markup=False)
-
-

@@ -10,6 +10,7 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, Progress, quantize, recorded
 from quarot_onnx.quantization import static_qdq
 from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.sites.detect import detect
 
@@ -98,7 +99,7 @@ class Request:
         recipe = recorded(model_io.load(self.source))
         return recipe is not None and recipe.get("rotation") is not None and not typed
 
-    def _rotation(self) -> "opt.QuarotConfig":
+    def _rotation(self) -> QuarotConfig:
         return opt.quarot_config(
             r1=self.r1,
             r2=self.r2,

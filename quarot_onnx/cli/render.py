@@ -48,7 +48,9 @@ def outcome(done: Outcome) -> None:
         tables = f" and {quantization['embeddings']} embeddings" if quantization["embeddings"] else ""
         OUT.print(f"quantized: {quantization['linears']} Linears{tables}", markup=False, soft_wrap=True)
     seconds = sum(done.seconds.values())
-    OUT.print(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)", markup=False, soft_wrap=True)
+    OUT.print(
+        f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)", markup=False, soft_wrap=True
+    )
 
 
 def inspection(content: Content) -> None:

@@ -1,0 +1,1 @@
+"""Equivalence, perplexity, speed, and what a model is."""

@@ -92,5 +92,7 @@ def inspection_record(model: ir.Model, sites: Sites) -> dict[str, object]:
         "linears": sum(1 for _ in linears(model.graph)),
         "nodes": len(model.graph),
         "opset": model.graph.opset_imports.get("", 0),
-        "weight_bytes": sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None),
+        "weight_bytes": sum(
+            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+        ),
     }

@@ -17,8 +17,10 @@ class Editor:
         """Take stock of the names in use."""
         self.model = model
         self.graph = model.graph
-        self._names = {v.name for v in (*self.graph.inputs, *self.graph.initializers.values()) if v.name}
-        for node in self.graph:
+        self._names = {v.name for v in self.graph.inputs if v.name}
+        for graph in model.graphs():
+            self._names.update(name for name in graph.initializers if name)
+        for node in ir.traversal.RecursiveGraphIterator(self.graph):
             self._names.update(v.name for v in node.outputs if v.name)
             if node.name:
                 self._names.add(node.name)
@@ -51,8 +53,10 @@ class Editor:
         outputs: int = 1,
         attributes: Sequence[ir.Attr] = (),
     ) -> ir.Node:
-        """Make a node with unique names; the caller inserts it."""
+        """Make a node with unique names, and import its domain; the caller inserts it."""
         name = self.unique(stem)
+        if domain:
+            self.graph.opset_imports.setdefault(domain, 1)
         made = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs, name=name)
         for i, out in enumerate(made.outputs):
             out.name = self.unique(f"{name}_output_{i}")
@@ -66,6 +70,14 @@ class Editor:
         """Insert nodes after ``anchor``."""
         self.graph.insert_after(anchor, nodes)
 
+    def after_value(self, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+        """Insert nodes where ``value`` has just come to be: before any node that can use it."""
+        producer = value.producer()
+        if producer is not None:
+            self.after(producer, nodes)
+        else:
+            self.before(self.graph[0], nodes)
+
     def set_int(self, node: ir.Node, name: str, value: int) -> None:
         """Set an int attribute."""
         node.attributes[name] = ir.AttrInt64(name, value)
@@ -77,23 +89,18 @@ class Editor:
         if old is not None:
             self.prune(old)
 
-    def redirect(self, value: ir.Value, build: Callable[[ir.Value], Sequence[ir.Node]], *, keep: Sequence[ir.Node] = ()) -> None:
+    def redirect(self, value: ir.Value, build: Callable[[ir.Value], Sequence[ir.Node]]) -> None:
         """Send all users of ``value`` to the last output of the nodes that ``build`` makes of it.
 
-        A graph output stays the same ``ir.Value`` name: the new value takes it over.
+        A graph output keeps its name: the new value takes it over.
 
         Args:
             value: The value; graph input or output of a node.
             build: Makes the nodes, in order, the first of which reads ``value``.
-            keep: Users that go on reading ``value`` itself.
         """
-        users = [(node, index) for node, index in consumers(value) if node not in keep]
+        users = consumers(value)
         nodes = list(build(value))
-        producer = value.producer()
-        if producer is not None:
-            self.after(producer, nodes)
-        else:
-            self.before(self.graph[0], nodes)
+        self.after_value(value, nodes)
         result = nodes[-1].outputs[0]
         for node, index in users:
             node.replace_input_with(index, result)

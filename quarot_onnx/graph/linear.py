@@ -83,6 +83,11 @@ class Linear:
         """The length of W's second axis."""
         return self.weight.shape[1]
 
+    @property
+    def bias_is_spread(self) -> bool:
+        """Whether one number of the bias serves all outputs (Gemm broadcasts it): it cannot be rotated."""
+        return self.bias is not None and self.bias.constant.shape[-1:] != (self.out_features,)
+
 
 def linear_at(node: ir.Node) -> Linear | None:
     """The Linear that ``node`` is, or None when it is none (another operator, no constant 2-D float weight)."""

@@ -1,4 +1,4 @@
-"""Questions about an ``ir.Graph``: producers, consumers, constants, shapes. Nothing here changes a graph.
+"""Questions about an ``ir.Graph``: producers, consumers, constants. Nothing here changes a graph.
 
 "Resolving" a value means to look through the operators that exporters put between a tensor and its user
 without changing what it holds: ``Identity`` (TorchScript merges equal initializers through it), ``Cast``
@@ -13,6 +13,9 @@ import onnx_ir as ir
 
 PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
 """Operators whose output 0 is their input 0, up to rounding."""
+
+SIZE_ONLY = frozenset({"Shape", "Size"})
+"""Operators that look at a value's shape and not at what it holds."""
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
@@ -38,11 +41,6 @@ class Constant:
         """The shape that the user sees."""
         stored = tuple(int(d) for d in self.tensor.shape.numpy())
         return stored[::-1] if self.transposed else stored
-
-
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether ``node`` is one of ``op_types``, in whatever domain."""
-    return node is not None and node.op_type in op_types
 
 
 def attribute_ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
@@ -111,6 +109,10 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
             transposed = not transposed
         elif node.op_type == "Cast":
             dtype = dtype or ir.DataType(attribute_int(node, "to", 0))
+        elif node.op_type == "CastLike":
+            if dtype is None and node.outputs[0].dtype is None:
+                return None  # the type is that of another value
+            dtype = dtype or node.outputs[0].dtype
         elif node.op_type not in PASS_THROUGH:
             return None
         value = node.inputs[0]
@@ -155,4 +157,9 @@ def consumers_through(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
             yield from consumers_through(node.outputs[0])
         else:
             yield node, index
+
+
+def data_users(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The uses of what ``value`` holds, through pass-through operators; those of its shape alone do not count."""
+    return [(node, index) for node, index in consumers_through(value) if node.op_type not in SIZE_ONLY]
 

@@ -5,6 +5,7 @@ heads, head_dim) in every exporter's spelling, also where the exporter wrote no 
 """
 
 import logging
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -13,7 +14,7 @@ class Shapes:
     """Shapes by value; the model they were inferred for is left as it is."""
 
     def __init__(self, model: ir.Model) -> None:
-        """Infer the shapes of ``model``; weights do not take part with their contents."""
+        """Infer the shapes of ``model``."""
         from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415  (imports onnx's checker: 50 ms)
 
         probe = model.clone()
@@ -25,24 +26,25 @@ class Shapes:
             ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(probe)
         finally:
             logger.setLevel(level)
-        self._shapes: dict[str, ir.Shape] = {}
-        self._dtypes: dict[str, ir.DataType] = {}
-        for graph in (model.graph, probe.graph):
-            for value in (*graph.inputs, *(out for node in graph for out in node.outputs)):
-                if value.name and value.shape is not None:
-                    self._shapes[value.name] = value.shape
-                if value.name and value.dtype is not None:
-                    self._dtypes[value.name] = value.dtype
+        inferred = {value.name: value for value in _values(probe.graph) if value.name}
+        self._shapes: dict[ir.Value, ir.Shape] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        for value in _values(model.graph):
+            for source in (value, inferred.get(value.name)):
+                if source is not None and source.shape is not None:
+                    self._shapes[value] = source.shape
+                if source is not None and source.dtype is not None:
+                    self._dtypes[value] = source.dtype
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """The element type of a value, or None."""
-        return value.dtype or self._dtypes.get(value.name or "")
+        return value.dtype or self._dtypes.get(value)
 
     def of(self, value: ir.Value) -> tuple[int | None, ...] | None:
         """The shape of a value, unknown lengths as None; None when even the rank is unknown."""
         if value.const_value is not None:
             return tuple(int(d) for d in value.const_value.shape)
-        shape = self._shapes.get(value.name or "")
+        shape = self._shapes.get(value)
         return None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
 
     def rank(self, value: ir.Value) -> int | None:
@@ -59,3 +61,15 @@ class Shapes:
         """Whether the value surely holds one number."""
         shape = self.of(value)
         return shape is not None and all(d == 1 for d in shape)
+
+    def is_one_per_row(self, value: ir.Value) -> bool:
+        """Whether the value surely holds one number for each vector along the last axis, or one for all."""
+        shape = self.of(value)
+        return shape is not None and (not shape or shape[-1] == 1)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """A graph's inputs and what its nodes compute."""
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs

@@ -1,0 +1,1 @@
+"""From float to 8-bit integers."""

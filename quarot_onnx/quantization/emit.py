@@ -63,9 +63,7 @@ class Emitter:
         self._quantized: dict[tuple[object, ...], tuple[ir.Value, ir.Value | None]] = {}
         self._constants: dict[tuple[str, bytes], ir.Value] = {}
 
-    def linear(
-        self, linear: Linear, weight: WeightGrid, activation: Activation, output: Static | None = None
-    ) -> None:
+    def linear(self, linear: Linear, weight: WeightGrid, activation: Activation, output: Static | None = None) -> None:
         """Quantize one Linear in place.
 
         Args:
@@ -120,7 +118,9 @@ class Emitter:
         tensor = model_io.lazy_tensor(compute, dtype=kind, shape=table.shape, name=name)
         edit.replace_input(node, 0, edit.initializer(f"{name}_{kind.name.lower()}", tensor))
         scale, zero = (
-            edit.initializer(f"{name}_{what}", ir.Tensor(np.ascontiguousarray(array.reshape(-1, 1) if array.ndim else array)))
+            edit.initializer(
+                f"{name}_{what}", ir.Tensor(np.ascontiguousarray(array.reshape(-1, 1) if array.ndim else array))
+            )
             for what, array in (("scale", grid.scale), ("zero_point", grid.zero_point.astype(np.float32)))
         )
         node.outputs[0].type = ir.TensorType(kind)
@@ -168,8 +168,9 @@ class Emitter:
         self, node: ir.Node, x: ir.Value, dtype: ir.DataType, activation: PerToken | Static
     ) -> tuple[ir.Value, ir.Value | None]:
         """The input after Q/DQ, and for per-token the rows' maxima."""
-        static = isinstance(activation, Static)
-        grid = (activation.grid.scale.tobytes(), activation.grid.zero_point.tobytes()) if static else ()
+        grid: tuple[bytes, ...] = ()
+        if isinstance(activation, Static):
+            grid = (activation.grid.scale.tobytes(), activation.grid.zero_point.tobytes())
         key = (x, activation.__class__, *grid)
         if key not in self._quantized:
             # Linears come in graph order, so whoever shares this pair stands further down.

@@ -7,11 +7,15 @@ which always holds 0 exactly, is spread over all integers. (Jacob et al. 2018, s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
+
+Integers = NDArray[Any]
+"""int8 or uint8."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Grid:
     """
 
     scale: NDArray[np.float32]
-    zero_point: NDArray[np.int8] | NDArray[np.uint8]
+    zero_point: Integers
 
 
 def grid_for_range(
@@ -108,7 +112,7 @@ def weight_grid(
     return grid_for_range(low, high, integers, symmetric=symmetric)
 
 
-def round_to_nearest(weight: NDArray[np.floating], grid: Grid) -> NDArray[np.int8] | NDArray[np.uint8]:
+def round_to_nearest(weight: NDArray[np.floating], grid: Grid) -> Integers:
     """The integers of a weight.
 
     Args:

@@ -152,6 +152,3 @@ def _static(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
     found = ranges[(name, spec.calibration_method, spec.percentile)]
     low, high = np.float64(found.min), np.float64(found.max)
     return Static(grid_for_range(np.asarray(low), np.asarray(high), _integers(spec), symmetric=spec.symmetric))
-
-
-

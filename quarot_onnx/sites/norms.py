@@ -6,19 +6,20 @@ Spelt out, with Casts anywhere::
     x ─┬─ Pow 2 or Mul x ── ReduceMean(-1) ── Add ε ── Sqrt ─┬─ Reciprocal or Div 1 ── Mul x ─┬─ Mul γ
        └─────────────────────────────────────────────────────┴─ Div x ────────────────────────┘
 
-or with Pow -0.5 in place of Sqrt and Reciprocal. γ may be 1 + weight (Gemma).
+or with Pow 0.5 or -0.5 in place of Sqrt or of both. γ may be 1 + weight (Gemma).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import (
     Constant,
+    attribute_int,
     attribute_ints,
     consumers_through,
     data_input,
-    is_op,
     resolve_constant,
     scalar,
     small_ints,
@@ -33,21 +34,25 @@ LAYER_NORMS = frozenset({"LayerNormalization", "SkipLayerNormalization", "EmbedL
 
 def fused_norm(node: ir.Node) -> Norm | None:
     """The Norm that a fused operator is, or None."""
-    if node.op_type in FUSED:
-        gamma = resolve_constant(node.inputs[1])
-        return None if gamma is None else Norm(
-            node, data_input(node), node.outputs[0], gamma, (node, 1), reads=frozenset({node})
-        )
-    if node.op_type == SKIP:
-        gamma = resolve_constant(node.inputs[2])
-        biased = len(node.inputs) > 3 and node.inputs[3] is not None
-        if gamma is None or biased:
-            return None
-        total = node.outputs[3] if len(node.outputs) > 3 and node.outputs[3].name else None
-        return Norm(
-            node, data_input(node), node.outputs[0], gamma, (node, 2), skip_sum=total, reads=frozenset({node})
-        )
-    return None
+    if node.op_type not in (*FUSED, SKIP):
+        return None
+    position = 2 if node.op_type == SKIP else 1
+    gamma, offset = _gamma(data_input(node, position))
+    biased = node.op_type == SKIP and len(node.inputs) > 3 and node.inputs[3] is not None
+    axis = attribute_int(node, "axis", -1)
+    if gamma is None or len(gamma.shape) != 1 or biased or not _is_last(axis, data_input(node)):
+        return None
+    total = node.outputs[3] if node.op_type == SKIP and len(node.outputs) > 3 and node.outputs[3].name else None
+    return Norm(
+        node,
+        data_input(node),
+        node.outputs[0],
+        gamma,
+        (node, position),
+        offset,
+        skip_sum=total,
+        reads=frozenset({node}),
+    )
 
 
 def spelt_norms(graph: ir.Graph) -> Iterator[Norm]:
@@ -61,14 +66,16 @@ def spelt_norms(graph: ir.Graph) -> Iterator[Norm]:
 
 def is_centred_mean(node: ir.Node) -> bool:
     """Whether a ReduceMean takes the mean of x itself to subtract it: a LayerNorm, not an RMSNorm."""
-    return is_op(node, "ReduceMean") and any(is_op(user, "Sub") for user, _ in consumers_through(node.outputs[0]))
+    return node.op_type == "ReduceMean" and any(
+        user.op_type == "Sub" for user, _ in consumers_through(node.outputs[0])
+    )
 
 
 def _spelt_norm(mean: ir.Node) -> Norm | None:
     """Follow one ReduceMean back to x and on to the product with γ."""
     square = through(data_input(mean)).producer()
     x = _squared(square)
-    if square is None or x is None or _axes(mean) != (-1,):
+    if square is None or x is None or not _over_last_axis(mean):
         return None
     add = _only(mean.outputs[0], "Add")
     if add is None or not any(scalar(v) is not None for v in add.inputs):
@@ -88,11 +95,16 @@ def _squared(node: ir.Node | None) -> ir.Value | None:
     return None
 
 
-def _axes(mean: ir.Node) -> tuple[int, ...] | None:
-    """The axes of a reduction, as attribute (before opset 18) or as input."""
-    if len(mean.inputs) > 1 and mean.inputs[1] is not None:
-        return small_ints(mean.inputs[1])
-    return attribute_ints(mean, "axes")
+def _over_last_axis(mean: ir.Node) -> bool:
+    """Whether a reduction's axes, an attribute before opset 18 and an input since, are the last one alone."""
+    given = len(mean.inputs) > 1 and mean.inputs[1] is not None
+    axes = small_ints(mean.inputs[1]) if given else attribute_ints(mean, "axes")
+    return axes is not None and len(axes) == 1 and _is_last(axes[0], data_input(mean))
+
+
+def _is_last(axis: int, value: ir.Value) -> bool:
+    """Whether an axis is the last of a value, as far as the graph says how many there are."""
+    return axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
 
 
 def _only(value: ir.Value, *op_types: str) -> ir.Node | None:
@@ -106,19 +118,22 @@ def _scaled(variance: ir.Value, x: ir.Value) -> ir.Node | None:
     root = _only(variance, "Sqrt", "Pow")
     if root is None:
         return None
-    if root.op_type == "Pow":
-        return _product(root.outputs[0], x, "Mul") if scalar(root.inputs[1]) == -0.5 else None
+    exponent = 0.5 if root.op_type == "Sqrt" else scalar(root.inputs[1])
+    if exponent == -0.5:
+        return _product(root.outputs[0], x)
+    if exponent != 0.5:
+        return None
     inverse = _only(root.outputs[0], "Reciprocal", "Div")
     if inverse is None:
         return None
     if inverse.op_type == "Div" and scalar(inverse.inputs[0]) != 1.0:
         return inverse if through(data_input(inverse, 0)) is x else None
-    return _product(inverse.outputs[0], x, "Mul")
+    return _product(inverse.outputs[0], x)
 
 
-def _product(factor: ir.Value, x: ir.Value, op_type: str) -> ir.Node | None:
-    """The single user of ``factor``, if it combines it with x."""
-    node = _only(factor, op_type)
+def _product(factor: ir.Value, x: ir.Value) -> ir.Node | None:
+    """The Mul by x that is the single user of ``factor``."""
+    node = _only(factor, "Mul")
     return node if node is not None and any(v is not None and through(v) is x for v in node.inputs) else None
 
 
@@ -145,6 +160,15 @@ def _gamma(value: ir.Value) -> tuple[Constant | None, float]:
         for index in (0, 1):
             offset = scalar(node.inputs[1 - index])
             constant = resolve_constant(node.inputs[index])
-            if offset is not None and constant is not None:
-                return constant, offset
+            if offset is not None and constant is not None and len(constant.shape) == 1:
+                return replace(constant, dtype=_type_after_casts(value, constant.dtype)), offset
     return None, 0.0
+
+
+def _type_after_casts(value: ir.Value, dtype: ir.DataType) -> ir.DataType:
+    """The type of ``value``, where ``dtype`` is that before the Casts that it passed through."""
+    node = value.producer()
+    while node is not None and node.op_type == "Identity":
+        node = data_input(node).producer()
+    return ir.DataType(attribute_int(node, "to", 0)) if node is not None and node.op_type == "Cast" else dtype
+

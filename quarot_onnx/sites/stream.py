@@ -5,7 +5,7 @@ and up to moves that leave the last axis whole) or normed (the output of one of 
 possible when everything that touches a labelled value is understood:
 
 * stream + what Linears (or an embedding) wrote → stream; a norm of the stream → normed;
-* normed → Linears only; sizes are never in the way.
+* normed → Linears only; what looks at the shape alone is never in the way.
 
 Everything else is recorded with the node and the reason.
 """
@@ -18,24 +18,19 @@ from quarot_onnx.graph.linear import Linear, linear_at, linear_producing
 from quarot_onnx.graph.query import (
     FLOAT_TYPES,
     PASS_THROUGH,
+    SIZE_ONLY,
     attribute_int,
     attribute_ints,
     consumers,
-    consumers_through,
-    data_input,
-    is_op,
+    data_users,
     label,
     resolve_constant,
-    scalar,
-    small_ints,
     through,
 )
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Embedding, Norm, ResidualNorm
+from quarot_onnx.sites.moves import moved_operand, scaled_operand
 from quarot_onnx.sites.norms import LAYER_NORMS, SKIP, fused_norm, is_centred_mean, spelt_norms
-
-SIZE_ONLY = frozenset({"Shape", "Size"})
-MOVES = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Slice", "Gather", "GatherND", "Expand", "Flatten", "Transpose"})
 
 
 @dataclass(eq=False)
@@ -74,7 +69,7 @@ def find_stream(graph: ir.Graph, shapes: Shapes) -> Stream:
         The stream; one without writers when the graph has none.
     """
     norms = [*spelt_norms(graph), *(n for n in map(fused_norm, graph) if n is not None)]
-    for embedding in _embeddings(graph):
+    for embedding in filter(None, map(_embedding_at, graph)):
         stream = _Labelling(graph, shapes, norms).run(embedding)
         if stream.writers:
             return stream
@@ -86,16 +81,13 @@ def find_stream(graph: ir.Graph, shapes: Shapes) -> Stream:
     return Stream()
 
 
-def _embeddings(graph: ir.Graph) -> list[Embedding]:
-    """The Gathers of rows from constant float tables."""
-    found = []
-    for node in graph:
-        if node.op_type != "Gather" or attribute_int(node, "axis", 0) != 0 or resolve_constant(node.inputs[1]):
-            continue
-        table = resolve_constant(node.inputs[0])
-        if table is not None and len(table.shape) == 2 and table.dtype in FLOAT_TYPES:
-            found.append(Embedding(node, table))
-    return found
+def _embedding_at(node: ir.Node) -> Embedding | None:
+    """The embedding that ``node`` is, a Gather of rows from a constant float table, or None."""
+    if node.op_type != "Gather" or attribute_int(node, "axis", 0) != 0 or resolve_constant(node.inputs[1]):
+        return None
+    table = resolve_constant(node.inputs[0])
+    found = table is not None and len(table.shape) == 2 and table.dtype in FLOAT_TYPES
+    return Embedding(node, table) if table is not None and found else None
 
 
 @dataclass(eq=False)
@@ -118,6 +110,7 @@ class _Labelling:
         self._stream: set[ir.Value] = set()
         self._normed: dict[ir.Value, _Normed] = {}
         self._pending: list[Embedding | Linear] = []
+        self._normed_inside: set[ir.Value] = set()
         self._last_written: tuple[Embedding | Linear, ...] = ()
         self._groups: list[tuple[tuple[Embedding | Linear, ...], Norm, list[Linear]]] = []
         self._found = Stream()
@@ -136,8 +129,12 @@ class _Labelling:
         for node in self._graph:
             self._visit(node)
         for value in (*self._stream, *self._normed):
+            what = "the residual stream" if value in self._stream else "a norm of the residual stream"
             if value.is_graph_output():
-                self._problem_text(str(value.name), "the residual stream itself is an output of the graph")
+                self._problem_text(str(value.name), f"{what} is itself an output of the graph")
+            for user, _ in consumers(value):
+                if user.graph is not self._graph:
+                    self._problem(user, f"reads {what} inside a subgraph")
         self._found.norms = [ResidualNorm(previous, norm, tuple(rs)) for previous, norm, rs in self._groups]
         return self._found
 
@@ -149,7 +146,7 @@ class _Labelling:
         norm = self._by_read.get(node)
         if norm is not None and touched[0] in self._stream:
             self._norm(node, norm)
-        elif node.op_type in PASS_THROUGH or self._is_scaling(node) or self._is_move(node):
+        elif len(touched) == 1 and (node.op_type in PASS_THROUGH or self._vector(node) is touched[0]):
             self._carry(touched[0], node.outputs[0], flipped=False)
         elif touched[0] in self._normed:
             self._read(node, touched[0], self._normed[touched[0]])
@@ -158,6 +155,10 @@ class _Labelling:
             self._stream.add(node.outputs[0])
         else:
             self._unknown_reader(node)
+
+    def _vector(self, node: ir.Node) -> ir.Value | None:
+        """The operand that a scaling or a change of layout passes on."""
+        return scaled_operand(node, self._shapes) or moved_operand(node, self._found.hidden_size, self._shapes)
 
     def _carry(self, source: ir.Value, target: ir.Value, *, flipped: bool) -> None:
         """Give ``target`` the label of ``source``."""
@@ -180,12 +181,12 @@ class _Labelling:
         readers: list[Linear] = []
         self._groups.append((self._last_written, norm, readers))
         self._normed[norm.output] = _Normed(readers)
-        if norm.gamma is not None and norm.gamma.shape[-1] != self._found.hidden_size:
-            self._problem(node, f"its weight has {norm.gamma.shape[-1]} entries, not {self._found.hidden_size}")
+        if norm.gamma is not None and norm.gamma.shape != (self._found.hidden_size,):
+            self._problem(node, f"its weight has the shape {list(norm.gamma.shape)}, not [{self._found.hidden_size}]")
 
     def _read(self, node: ir.Node, value: ir.Value, mark: _Normed) -> None:
         """A use of a norm's output: a Linear, or something that R1 cannot pass."""
-        if is_op(node, "Transpose") and attribute_ints(node, "perm") in (None, (1, 0)):
+        if node.op_type == "Transpose" and attribute_ints(node, "perm") in (None, (1, 0)):
             self._carry(value, node.outputs[0], flipped=True)
             return
         linear = linear_at(node)
@@ -208,9 +209,8 @@ class _Labelling:
 
     def _belongs_to_layer_norm(self, node: ir.Node) -> bool:
         """Whether ``node`` is the x - mean(x) of a LayerNorm, which is reported at its ReduceMean."""
-        return is_op(node, "Sub") and any(
-            is_op(v.producer(), "ReduceMean") for v in map(through, filter(None, node.inputs)) if v is not None
-        )
+        means = (through(value).producer() for value in node.inputs if value is not None)
+        return node.op_type == "Sub" and any(mean is not None and mean.op_type == "ReduceMean" for mean in means)
 
     def _write(self, node: ir.Node, values: list[ir.Value]) -> None:
         """Record what the addition ``node`` adds to the stream."""
@@ -223,58 +223,41 @@ class _Labelling:
         linear = linear_producing(value)
         node = value.producer()
         norm = self._norm_by_output.get(value)
+        self._refuse_other_uses(value)
         if linear is not None:
             self._written(add, linear)
-        elif norm is not None and not resolve_constant(norm.input):
+        elif norm is not None:
             self._found.post_norm = True
             self._problem(norm.node, "normalises a block's output before it is added (post-norm block)")
+            self._normed_inside.add(norm.input)
             self._trace_writer(add, norm.input)
-        elif node is not None and (self._is_scaling(node) or self._is_move(node)):
-            self._trace_writer(add, next(v for v in node.inputs if v is not None and not resolve_constant(v)))
+        elif node is not None and (vector := self._vector(node)) is not None:
+            self._trace_writer(add, vector)
         elif node is not None and node.op_type == "Add":
-            for operand in node.inputs:
-                self._trace_writer(add, data_input(node) if operand is None else operand)
-        elif node is not None and (table := next((e for e in _embeddings_of(node)), None)):
+            for operand in filter(None, node.inputs):
+                self._trace_writer(add, operand)
+        elif node is not None and (table := _embedding_at(node)) is not None:
             self._found.embeddings.append(table)
             self._pending.append(table)
         else:
             origin = label(node) if node is not None else value.name
-            self._problem(add, f"adds to the residual stream what {origin} computes, which is no Linear")
+            self._problem(add, f"adds to the residual stream what {origin} holds, which no Linear computes")
+
+    def _refuse_other_uses(self, value: ir.Value) -> None:
+        """What is added to the stream must not be used elsewhere: it will be rotated."""
+        users = {user for user, _ in data_users(value)}
+        node = value.producer()
+        if node is not None and value not in self._normed_inside and (len(users) > 1 or value.is_graph_output()):
+            self._problem(node, "writes to the residual stream and is used elsewhere too")
 
     def _written(self, add: ir.Node, linear: Linear) -> None:
-        """Record one writer; its output must have no other use."""
+        """Record one writer."""
         self._pending.append(linear)
         self._found.writers.append(linear)
-        others = [user for user, _ in consumers_through(linear.output) if user.op_type not in SIZE_ONLY]
-        if len(others) > 1 or linear.output.is_graph_output():
-            self._problem(linear.node, "writes to the residual stream and is used elsewhere too")
         if linear.out_features != self._found.hidden_size:
             self._problem(add, f"adds {linear.out_features} values to a stream of {self._found.hidden_size}")
-
-    def _is_scaling(self, node: ir.Node) -> bool:
-        """A product with, or a quotient by, one number."""
-        if node.op_type == "Mul":
-            return any(scalar(v) is not None for v in node.inputs)
-        return node.op_type == "Div" and scalar(node.inputs[1]) is not None
-
-    def _is_move(self, node: ir.Node) -> bool:
-        """A change of layout that leaves the last axis whole and last."""
-        if node.op_type not in MOVES:
-            return False
-        value, out = data_input(node), node.outputs[0]
-        width = self._found.hidden_size
-        if node.op_type == "Transpose":
-            perm = attribute_ints(node, "perm")
-            return perm is not None and perm[-1] == len(perm) - 1
-        if node.op_type == "Slice" and len(node.inputs) > 3:
-            axes = small_ints(node.inputs[3])
-            rank = self._shapes.rank(value)
-            return axes is not None and all(a != -1 and (rank is None or a != rank - 1) for a in axes)
-        if node.op_type == "Reshape":
-            target = small_ints(node.inputs[1])
-            if target is not None and target[-1] == width:
-                return True
-        return self._shapes.last(value) == width and self._shapes.last(out) == width
+        if linear.bias_is_spread:
+            self._problem(linear.node, "adds one number to all of its outputs, which cannot be rotated")
 
     def _problem(self, node: ir.Node, reason: str) -> None:
         self._problem_text(label(node), reason)
@@ -282,17 +265,3 @@ class _Labelling:
     def _problem_text(self, name: str, reason: str) -> None:
         if (name, reason) not in self._found.problems:
             self._found.problems.append((name, reason))
-
-
-def _embeddings_of(node: ir.Node) -> list[Embedding]:
-    """The embedding that ``node`` is, as a list of none or one."""
-    if node.op_type != "Gather" or attribute_int(node, "axis", 0) != 0:
-        return []
-    table = resolve_constant(node.inputs[0])
-    return [Embedding(node, table)] if table is not None and len(table.shape) == 2 else []
-
-
-def only_use(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The only user of ``value`` apart from Shape and Size, if it is one of ``op_types``."""
-    users = [node for node, _ in consumers(value) if node.op_type not in SIZE_ONLY]
-    return users[0] if len(users) == 1 and users[0].op_type in op_types else None
