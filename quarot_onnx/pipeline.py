@@ -160,20 +160,20 @@ def quantize(
     protected = model_io.input_files(model)
     plan: Plan | None = None
     equivalence: Equivalence | None = None
-    static = static_qdq.needs_calibration(select(model, config))
+    select(model, config)  # wrong names and old opsets are told before any long work
     with _scratch(Path(target).absolute().parent) as scratch:
         base: str | Path = source
         if config.quarot is not None:
             plan = _rotate_in_place(model, config.quarot, _kinds_for(config))
             clock.lap("plan")
-            if verify or static:
-                base = scratch / "rotated.onnx"
-                model_io.save(model, base, progress=_phase(progress, "rotate"))
-                clock.lap("rotate")
-                if verify:
-                    equivalence = _prove(source, base, progress)
-                    clock.lap("verify")
-                model = model_io.load(base)
+            # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
+            base = scratch / "rotated.onnx"
+            model_io.save(model, base, progress=_phase(progress, "rotate"))
+            clock.lap("rotate")
+            if verify:
+                equivalence = _prove(source, base, progress)
+                clock.lap("verify")
+            model = model_io.load(base)
         selection = select(model, config)
         ranges = static_qdq.calibrate(
             base, selection, reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")

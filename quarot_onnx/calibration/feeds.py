@@ -85,7 +85,7 @@ class ModelInputs:
         graph = model.graph
         inputs = [TensorSpec.of(value) for value in graph.inputs if value.name not in graph.initializers]
         outputs = [TensorSpec.of(value) for value in graph.outputs]
-        return cls._build(inputs, outputs, graph, head_dim, folder)
+        return cls._build(inputs, outputs, model, head_dim, folder)
 
     @classmethod
     def from_session(
@@ -109,10 +109,11 @@ class ModelInputs:
         cls,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        graph: ir.Graph | None,
+        model: ir.Model | None,
         head_dim: int | None,
         folder: str | Path | None,
     ) -> "ModelInputs":
+        graph = None if model is None else model.graph
         logits = _logits(outputs)
         width = logits.shape[-1] if logits.shape else None
         vocab_size = width if isinstance(width, int) else None
@@ -123,7 +124,8 @@ class ModelInputs:
         if vocab_size is None and graph is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
-        kv_heads, width = attention_shape(graph) if graph is not None else (None, None)
+        open_shape = any(not isinstance(length, int) for spec in pasts for length in (spec.shape or ())[1::2])
+        kv_heads, width = attention_shape(model) if model is not None and open_shape else (None, None)
         if pasts and folder is not None:
             config = _config_shape(Path(folder))
             kv_heads, width = kv_heads or config[0], width or config[1]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.shapes import Shapes
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -106,23 +107,25 @@ def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:
     return None if value is None else max(_indexed_tables(value), default=None)
 
 
-def attention_shape(graph: ir.Graph) -> tuple[int | None, int | None]:
+def attention_shape(model: ir.Model) -> tuple[int | None, int | None]:
     """``(kv_heads, head_dim)`` of the fused attention nodes, whose cache inputs may leave both symbolic.
 
-    Heads are attributes of the node; the width of its query input is ``heads * head_dim``, or
-    ``(heads + 2 * kv_heads) * head_dim`` where query, key and value come merged.
+    Heads are attributes of the node; the width of V is ``kv_heads * head_dim``, that of merged Q, K and V
+    ``(heads + 2 * kv_heads) * head_dim``.
     """
-    for node in graph:
-        if node.op_type != "GroupQueryAttention":
-            continue
-        heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-        query = node.inputs[0]
-        width = query.shape[-1] if query is not None and query.shape is not None else None
-        if isinstance(width, int):
-            merged = len(node.inputs) < 2 or node.inputs[1] is None
-            return kv_heads, width // (heads + 2 * kv_heads if merged else heads)
+    node = next((node for node in model.graph if node.op_type == "GroupQueryAttention"), None)
+    if node is None:
+        return None, None
+    shapes = Shapes(model)
+    heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+    query, _, value = node.inputs[:3]
+    width = shapes.last(value) if value is not None else None
+    if width is not None:
+        return kv_heads, width // kv_heads
+    width = shapes.last(query) if query is not None else None
+    if width is None:
         return kv_heads, None
-    return None, None
+    return kv_heads, width // (heads + 2 * kv_heads if value is None else heads)
 
 
 def _token_input(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> TensorSpec | None:

@@ -1,0 +1,1 @@
+"""Questions and edits on graphs that know nothing of rotation."""

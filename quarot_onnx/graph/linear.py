@@ -22,6 +22,7 @@ from quarot_onnx.graph.query import (
     resolve_constant,
     through,
 )
+from quarot_onnx.graph.tags import is_online
 
 WEIGHT_INPUT = 1
 
@@ -90,8 +91,8 @@ class Linear:
 
 
 def linear_at(node: ir.Node) -> Linear | None:
-    """The Linear that ``node`` is, or None when it is none (another operator, no constant 2-D float weight)."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+    """The Linear that ``node`` is, or None (another operator, no constant 2-D float weight, an online rotation)."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or is_online(node):
         return None
     weight = resolve_constant(node.inputs[WEIGHT_INPUT])
     if weight is None or len(weight.shape) != 2 or weight.dtype not in FLOAT_TYPES:

@@ -2,8 +2,9 @@
 
     q = clip(round(x / s) + z, q_min, q_max),    x ≈ s · (q - z)
 
-Symmetric: z is the middle of the integer range and s = max|x| / 127. Asymmetric: the range [min(x, 0), max(x, 0)],
-which always holds 0 exactly, is spread over all integers. (Jacob et al. 2018, section 2.1.)
+Asymmetric: the range [min(x, 0), max(x, 0)], which always holds 0 exactly, is spread over all integers. Symmetric: the
+range is [-max|x|, max|x|]; int8 leaves out -128, so that z = 0 and s = max|x| / 127, uint8 uses all integers, so that
+z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids.
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class IntegerType:
         """The zero point of a symmetric quantization."""
         return 0 if self.signed else 128
 
+    @property
+    def half_span(self) -> float:
+        """Half the steps of a symmetric quantization."""
+        return 127.0 if self.signed else 127.5
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -69,22 +75,18 @@ def grid_for_range(
         symmetric: Whether zero lies in the middle.
 
     Returns:
-        The grid; a range that holds only 0 gets the scale 1.
+        The grid; a range that holds only 0 gets the scale 1 and the zero point 0.
     """
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     if symmetric:
-        scale = _nonzero(np.maximum(-low, high) / 127.0)
-        zero = np.full(scale.shape, integers.middle)
+        scale = np.asarray(np.maximum(-low, high) / integers.half_span)
     else:
-        scale = _nonzero((high - low) / 255.0)
-        zero = np.clip(np.rint(integers.low - low / scale), integers.low, integers.low + 255)
-    return Grid(scale, zero.astype(integers.dtype))
-
-
-def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Scales as float32, 1 where they vanish there."""
-    single = np.asarray(scale, dtype=np.float32)
-    return np.where(single > np.finfo(np.float32).tiny, single, np.float32(1.0)).astype(np.float32)
+        scale = np.asarray((high - low) / 255.0)
+    empty = scale < np.finfo(np.float32).tiny
+    scale = np.where(empty, 1.0, scale)
+    zero = np.full(scale.shape, float(integers.middle)) if symmetric else np.rint(integers.low - low / scale)
+    zero = np.where(empty, 0.0, zero)
+    return Grid(scale.astype(np.float32), zero.astype(integers.dtype))
 
 
 def weight_grid(

@@ -15,7 +15,8 @@ from quarot_onnx.graph.query import consumers, label, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation.online import OnlineWriter
-from quarot_onnx.rotation.plan import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
+from quarot_onnx.rotation.edits import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
+from quarot_onnx.rotation.recipe import Recipe
 from quarot_onnx.rotation.rope import RopeSplitter
 from quarot_onnx.sites.model import Norm
 
@@ -43,7 +44,7 @@ class _Application:
         self._shapes = Shapes(model)
         self._ones: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
-        model.graph.opset_imports.setdefault("com.microsoft", 1)
+        self._made: dict[ir.Value, list[tuple[Recipe, ir.Value]]] = {}
 
     def run(self, plan: Plan) -> None:
         """Apply every edit; recipes capture the original tensors, so their order does not matter."""
@@ -58,19 +59,22 @@ class _Application:
                 self._heads(edit)
 
     def _weight(self, edit: WeightEdit) -> None:
-        """Replace one use of a weight; other uses keep the original, the last one takes its name over."""
+        """Replace one use of a weight; equal recipes share the result, the last other use takes the name over."""
         source = edit.recipe.source.value
         old = edit.node.inputs[edit.index]
         assert old is not None
         name = source.name or "weight"
-        alone = old is source and len(consumers(source)) == 1 and source.is_initializer()
-        if alone:
+        made = self._made.setdefault(source, [])
+        value = next((value for recipe, value in made if recipe.same_as(edit.recipe)), None)
+        if value is None and old is source and len(consumers(source)) == 1 and source.is_initializer():
             # The same value, with another tensor: the name stays.
             tensor = edit.recipe.tensor(name)
             source.const_value = tensor
             source.shape = ir.Shape(tensor.shape)
             return
-        value = self._editor.initializer(f"{name}_rotated", edit.recipe.tensor(name))
+        if value is None:
+            value = self._editor.initializer(f"{name}_rotated", edit.recipe.tensor(name))
+            made.append((edit.recipe, value))
         self._editor.replace_input(edit.node, edit.index, value)
 
     def _gamma(self, norm: Norm) -> None:
@@ -97,7 +101,7 @@ class _Application:
                 nodes = self._online.build_plain(x, edit.factors.factors[0], dtype, stem)
             else:
                 nodes = self._online.build(x, edit.factors, dtype, stem)
-            self._editor.before(linear.node, nodes)
+            self._editor.after_value(x, nodes)
             self._rotated[key] = nodes[-1].outputs[0]
         linear.node.replace_input_with(0, self._rotated[key])
 

@@ -15,14 +15,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.graph.edit import Editor
+from quarot_onnx.graph.tags import is_online, mark_online
 from quarot_onnx.hadamard.online import OnlineFactors
 
-TAG = "quarot_onnx"
-"""The key in a node's metadata_props that marks it as part of an online rotation."""
+__all__ = ["OnlineWriter", "is_online"]
 
 
 class OnlineWriter:
-    """Writes online rotations into one graph; equal factors, and equal rotations of one value, are shared."""
+    """Writes online rotations into one graph; equal factors are shared."""
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
@@ -84,10 +84,5 @@ class OnlineWriter:
 
 def _tagged(nodes: list[ir.Node]) -> list[ir.Node]:
     for node in nodes:
-        node.metadata_props[TAG] = "online"
+        mark_online(node)
     return nodes
-
-
-def is_online(node: ir.Node) -> bool:
-    """Whether a node belongs to an online rotation; the mark is saved with the model."""
-    return TAG in node.metadata_props

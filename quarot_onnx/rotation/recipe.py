@@ -22,7 +22,7 @@ from quarot_onnx.hadamard.rotation import Rotation
 _BLOCK_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scale:
     """Multiply along ``axis`` by ``vector`` + ``offset``; ``factor`` multiplies everything."""
 
@@ -35,12 +35,12 @@ class Scale:
         """The scaled array; ``x`` may be changed in place."""
         if self.vector is not None:
             v = model_io.read_array(self.vector).astype(np.float64).reshape(-1) + self.offset
-            x *= v[:, None] if self.axis == 0 else v[None, :]
+            x *= v[:, None] if self.axis == 0 else v
         x *= self.factor
         return x
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Rotate:
     """Rotate ``axis`` between ``start`` and ``stop`` in runs of ``rotation.size``."""
 
@@ -90,41 +90,52 @@ class Recipe:
         """The result as a tensor that is computed whenever it is read."""
         return model_io.lazy_tensor(self.evaluate, dtype=self.source.dtype, shape=self.shape, name=name)
 
+    def same_as(self, other: "Recipe") -> bool:
+        """Whether both make the same tensor, so that one initializer can serve both uses."""
+        return (self.source.value, self.source.dtype, self.shape, self.stored_transposed, self.steps) == (
+            (other.source.value, other.source.dtype, other.shape, other.stored_transposed, other.steps)
+        )
+
     def evaluate(self) -> NDArray[np.generic]:
-        """Compute the result, in blocks across the axis that no step touches where there is one."""
+        """Compute the result in blocks, each across the axis that its steps leave alone.
+
+        Steps on the two axes commute. Where there are both, the weight as a whole is in float64 between them.
+        """
+        on_rows = tuple(step for step in self.steps if step.axis == 0)
+        on_columns = tuple(step for step in self.steps if step.axis == 1)
         result = np.empty(self.shape, dtype=self.source.dtype.numpy())
         seen = result.T if self.stored_transposed else result
         seen = seen.reshape(-1, seen.shape[-1]) if seen.ndim != 2 else seen
-        axes = {step.axis for step in self.steps if isinstance(step, Rotate) or step.vector is not None}
         rows, columns = seen.shape
-        if axes <= {1}:
+        if not on_rows and not self.source.transposed and len(self.source.shape) == 2:
             for start, stop in _spans(rows, columns):
-                seen[start:stop] = self._run(self._rows(start, stop))
+                part = model_io.read_rows(self.source.tensor, start, stop)
+                seen[start:stop] = _run(on_columns, part.astype(np.float64))
             return result
-        whole = self._whole()
-        if axes == {0}:
+        between = self._whole()
+        if on_rows and on_columns:
+            between = between.astype(np.float64)
+        target = between if on_rows and on_columns else seen
+        if on_columns or not on_rows:
+            for start, stop in _spans(rows, columns):
+                target[start:stop] = _run(on_columns, between[start:stop].astype(np.float64))
+        if on_rows:
             for start, stop in _spans(columns, rows):
-                seen[:, start:stop] = self._run(whole[:, start:stop].astype(np.float64))
-        else:
-            seen[...] = self._run(whole.astype(np.float64))
+                seen[:, start:stop] = _run(on_rows, between[:, start:stop].astype(np.float64))
         return result
 
-    def _run(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        for step in self.steps:
-            x = step.apply(x)
-        return x
-
     def _whole(self) -> NDArray[np.generic]:
+        """The source, seen as a matrix."""
         stored: NDArray[np.generic] = model_io.read_array(self.source.tensor)
         if stored.ndim != 2:
             stored = stored.reshape(-1, stored.shape[-1])
         return stored.T if self.source.transposed else stored
 
-    def _rows(self, start: int, stop: int) -> NDArray[np.float64]:
-        """Rows of the source as float64, without reading the rest of it where the layout allows."""
-        if self.source.transposed or len(self.source.shape) != 2:
-            return self._whole()[start:stop].astype(np.float64)
-        return np.asarray(model_io.read_rows(self.source.tensor, start, stop), dtype=np.float64)
+
+def _run(steps: tuple[Step, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    for step in steps:
+        x = step.apply(x)
+    return x
 
 
 def _spans(length: int, width: int) -> Iterator[tuple[int, int]]:

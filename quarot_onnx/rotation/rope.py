@@ -38,6 +38,7 @@ class RopeSplitter:
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
         self._positions: dict[ir.Value, ir.Value] = {}
+        self._sizes: dict[tuple[int, int], ir.Value] = {}
 
     def split(self, attention: Attention) -> SplitHeads:
         """Give one GroupQueryAttention separate Q, K and V, with RoPE outside.
@@ -65,9 +66,13 @@ class RopeSplitter:
         """Split a packed QKV into its three parts."""
         node, edit = attention.node, self._editor
         q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
-        sizes = edit.initializer("quarot/qkv_sizes", ir.Tensor(np.array([q, kv, kv], dtype=np.int64)))
+        if (q, kv) not in self._sizes:
+            tensor = ir.Tensor(np.array([q, kv, kv], dtype=np.int64))
+            self._sizes[q, kv] = edit.initializer("quarot/qkv_sizes", tensor)
         axis = ir.AttrInt64("axis", -1)
-        split = edit.node("Split", [node.inputs[0], sizes], f"{node.name}/Split", outputs=3, attributes=[axis])
+        split = edit.node(
+            "Split", [node.inputs[0], self._sizes[q, kv]], f"{node.name}/Split", outputs=3, attributes=[axis]
+        )
         edit.before(node, [split])
         for index, out in enumerate(split.outputs):
             node.replace_input_with(index, out)
@@ -84,9 +89,7 @@ class RopeSplitter:
                 ir.AttrInt64("rotary_embedding_dim", 2 * cos.shape[-1]),
             ]
         inputs = [node.inputs[index], positions, node.inputs[COS], node.inputs[SIN]]
-        rope = edit.node(
-            "RotaryEmbedding", inputs, f"{node.name}/Rope", domain="com.microsoft", attributes=attributes
-        )
+        rope = edit.node("RotaryEmbedding", inputs, f"{node.name}/Rope", domain="com.microsoft", attributes=attributes)
         edit.before(node, [rope])
         return rope.outputs[0]
 

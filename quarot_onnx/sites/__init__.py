@@ -1,0 +1,1 @@
+"""Where rotations go."""

@@ -5,9 +5,10 @@ What is not understood is left out with the node and the reason; nothing is gues
 """
 
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.linear import Linear, linear_at
 from quarot_onnx.graph.query import label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.attention import find_attentions
@@ -53,11 +54,19 @@ def refuse_hidden(graph: ir.Graph) -> None:
         ModelError: Naming the node.
     """
     for node in graph:
-        if node.op_type in ("If", "Loop", "Scan") and len(graph) < 64:
+        bodies = (g for attr in node.attributes.values() for g in _subgraphs(attr))
+        if any(linear_at(inner) is not None for body in bodies for inner in RecursiveGraphIterator(body)):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "
                 "export without merging the decoders (optimum: --no-post-process)"
             )
+
+
+def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """The graphs that an attribute holds."""
+    if attribute.type is ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def detect(model: ir.Model) -> Sites:
@@ -104,10 +113,16 @@ def _architecture(graph: ir.Graph, stream: Stream, attentions: list[Attention], 
     """The family whose structure this is; only for people to read."""
     if not attentions or not stream.writers:
         return "not a decoder"
-    if stream.layer_norm:
-        return "decoder with LayerNorm"
-    if stream.post_norm:
-        return "olmo2" if stream.bare_readers else "gemma3"
+    if stream.layer_norm or stream.post_norm:
+        post_norm = "olmo2" if stream.bare_readers else "gemma3"
+        return "decoder with LayerNorm" if stream.layer_norm else post_norm
+    return _pre_norm_architecture(graph, stream, attentions, mlps)
+
+
+def _pre_norm_architecture(
+    graph: ir.Graph, stream: Stream, attentions: list[Attention], mlps: tuple[Linear, ...]
+) -> str:
+    """The family of a decoder with RMSNorms before its blocks."""
     head_dim = attentions[0].head_dim
     norms = (*spelt_norms(graph), *filter(None, map(fused_norm, graph)))
     if any(n.gamma is not None and n.gamma.shape[-1] == head_dim != stream.hidden_size for n in norms):

@@ -141,6 +141,7 @@ def _check_scopes(config: QuarkTorchConfig, graph: ir.Graph, scopes: set[str], l
             "exports by torch.onnx.export(dynamo=True); leave the rotation config out, or use "
             '{"format": "quarot_onnx/1", "R1": "detect", "R2": "detect"}'
         )
+    # Not any node of layer N shows a further layer: one exporter numbers the final norm as if it were in one.
     last = f"{config.model_decoder_layers}.{layers - 1}"
     for key, path in (("backbone", config.backbone), ("model_decoder_layers", config.model_decoder_layers)):
         if path not in known and not any(scope.startswith(f"{path}.") for scope in known):

@@ -66,9 +66,7 @@ def spelt_norms(graph: ir.Graph) -> Iterator[Norm]:
 
 def is_centred_mean(node: ir.Node) -> bool:
     """Whether a ReduceMean takes the mean of x itself to subtract it: a LayerNorm, not an RMSNorm."""
-    return node.op_type == "ReduceMean" and any(
-        user.op_type == "Sub" for user, _ in consumers_through(node.outputs[0])
-    )
+    return node.op_type == "ReduceMean" and any(user.op_type == "Sub" for user, _ in consumers_through(node.outputs[0]))
 
 
 def _spelt_norm(mean: ir.Node) -> Norm | None:
@@ -171,4 +169,3 @@ def _type_after_casts(value: ir.Value, dtype: ir.DataType) -> ir.DataType:
     while node is not None and node.op_type == "Identity":
         node = data_input(node).producer()
     return ir.DataType(attribute_int(node, "to", 0)) if node is not None and node.op_type == "Cast" else dtype
-

@@ -7,12 +7,12 @@ import onnx_ir as ir
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import label
-from quarot_onnx.sites.attention import FUSED_INPUTS
+from quarot_onnx.sites.attention import FUSED
 from quarot_onnx.sites.dialect_own import NodeEntry, R2Entry, R3Entry
 from quarot_onnx.sites.model import Attention, Kind, OnlinePair, Sites
 from quarot_onnx.sites.names import Names, Ref, once
 
-ATTENTION_OPS = frozenset({"Softmax", *(op_type for _, op_type in FUSED_INPUTS)})
+ATTENTION_OPS = frozenset({"Softmax", *(op_type for _, op_type in FUSED)})
 
 
 class Places:

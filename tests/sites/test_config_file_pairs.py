@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.rotation.apply import apply_plan
-from quarot_onnx.rotation.plan import RotationRequest, plan_rotation
+from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
 from quarot_onnx.sites.config_file import Dialect, read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind
@@ -181,7 +181,7 @@ def test_where_detection_understands_nothing_the_file_is_followed() -> None:
     assert named.sites.hidden_size == 8
     assert "R1 follows the rotation config alone" in named.notes[0]
     before = model.graph.initializers["w_in"].const_value.numpy().copy()
-    apply_plan(model, plan_rotation(named.sites, RotationRequest({Kind.R1: "required"})))
+    apply_plan(model, plan_rotation(named.sites, RotationRequest({Kind.R1: Demand.REQUIRED})))
     assert not np.allclose(before, model.graph.initializers["w_in"].const_value.numpy())
     # float32: three products of at most 8 terms of order one
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import CalibMethod
+from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import QLayerConfig
 
 
@@ -25,7 +25,9 @@ def notes(
     configs = [config for config in (global_config, *others) if config is not None]
     activations = [config.activation for config in configs if config.activation is not None]
     found = [f"{name} has no effect: {IGNORED[name]}" for name in ignored]
-    if any(spec.data_type is DataType.Int8 for spec in activations):
+    # Per token, integers are uint8 around 128 whatever the type is called: the same values.
+    static = [spec for spec in activations if spec.quant_granularity is not QuantGranularity.Token]
+    if any(spec.data_type is DataType.Int8 for spec in static):
         found.append("int8 activations run several times slower than uint8 on onnxruntime's CPU; use UInt8Spec")
     if any(config.weight.calibration_method is not CalibMethod.MinMax for config in configs):
         found.append("the calibration method of a weight has no effect: weights take their true range")

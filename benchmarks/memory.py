@@ -1,0 +1,124 @@
+"""Peak memory of rotating and quantizing a model, and of onnxruntime's quantize_static on the same model.
+
+    python benchmarks/memory.py MODEL.onnx [--samples N] [--seq-len L]
+
+Every task runs in a process of its own, which reads its peak resident set (VmHWM in /proc/self/status, so Linux only)
+when it is done. ru_maxrss would mislead: a child inherits it from its parent at fork. All quantizing tasks write W8A8
+static models, calibrated by min-max on the same text; the first task only imports what the others do.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def imports(_model: Path, _out: Path, _arguments: argparse.Namespace) -> None:
+    import onnxruntime.quantization
+
+    import quarot_onnx.pipeline  # noqa: F401
+
+
+def rotate(model: Path, out: Path, _arguments: argparse.Namespace) -> None:
+    from quarot_onnx.pipeline import rotate
+    from quarot_onnx.quantization.config.algorithm import QuarotConfig
+
+    rotate(model, out, QuarotConfig(), verify=False)
+
+
+def quantize(model: Path, out: Path, arguments: argparse.Namespace, *, rotated: bool = False) -> None:
+    from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
+    from quarot_onnx.calibration.readers import TextReader
+
+    layer = QLayerConfig(UInt8Spec(), Int8Spec(quant_granularity="Channel"))
+    reader = TextReader(model, samples=arguments.samples, seq_len=arguments.seq_len)
+    config = QConfig(layer, algo_config=[QuarotConfig()] if rotated else [])
+    ModelQuantizer(config).quantize_model(model, out, reader, verify=False)
+
+
+def rotate_and_quantize(model: Path, out: Path, arguments: argparse.Namespace) -> None:
+    quantize(model, out, arguments, rotated=True)
+
+
+def quantize_static(model: Path, out: Path, arguments: argparse.Namespace) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as theirs
+
+    from quarot_onnx.calibration.readers import TextReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.text = TextReader(model, samples=arguments.samples, seq_len=arguments.seq_len)
+
+        def get_next(self) -> dict | None:
+            return self.text.get_next()
+
+    out.parent.mkdir(parents=True)
+    options = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
+    theirs(
+        model, out, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"], per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, use_external_data_format=True,
+        extra_options=options,
+    )  # fmt: skip
+
+
+TASKS = {
+    "imports alone": imports,
+    "rotate, R1+R2+R4": rotate,
+    "quantize": quantize,
+    "rotate and quantize": rotate_and_quantize,
+    "onnxruntime quantize_static": quantize_static,
+}
+
+
+def peak_megabytes() -> float:
+    """The peak resident set of this process."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1e3
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """One task, in a child process; its last line on standard output is peak and seconds."""
+    logging.disable(logging.WARNING)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        TASKS[arguments.task](arguments.model.absolute(), Path(folder) / "out" / "model.onnx", arguments)
+    print(peak_megabytes(), time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Peak memory of rotating and quantizing a model.")
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
+    parser.add_argument("--samples", type=int, default=8, metavar="N", help="calibration windows (default: 8)")
+    parser.add_argument("--seq-len", type=int, default=256, metavar="L", help="tokens of a window (default: 256)")
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.task is not None:
+        work(arguments)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    data = arguments.model.with_name(f"{arguments.model.name}.data")
+    size = arguments.model.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    table = Table(title=f"{arguments.model}, {size / 1e6:.0f} MB", title_justify="left")
+    for number, column in enumerate(("task", "peak RSS (MB)", "seconds")):
+        table.add_column(column, justify="right" if number else "left")
+    for task in TASKS:
+        line = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--task", task], check=True, capture_output=True, text=True
+        ).stdout.splitlines()[-1]
+        peak, seconds = map(float, line.split())
+        table.add_row(task, f"{peak:.0f}", f"{seconds:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The mark of nodes that an online rotation put into the graph; it is saved with the model."""
+
+import onnx_ir as ir
+
+TAG = "quarot_onnx"
+"""The key in a node's metadata_props."""
+
+_ONLINE = "online"
+
+
+def mark_online(node: ir.Node) -> None:
+    """Mark a node as part of an online rotation."""
+    node.metadata_props[TAG] = _ONLINE
+
+
+def is_online(node: ir.Node) -> bool:
+    """Whether a node is part of an online rotation: no Linear of the model, whatever its operator."""
+    return node.metadata_props.get(TAG) == _ONLINE

@@ -1,0 +1,73 @@
+"""A rotation of a model as data: small edits that are carried out together or not at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.graph.linear import Linear
+from quarot_onnx.hadamard.online import OnlineFactors
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.rotation.recipe import Recipe
+from quarot_onnx.sites.model import Attention, Norm
+
+
+@dataclass(frozen=True, eq=False)
+class WeightEdit:
+    """Replace what enters ``node`` at ``index`` by a recipe's result."""
+
+    node: ir.Node
+    index: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class GammaEdit:
+    """Replace a norm's γ, now folded into its readers, by ones."""
+
+    norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineEdit:
+    """Put an online rotation before a Linear."""
+
+    linear: Linear
+    factors: OnlineFactors
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class HeadEdit:
+    """Rotate Q and K of an attention online."""
+
+    attention: Attention
+    rotation: Rotation
+
+
+Edit = WeightEdit | GammaEdit | OnlineEdit | HeadEdit
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The edits, and what they amount to.
+
+    Attributes:
+        edits: In an order that can be carried out.
+        rotations: The rotations used, by kind and size, for records.
+        counts: Sites rotated, by kind.
+        notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
+    """
+
+    edits: tuple[Edit, ...]
+    rotations: Mapping[str, Rotation]
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    def record(self) -> dict[str, object]:
+        """What was done, for the output's metadata: JSON types only."""
+        return {
+            "counts": dict(self.counts),
+            "rotations": {name: rotation.to_dict() for name, rotation in self.rotations.items()},
+            "notes": list(self.notes),
+        }
