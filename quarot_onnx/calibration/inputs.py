@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.query import resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
@@ -119,13 +120,33 @@ def attention_shape(model: ir.Model) -> tuple[int | None, int | None]:
     shapes = Shapes(model)
     heads, kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
     query, _, value = node.inputs[:3]
-    width = shapes.last(value) if value is not None else None
-    if width is not None:
-        return kv_heads, width // kv_heads
-    width = shapes.last(query) if query is not None else None
-    if width is None:
-        return kv_heads, None
-    return kv_heads, width // (heads + 2 * kv_heads if value is None else heads)
+    for operand, count in ((value, kv_heads), (query, heads if value is not None else heads + 2 * kv_heads)):
+        if operand is not None and (width := shapes.last(operand) or _projected_width(operand)) is not None:
+            return kv_heads, width // count
+    return kv_heads, None
+
+
+def _projected_width(value: ir.Value) -> int | None:
+    """The columns of the weight, float or quantized, of the MatMul that ``value`` comes from."""
+    for _ in range(8):
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Split":
+            sizes = small_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+            return sizes[value.index() or 0] if sizes else None
+        if node.op_type == "MatMul":
+            weight = node.inputs[1]
+            dequantize = None if weight is None else weight.producer()
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+                weight = dequantize.inputs[0]
+            constant = resolve_constant(weight)
+            return None if constant is None else constant.shape[-1]
+        operand = next((v for v in node.inputs if v is not None and resolve_constant(v) is None), None)
+        if operand is None:
+            return None
+        value = operand
+    return None
 
 
 def _token_input(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> TensorSpec | None:

@@ -123,7 +123,9 @@ def compare(
     dtype = max(_weight_type(model_a), _weight_type(model_b), key=list(_TOLERANCES).index)
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
     if decoder:
-        a, b = (_Decoder.read(path, model) for path, model in ((path_a, model_a), (path_b, model_b)))
+        a = _Decoder.read(path_a, model_a)
+        # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
+        b = _Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim)
         if a.inputs.vocab_size != b.inputs.vocab_size:
             raise ModelError(
                 f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
@@ -201,8 +203,8 @@ class _Decoder:
     inputs: ModelInputs
 
     @classmethod
-    def read(cls, path: str | Path, model: ir.Model) -> "_Decoder":
-        return cls(Path(path), ModelInputs.from_model(model, folder=Path(path).parent))
+    def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None) -> "_Decoder":
+        return cls(Path(path), ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent))
 
     def runs(self, groups: Sequence[TokenIds], steps: int, threads: int | None) -> Iterator[Rows]:
         """The logits of all windows; the session opens with the first and goes with the last."""
