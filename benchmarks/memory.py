@@ -1,10 +1,12 @@
+# ruff: noqa: PLC0415 - a task imports what it needs, and its parent nothing of that
 """Peak memory of rotating and quantizing a model, and of onnxruntime's quantize_static on the same model.
 
-    python benchmarks/memory.py MODEL.onnx [--samples N] [--seq-len L]
+    python benchmarks/memory.py MODEL.onnx [--samples N] [--seq-len L] [--task TASK]
 
 Every task runs in a process of its own, which reads its peak resident set (VmHWM in /proc/self/status, so Linux only)
 when it is done. ru_maxrss would mislead: a child inherits it from its parent at fork. All quantizing tasks write W8A8
-static models, calibrated by min-max on the same text; the first task only imports what the others do.
+static models, calibrated by min-max on the same text. `quantize_static` is onnxruntime's; `imports` only
+imports what the others need.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from pathlib import Path
 
 
 def imports(_model: Path, _out: Path, _arguments: argparse.Namespace) -> None:
-    import onnxruntime.quantization
+    import onnxruntime.quantization  # noqa: F401
 
     import quarot_onnx.pipeline  # noqa: F401
 
@@ -69,11 +71,11 @@ def quantize_static(model: Path, out: Path, arguments: argparse.Namespace) -> No
 
 
 TASKS = {
-    "imports alone": imports,
-    "rotate, R1+R2+R4": rotate,
+    "imports": imports,
+    "rotate": rotate,
     "quantize": quantize,
-    "rotate and quantize": rotate_and_quantize,
-    "onnxruntime quantize_static": quantize_static,
+    "rotate+quantize": rotate_and_quantize,
+    "quantize_static": quantize_static,
 }
 
 
@@ -89,7 +91,7 @@ def work(arguments: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        TASKS[arguments.task](arguments.model.absolute(), Path(folder) / "out" / "model.onnx", arguments)
+        TASKS[arguments.task[-1]](arguments.model.absolute(), Path(folder) / "out" / "model.onnx", arguments)
     print(peak_megabytes(), time.perf_counter() - start)
 
 
@@ -98,26 +100,21 @@ def main() -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="calibration windows (default: 8)")
     parser.add_argument("--seq-len", type=int, default=256, metavar="L", help="tokens of a window (default: 256)")
-    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=TASKS, action="append", help="this task only; may be repeated (default: all)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task is not None:
+    if arguments.child:
         work(arguments)
         return
-    from rich.console import Console
-    from rich.table import Table
-
     data = arguments.model.with_name(f"{arguments.model.name}.data")
     size = arguments.model.stat().st_size + (data.stat().st_size if data.exists() else 0)
-    table = Table(title=f"{arguments.model}, {size / 1e6:.0f} MB", title_justify="left")
-    for number, column in enumerate(("task", "peak RSS (MB)", "seconds")):
-        table.add_column(column, justify="right" if number else "left")
-    for task in TASKS:
-        line = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--task", task], check=True, capture_output=True, text=True
-        ).stdout.splitlines()[-1]
-        peak, seconds = map(float, line.split())
-        table.add_row(task, f"{peak:.0f}", f"{seconds:.1f}")
-    Console().print(table)
+    print(f"{arguments.model}: {size / 1e6:.0f} MB, {arguments.samples} windows of {arguments.seq_len} tokens")
+    print(f"{'task':16}{'peak RSS (MB)':>14}{'seconds':>9}")
+    for task in arguments.task or TASKS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", "--task", task]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        peak, seconds = map(float, done.stdout.splitlines()[-1].split())
+        print(f"{task:16}{peak:14.0f}{seconds:9.1f}", flush=True)
 
 
 if __name__ == "__main__":

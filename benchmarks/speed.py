@@ -8,14 +8,13 @@ work does so for all of them; the ratio is the median over rounds of (model / fl
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
@@ -57,19 +56,16 @@ def main() -> None:
     paths = [arguments.float_model, *arguments.quantized]
     models = [runs_of(path) for path in paths]
     rounds = [[[measure(run) for run in model] for model in models] for _ in range(arguments.runs + 1)][1:]
-    table = Table(title=f"CPU time, one thread, median of {arguments.runs} alternating rounds", title_justify="left")
-    table.add_column("model", overflow="fold")
-    for column in (f"prefill {PREFILL} (ms)", "/ float", f"decode, cache {CACHED} (ms)", "/ float"):
-        table.add_column(column, justify="right")
+    print(f"CPU time in ms, one thread, median of {arguments.runs} alternating rounds")
+    print(f"{f'prefill {PREFILL}':>12}{'/ float':>9}{f'decode ({CACHED})':>13}{'/ float':>9}  model")
     for number, path in enumerate(paths):
-        cells = []
-        for phase in (0, 1):
+        line = ""
+        for phase, width in ((0, 12), (1, 13)):
             milliseconds = statistics.median(r[number][phase] for r in rounds)
             ratio = statistics.median(r[number][phase] / r[0][phase] for r in rounds)
-            known = milliseconds == milliseconds and ratio == ratio
-            cells += [f"{milliseconds:.1f}", f"{ratio:.2f}"] if known else ["-", "-"]
-        table.add_row(str(path), *cells)
-    Console().print(table)
+            line += "-".rjust(width) if math.isnan(milliseconds) else f"{milliseconds:{width}.1f}"
+            line += "-".rjust(9) if math.isnan(ratio) else f"{ratio:9.2f}"
+        print(f"{line}  {path}")
 
 
 if __name__ == "__main__":

@@ -63,12 +63,12 @@ def _per_token(_head: list[str]) -> QConfig:
 
 
 VARIANTS = (
-    Variant("float32, no quantization", "float", None),
-    Variant("W8 per-tensor", "w8", _w8(rotated=False)),
-    Variant("W8 per-tensor, R1+R2", "w8-quarot", _w8(rotated=True)),
-    Variant("W8A8 static per-tensor", "w8a8-static", _static(rotated=False)),
-    Variant("W8A8 static per-tensor, QuaRot R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
-    Variant("W8A8 per token, QuaRot R1+R2+R4, int8 head", "w8a8-token-quarot", _per_token),
+    Variant("float32", "float", None),
+    Variant("W8", "w8", _w8(rotated=False)),
+    Variant("W8, R1+R2", "w8-quarot", _w8(rotated=True)),
+    Variant("W8A8 static", "w8a8-static", _static(rotated=False)),
+    Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
+    Variant("W8A8 token, R1+R2+R4", "w8a8-token-quarot", _per_token),
 )
 
 
@@ -96,7 +96,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
     rows: list[dict[str, object]] = []
     reference: float | None = None
     for variant in VARIANTS:
-        tell(f"{variant.name}")
+        tell(variant.name)
         model, seconds = source, 0.0
         if variant.config is not None:
             model = out / variant.folder / "model.onnx"

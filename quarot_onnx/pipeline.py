@@ -5,13 +5,12 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,18 +22,19 @@ from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.model_io import SavedModel
+from quarot_onnx.provenance import RECIPE_KEY, Recipe, is_rotated, make_recipe, record, recorded, summary
 from quarot_onnx.quantization import static_qdq
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.select import Selection, select
+from quarot_onnx.quantization.select import select
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Demand, Plan, RotationRequest, plan_rotation
 from quarot_onnx.sites.config_file import read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites
+from quarot_onnx.staging import nearest_existing
 
-RECIPE_KEY = "quarot_onnx.recipe"
-"""The entry of an output's metadata_props that says what was done, as JSON."""
+__all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
@@ -59,7 +59,7 @@ class Outcome:
     """
 
     saved: SavedModel
-    recipe: Mapping[str, object]
+    recipe: Recipe
     equivalence: Equivalence | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -97,7 +97,7 @@ def rotate(
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
-    recipe = _recipe(rotation=plan)
+    recipe = make_recipe(rotation=plan)
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
     equivalence: Equivalence | None = None
@@ -160,7 +160,8 @@ def quantize(
     protected = model_io.input_files(model)
     plan: Plan | None = None
     equivalence: Equivalence | None = None
-    select(model, config)  # wrong names and old opsets are told before any long work
+    # Wrong names, old opsets and a missing reader are told before any long work.
+    static_qdq.require_reader(select(model, config), reader)
     with _scratch(Path(target).absolute().parent) as scratch:
         base: str | Path = source
         if config.quarot is not None:
@@ -182,7 +183,7 @@ def quantize(
             clock.lap("calibrate")
         earlier = recorded(model)
         static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"))
-        recipe = _recipe(rotation=plan, earlier=earlier, quantization=(config, selection))
+        recipe = make_recipe(rotation=plan, earlier=earlier, quantization=(config, selection))
         record(model, recipe)
         report = dict(recipe)
         if equivalence is not None:
@@ -202,38 +203,22 @@ def quantize(
     return Outcome(saved, recipe, equivalence, notes, clock.laps)
 
 
-def record(model: ir.Model, recipe: Mapping[str, object]) -> None:
-    """Write a recipe into the model's metadata."""
-    model.metadata_props[RECIPE_KEY] = json.dumps(recipe)
-
-
-def recorded(model: ir.Model) -> Mapping[str, object] | None:
-    """The recipe that an earlier run wrote into the model, or None."""
-    text = model.metadata_props.get(RECIPE_KEY)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is damaged: {error}; export it anew") from error
-    return found if isinstance(found, dict) else None
-
-
 def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[Kind]) -> Plan:
     """Find the sites, plan, edit the graph; weights follow when the model is written."""
     earlier = recorded(model)
-    if earlier is not None and earlier.get("rotation") is not None:
+    if earlier is not None and is_rotated(earlier):
         raise ModelError(
-            f"the model was already rotated ({_summary(earlier)}); "
-            "start from the original, or quantize without rotation"
+            f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
+            "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request = _sites_and_request(model, config, default)
+    sites, request, notes = _sites_and_request(model, config, default)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
             "there is nothing to rotate; name nodes in a rotation config's online_pairs, or go without rotation"
         )
     plan = plan_rotation(sites, request)
+    plan = replace(plan, notes=(*notes, *plan.notes))
     if not plan.edits:
         why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
         raise ConfigError(f"no rotation is left to do{why}")
@@ -243,14 +228,15 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
 
 def _sites_and_request(
     model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
-) -> tuple[Sites, RotationRequest]:
-    """Combine the graph, the rotation config file and the switches."""
+) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
+    """Combine the graph, the rotation config file and the switches; with what the user should know of the file."""
+    notes: tuple[str, ...] = ()
     switches = {kind: getattr(config, flag) for kind, flag in _FLAGS.items()}
     asked = frozenset(kind for kind, switch in switches.items() if switch)
     block_sizes: Mapping[Kind, int] = {}
     if config.r_config_path is not None:
         named = read_sites(config.r_config_path, model, asked=asked)
-        sites, default, block_sizes = named.sites, named.kinds, named.block_sizes
+        sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
     else:
         sites = detect(model)
@@ -266,7 +252,7 @@ def _sites_and_request(
         r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
         r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
     )
-    return sites, request
+    return sites, request, notes
 
 
 def _kinds_for(config: QConfig) -> frozenset[Kind]:
@@ -286,34 +272,6 @@ def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence
     require(equivalence)
     progress("verify", 1, 1)
     return equivalence
-
-
-def _recipe(
-    *,
-    rotation: Plan | None = None,
-    earlier: Mapping[str, object] | None = None,
-    quantization: tuple[QConfig, Selection] | None = None,
-) -> dict[str, object]:
-    """What was done, JSON types only."""
-    recipe: dict[str, object] = {"version": version("quarot-onnx")}
-    if rotation is not None:
-        recipe["rotation"] = rotation.record()
-    elif earlier is not None and earlier.get("rotation") is not None:
-        recipe["rotation"] = earlier["rotation"]
-    if quantization is not None:
-        config, selection = quantization
-        recipe["quantization"] = {
-            "config": config.to_dict(),
-            "linears": len(selection.linears),
-            "embeddings": len(selection.tables),
-        }
-    return recipe
-
-
-def _summary(recipe: Mapping[str, object]) -> str:
-    rotation = recipe.get("rotation")
-    counts = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
-    return ", ".join(f"{kind} at {count} places" for kind, count in counts.items())
 
 
 class _Clock:
@@ -338,9 +296,12 @@ def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """A scratch folder on the output's disk, removed at the end whatever happens."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = nearest_existing(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".quarot-", dir=existing, ignore_cleanup_errors=True) as name:
-            yield Path(name)
-    except PermissionError as error:
+        path = Path(tempfile.mkdtemp(prefix=".quarot-", dir=existing))
+    except OSError as error:
         raise OutputError(f"cannot write to {existing}: {error.strerror}; choose another output folder") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -79,10 +79,8 @@ def _as_file(model: "str | Path | onnx.ModelProto", scratch: Path) -> Path:
         return Path(model)
     try:
         loaded = ir.from_proto(model)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"model_input is neither a path nor a ModelProto but {type(model).__name__}: {error}"
-        ) from error
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto") from error
     if not isinstance(loaded, ir.Model):
         raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto")
     return model_io.save(loaded, scratch / "input" / "model.onnx").path

@@ -50,7 +50,7 @@ def session(
         domains = wire.imported_domains(source)
     except (wire.WireError, ValueError) as error:
         raise damaged(source, str(error)) from error
-    options = _options(
+    options = session_options(
         domains, threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
     )
     return _open(str(source), options, str(source))
@@ -77,7 +77,7 @@ def session_from_model(
         ModelError: If onnxruntime cannot load it.
         MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
     """
-    options = _options(
+    options = session_options(
         graph_domains(model), threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
     )
     label = f"the model in memory ({model.graph.name or 'unnamed graph'})"
@@ -94,9 +94,26 @@ def graph_domains(model: ir.Model) -> frozenset[str]:
     return frozenset(used | set(model.opset_imports))
 
 
-def _options(
-    domains: frozenset[str], *, threads: int | None, optimize: bool, optimized_path: Path | None, low_memory: bool
+def session_options(
+    domains: frozenset[str],
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    optimized_path: Path | None = None,
+    low_memory: bool = False,
 ) -> "ort.SessionOptions":
+    """Options of a session; the operators of onnxruntime-extensions are registered where ``domains`` has them.
+
+    Args:
+        domains: The operator domains of the model.
+        threads: As for ``session``.
+        optimize: As for ``session``.
+        optimized_path: As for ``session``.
+        low_memory: As for ``session``.
+
+    Raises:
+        MissingPackageError: If the model uses onnxruntime-extensions and that is not installed.
+    """
     import onnxruntime as ort  # noqa: PLC0415 - a quarter of a second that most commands can do without
 
     options = ort.SessionOptions()

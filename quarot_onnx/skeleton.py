@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from quarot_onnx import runtime
 from quarot_onnx.errors import ModelError
 
 _SMALL = 1 << 10  # bytes; below, a tensor may be a shape, which onnxruntime must see to infer others
@@ -35,20 +36,17 @@ def open_augmented(model: ir.Model, *, threads: int | None = None) -> Any:
 
     Raises:
         ModelError: Large weights in memory, or onnxruntime refuses the graph.
+        MissingPackageError: It uses onnxruntime-extensions and that is not installed.
     """
     import onnxruntime as ort  # noqa: PLC0415 (late: importing this module stays cheap)
 
     skeleton, folder = _serialize(model)
-    options = ort.SessionOptions()
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.log_severity_level = 3
     # Prepacking copies every weight; a calibration run can do without its speed.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options = runtime.session_options(runtime.graph_domains(model), threads=threads, low_memory=True)
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(skeleton, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base

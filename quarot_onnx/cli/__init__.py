@@ -26,18 +26,18 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        from quarot_onnx.cli.app import run  # noqa: PLC0415 - see above
+        from quarot_onnx.cli.running import run  # noqa: PLC0415 - see above
 
         status = run()
     except KeyboardInterrupt:
         status = _INTERRUPTED
     except _TerminatedError:
-        sys.stderr.write("terminated: nothing was written\n")
+        sys.stderr.write("terminated: no partial output was left\n")
         status = 143
     except BrokenPipeError:
         # The reader of our output is gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     if status == _INTERRUPTED:
-        sys.stderr.write("interrupted: nothing was written\n")
+        sys.stderr.write("interrupted: no partial output was left\n")
     sys.exit(status)

@@ -8,41 +8,18 @@ import typer
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
-from quarot_onnx.cli.console import ERR, bars, notes, print_json
-from quarot_onnx.errors import ConfigError, QuarotError
+from quarot_onnx.cli.console import bars, notes, print_json, remark
+
+NAME = "quarot-onnx"
 
 app = typer.Typer(
-    name="quarot-onnx",
+    name=NAME,
     help="Rotate and quantize ONNX language models; the result runs on stock onnxruntime.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def run() -> int:
-    """Run the command line; the exit status instead of an exit."""
-    try:
-        app()
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else 0
-    except QuarotError as error:
-        return _fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
-    except MemoryError:
-        return _fail("not enough memory for this model; close other programs or use a machine with more", 2)
-    return 0
-
-
-def _fail(message: str, status: int) -> int:
-    one_line = " ".join(message.split())
-    ERR.print(f"error: {one_line}", markup=False, style="bold red" if ERR.is_terminal else "")
-    return status
 
 
 @app.callback(invoke_without_command=True)
@@ -60,17 +37,19 @@ def _common(
 def export(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder or a GGUF file.")],
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new or empty folder.")],
-    dtype: Annotated[str, typer.Option(help="Type of the weights: fp32 or fp16.")] = "fp32",
-    opset: Annotated[int | None, typer.Option(help="Opset of the graph.")] = None,
+    dtype: Annotated[opt.Dtype, typer.Option(help="Type of the weights.")] = opt.Dtype.FP32,
+    opset: Annotated[int | None, typer.Option(min=1, help="Opset of the graph.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT_DIR.")] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Export a model to ONNX through optimum, offline (needs the extra [bold]export[/])."""
-    from quarot_onnx.export import export as export_model  # noqa: PLC0415 - every command imports what it needs
+    from quarot_onnx.export import ExportDtype  # noqa: PLC0415 - every command imports what it needs
+    from quarot_onnx.export import export as export_model  # noqa: PLC0415
 
-    progress = None if quiet or as_json else lambda stage: ERR.print(stage, markup=False)
-    path = export_model(source, out_dir, dtype=dtype, opset=opset, overwrite=overwrite, progress=progress)  # type: ignore[arg-type]
+    progress = None if quiet or as_json else remark
+    kind = ExportDtype(dtype.value)
+    path = export_model(source, out_dir, dtype=kind, opset=opset, overwrite=overwrite, progress=progress)
     print_json({"model": str(path)}) if as_json else render.written(path)
 
 
@@ -84,20 +63,10 @@ def inspect(
     as_json: opt.Json = False,
 ) -> None:
     """Show what a model is, where rotations go, what they cost, and why anything is left out."""
-    from quarot_onnx import model_io  # noqa: PLC0415
-    from quarot_onnx.evaluation.inspection import inspection_record  # noqa: PLC0415
-    from quarot_onnx.pipeline import recorded  # noqa: PLC0415
-    from quarot_onnx.sites.config_file import read_sites  # noqa: PLC0415
-    from quarot_onnx.sites.config_file import write_config as write  # noqa: PLC0415
-    from quarot_onnx.sites.detect import detect  # noqa: PLC0415
-
     path = opt.model_file(model)
-    loaded = model_io.load(path)
-    sites = detect(loaded) if rotation_config is None else read_sites(rotation_config, loaded).sites
-    content = inspection_record(loaded, sites) | {"model": str(path), "recipe": recorded(loaded)}
-    if write_config is not None:
-        write(sites, write_config)
-        content["written_config"] = str(write_config)
+    from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
+
+    content = inspect_model(path, rotation_config, write_config)
     print_json(content) if as_json else render.inspection(content)
 
 
@@ -121,10 +90,11 @@ def rotate(
     quiet: opt.Quiet = False,
 ) -> None:
     """Write the rotated float model. Without options: R1, R2 and R4 where the model allows them."""
+    source = opt.model_file(model)
+    from quarot_onnx.cli.configs import quarot_config  # noqa: PLC0415
     from quarot_onnx.pipeline import rotate as rotate_model  # noqa: PLC0415
 
-    source = opt.model_file(model)
-    config = opt.quarot_config(
+    config = quarot_config(
         r1=r1, r2=r2, r3=r3, r4=r4, rotation_config=rotation_config, r_matrix_dim=r_matrix_dim,
         random_had=random_had, seed=seed, block_size=block_size, r1_matrix=r1_matrix, r2_matrix=r2_matrix,
     )  # fmt: skip
@@ -200,10 +170,11 @@ def quantize(
         ),
     ] = None,
     calib_samples: Annotated[
-        int, typer.Option(metavar="N", help="Windows of text.", rich_help_panel=opt.CALIBRATION)
+        int, typer.Option(metavar="N", min=1, help="Windows of text.", rich_help_panel=opt.CALIBRATION)
     ] = 16,
     calib_seq_len: Annotated[
-        int, typer.Option(metavar="L", help="Tokens of a window, BOS among them.", rich_help_panel=opt.CALIBRATION)
+        int,
+        typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them.", rich_help_panel=opt.CALIBRATION),
     ] = 512,
     no_rotate: Annotated[
         bool, typer.Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=opt.ROTATION)
@@ -222,10 +193,11 @@ def quantize(
     quiet: opt.Quiet = False,
 ) -> None:
     """Rotate as the scheme needs (R1+R2; R4 with quantized activations), prove it, and quantize to 8 bits."""
+    source = opt.model_file(model)
     from quarot_onnx.cli.quantizing import Request  # noqa: PLC0415
 
     request = Request(
-        source=opt.model_file(model), out=out, scheme=scheme, per_channel=per_channel, a_sym=a_sym, w_sym=w_sym,
+        source=source, out=out, scheme=scheme, per_channel=per_channel, a_sym=a_sym, w_sym=w_sym,
         lm_head=lm_head, embedding=embedding, exclude=tuple(exclude or ()), config=config, calib_method=calib_method,
         percentile=percentile, calib_text=calib_text, tokenizer=tokenizer, calib_samples=calib_samples,
         calib_seq_len=calib_seq_len, no_rotate=no_rotate, r1=r1, r2=r2, r3=r3, r4=r4, rotation_config=rotation_config,
@@ -241,19 +213,18 @@ def quantize(
 def verify(
     model_a: Annotated[Path, typer.Argument(metavar="MODEL_A", help="The original.")],
     model_b: Annotated[Path, typer.Argument(metavar="MODEL_B", help="The model to check.")],
-    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of random ids, and as many of real text.")] = 128,
-    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the random ids.")] = 0,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens of random ids, and as many of real text.")
+    ] = 128,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the random ids.")] = 0,
     as_json: opt.Json = False,
 ) -> None:
     """Prove that two float models compute the same; exit status 1 if they do not."""
+    first, second = opt.model_file(model_a), opt.model_file(model_b)
     from quarot_onnx.evaluation.equivalence import compare, require  # noqa: PLC0415
     from quarot_onnx.evaluation.report import equivalence_record  # noqa: PLC0415
 
-    if tokens < 1:
-        raise ConfigError(f"--tokens {tokens} leaves nothing to compare; ask for 1 or more")
-    result = compare(
-        opt.model_file(model_a), opt.model_file(model_b), random_tokens=tokens, real_tokens=tokens, seed=seed
-    )
+    result = compare(first, second, random_tokens=tokens, real_tokens=tokens, seed=seed)
     content = equivalence_record(result)
     print_json(content) if as_json else render.equivalence(content)
     require(result)
@@ -266,20 +237,21 @@ def evaluate(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(metavar="L", help="Tokens of a window, BOS among them.")] = 512,
-    windows: Annotated[int, typer.Option(metavar="N", help="Windows; 0 for the whole text.")] = 20,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="onnxruntime's threads.")] = None,
+    seq_len: Annotated[int, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them.")] = 512,
+    windows: Annotated[int, typer.Option(metavar="N", min=0, help="Windows; 0 for the whole text.")] = 20,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Perplexity of a model, float or quantized, on a text."""
+    path = opt.model_file(model)
+    source = opt.tokenizer_path(tokenizer, path)
     from quarot_onnx.evaluation.perplexity import perplexity  # noqa: PLC0415
     from quarot_onnx.evaluation.report import perplexity_record  # noqa: PLC0415
 
-    path = opt.model_file(model)
     with bars(quiet=quiet or as_json) as progress:
         result = perplexity(
-            path, text, tokenizer or path.parent, seq_len=seq_len, windows=windows, threads=threads,
+            path, text, source, seq_len=seq_len, windows=windows, threads=threads,
             progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
     content = perplexity_record(result) | {"model": str(path), "text": str(text)}
@@ -289,13 +261,12 @@ def evaluate(
 @app.command(epilog="Example: quarot-onnx demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where models and results.json go.")] = Path("demo"),
-    windows: Annotated[int, typer.Option(metavar="N", help="Windows of 512 tokens per perplexity.")] = 8,
+    windows: Annotated[int, typer.Option(metavar="N", min=1, help="Windows of 512 tokens per perplexity.")] = 8,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """SmolLM2-135M from GGUF to rotated, quantized ONNX models, with a table of what each costs and saves."""
     from quarot_onnx.demo import run_demo  # noqa: PLC0415
 
-    say = None if quiet or as_json else lambda line: ERR.print(line, markup=False)
-    results = run_demo(out, windows=windows, say=say)
+    results = run_demo(out, windows=windows, say=None if quiet or as_json else remark)
     print_json(results) if as_json else render.demo(results)

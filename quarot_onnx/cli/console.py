@@ -1,15 +1,18 @@
-"""What people see: progress on standard error, tables or one JSON object on standard output."""
+"""What people see: progress and remarks on standard error, tables or one JSON object on standard output.
+
+On a terminal tables are drawn by rich; elsewhere they are plain aligned lines, so that no path is wrapped or cut.
+rich is imported where something is drawn: an error message needs none of it.
+"""
 
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
-OUT = Console(highlight=False)
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _PHASES = {
     "rotate": "rotating weights",
@@ -24,7 +27,7 @@ _PHASES = {
 class Bars:
     """Progress bars, one per phase; call it with (phase, done, total)."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: "Progress | None") -> None:
         """Draw on ``progress``, or nowhere."""
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
@@ -41,9 +44,12 @@ class Bars:
 @contextmanager
 def bars(*, quiet: bool) -> Iterator[Bars]:
     """Progress bars with the time left, on standard error; none when it is no terminal or ``quiet``."""
-    if quiet or not ERR.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield Bars(None)
         return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,26 +57,60 @@ def bars(*, quiet: bool) -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=ERR, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bars(progress)
 
 
 def print_json(content: Mapping[str, object]) -> None:
-    """One JSON object on standard output, and nothing else there."""
-    OUT.file.write(json.dumps(content, indent=2, default=str) + "\n")
+    """One JSON object on standard output, and nothing else there; NaN and infinity become null."""
+    say(json.dumps(_finite(content), indent=2, default=str, allow_nan=False))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; columns after the first are numbers, set right."""
-    drawn = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        drawn.add_row(*row)
-    OUT.print(drawn)
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say(line: str) -> None:
+    """A line of results on standard output, never wrapped."""
+    sys.stdout.write(line + "\n")
+
+
+def remark(line: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def notes(items: Sequence[str]) -> None:
-    """Remarks on standard error."""
+    """Remarks that a run left behind."""
     for item in items:
-        ERR.print(f"note: {item}", markup=False)
+        remark(f"note: {item}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; columns after the first are set right where they are numbers."""
+    numeric = [i > 0 and all(row[i][:1].isdigit() or row[i] == "-" for row in rows) for i in range(len(columns))]
+    if not sys.stdout.isatty():
+        say("\n".join([title, *_aligned([columns, *rows], numeric)]))
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = Table(title=Text(title), title_justify="left")
+    for column, right in zip(columns, numeric, strict=True):
+        drawn.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    Console(highlight=False).print(drawn)
+
+
+def _aligned(rows: Sequence[Sequence[str]], numeric: Sequence[bool]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, numeric, strict=True)
+        yield ("  " + "  ".join(c.rjust(width) if right else c.ljust(width) for c, width, right in cells)).rstrip()

@@ -1,17 +1,12 @@
-"""Options that several commands share, and how they become configurations."""
+"""Options that several commands share, and the files that they name. Nothing heavy is imported here."""
 
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quarot_onnx.errors import ConfigError, ModelError
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
+from quarot_onnx.errors import CalibrationError, ModelError, did_you_mean
 
 ROTATION, CALIBRATION, SCHEME = "Rotation", "Calibration data", "Scheme"
 
@@ -29,6 +24,13 @@ class CalibrationChoice(StrEnum):
 
     MINMAX = "minmax"
     PERCENTILE = "percentile"
+
+
+class Dtype(StrEnum):
+    """The type of an export's weights."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
 
 
 class Precision(StrEnum):
@@ -59,14 +61,19 @@ RotationFile = Annotated[
 ]
 RMatrixDim = Annotated[
     int | None,
-    typer.Option("--r-matrix-dim", metavar="N", help="R1's size, checked against the graph.", rich_help_panel=ROTATION),
+    typer.Option(
+        "--r-matrix-dim", min=1, metavar="N", help="R1's size, checked against the graph.", rich_help_panel=ROTATION
+    ),
 ]
 RandomHad = Annotated[
     bool, typer.Option("--random-had", help="Randomised Hadamards for R1 and R2.", rich_help_panel=ROTATION)
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the random signs.", rich_help_panel=ROTATION)]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random signs.", rich_help_panel=ROTATION)
+]
 BlockSize = Annotated[
-    int | None, typer.Option("--block-size", metavar="B", help="Block-diagonal R1 and R4.", rich_help_panel=ROTATION)
+    int | None,
+    typer.Option("--block-size", min=1, metavar="B", help="Block-diagonal R1 and R4.", rich_help_panel=ROTATION),
 ]
 R1Matrix = Annotated[
     Path | None,
@@ -85,8 +92,13 @@ def model_file(path: Path) -> Path:
     """The .onnx file that a path names: itself, or the one in a folder.
 
     Raises:
-        ModelError: The folder holds none, or several and no model.onnx.
+        ModelError: There is nothing, or a folder that holds no .onnx file, or several and no model.onnx.
     """
+    if not path.exists():
+        beside = [file.name for file in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        raise ModelError(
+            f"no model at {path}{did_you_mean(path.name, beside)}; name an .onnx file or a folder with one"
+        )
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.onnx"))
@@ -103,78 +115,14 @@ def target_file(out: Path, source: Path) -> Path:
     return out if out.suffix == ".onnx" and not out.is_dir() else out / source.name
 
 
-def quarot_config(
-    *,
-    r1: bool | None,
-    r2: bool | None,
-    r3: bool | None,
-    r4: bool | None,
-    rotation_config: Path | None,
-    r_matrix_dim: int | None,
-    random_had: bool,
-    seed: int,
-    block_size: int | None = None,
-    r1_matrix: Path | None = None,
-    r2_matrix: Path | None = None,
-) -> QuarotConfig:
-    """The rotation options as a configuration."""
-    return QuarotConfig(
-        r_matrix_dim=r_matrix_dim,
-        use_random_had=random_had,
-        r_config_path=rotation_config,
-        r1=r1,
-        r2=r2,
-        r3=r3,
-        r4=r4,
-        seed=seed,
-        block_size=block_size,
-        r1_matrix_path=r1_matrix,
-        r2_matrix_path=r2_matrix,
-    )
-
-
-def scheme_config(
-    scheme: Scheme,
-    *,
-    per_channel: bool,
-    activation_symmetric: bool | None,
-    weight_symmetric: bool,
-    method: CalibrationChoice,
-    percentile: float | None,
-    head: Iterable[str],
-    embedding: Precision,
-    exclude: Iterable[str],
-    rotation: QuarotConfig | None,
-) -> QConfig:
-    """The scheme options as a configuration.
+def tokenizer_path(given: Path | None, model: Path) -> Path:
+    """The tokenizer: the one that was named, or the one beside the model.
 
     Raises:
-        ConfigError: Options that contradict each other.
+        CalibrationError: None was named, and there is none beside the model.
     """
-    granularity = QuantGranularity.Channel if per_channel else QuantGranularity.Tensor
-    weight = Int8Spec(symmetric=weight_symmetric, quant_granularity=granularity)
-    activation: QTensorConfig | None = None
-    if scheme is Scheme.W8A8_DYNAMIC:
-        if activation_symmetric is False:
-            raise ConfigError("--a-asym: per-token activations are symmetric; use --scheme w8a8-static or leave it out")
-        activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
-    elif scheme is Scheme.W8A8_STATIC:
-        activation = UInt8Spec(symmetric=bool(activation_symmetric), calibration_method=CalibMethod.parse(str(method)))
-        if percentile is not None:
-            activation = activation.model_copy(update={"percentile": percentile})
-    elif activation_symmetric is not None:
-        raise ConfigError("--a-sym/--a-asym: the scheme w8 leaves activations in float; leave it out")
-    if percentile is not None and (scheme is not Scheme.W8A8_STATIC or method is not CalibrationChoice.PERCENTILE):
-        raise ConfigError("--percentile needs --scheme w8a8-static and --calib-method percentile")
-    types = ["MatMul", "Gemm"]
-    layer_types: dict[QLayerConfig, list[str]] = {}
-    if embedding is Precision.INT8:
-        types.append("Gather")
-        layer_types = {QLayerConfig(weight=Int8Spec(quant_granularity=QuantGranularity.Channel)): ["Gather"]}
-    return QConfig(
-        QLayerConfig(activation=activation, weight=weight),
-        layer_type_config=layer_types,
-        exclude=[*head, *exclude],
-        algo_config=[] if rotation is None else [rotation],
-        OpTypesToQuantize=types,
-    )
+    if given is not None:
+        return given
+    if not (model.parent / "tokenizer.json").is_file():
+        raise CalibrationError(f"no tokenizer.json beside {model}; name the model's tokenizer with --tokenizer")
+    return model.parent

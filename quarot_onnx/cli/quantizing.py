@@ -1,13 +1,17 @@
 """The ``quantize`` command's options, put together into one call of the pipeline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import onnx_ir as ir
 
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import DataReader, TextReader
+from quarot_onnx.cli import configs
 from quarot_onnx.cli import options as opt
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.pipeline import Outcome, Progress, quantize, recorded
+from quarot_onnx.pipeline import Outcome, Progress, quantize
+from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_qdq
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
@@ -55,12 +59,22 @@ class Request:
         Raises:
             QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
         """
+        model = model_io.load(self.source)
         target = opt.target_file(self.out, self.source)
-        model_io.check_target(model_io.load(self.source), target)
-        config = self._config()
-        return quantize(self.source, target, config, self._reader(config), verify=verify, progress=progress)
+        model_io.check_target(model, target)
+        recipe = recorded(model)
+        config = self._config(model, rotated=is_rotated(recipe))
+        calibrated = static_qdq.needs_calibration(select(model, config))
+        reader = self._reader() if calibrated else None
+        outcome = quantize(self.source, target, config, reader, verify=verify, progress=progress)
+        notes = [*outcome.notes]
+        if is_rotated(recipe) and config.quarot is None and recipe is not None:
+            notes.append(f"the model is already rotated ({summary(recipe)}): quantized as it is")
+        if not calibrated and (self.calib_text is not None or self.tokenizer is not None):
+            notes.append("nothing is calibrated: --calib-text and --tokenizer were not used")
+        return replace(outcome, notes=tuple(notes))
 
-    def _config(self) -> QConfig:
+    def _config(self, model: ir.Model, *, rotated: bool) -> QConfig:
         """The configuration from the file, or from the options."""
         if self.config is not None:
             given = [name for name in _WITH_CONFIG if getattr(self, name) is not None]
@@ -74,33 +88,33 @@ class Request:
         head = self.lm_head or (opt.Precision.INT8 if scheme is opt.Scheme.W8A8_DYNAMIC else opt.Precision.FLOAT)
         if self.calib_method is not None and scheme is not opt.Scheme.W8A8_STATIC:
             raise ConfigError(f"--calib-method: the scheme {scheme} is not calibrated; use --scheme w8a8-static")
-        return opt.scheme_config(
+        return configs.scheme_config(
             scheme,
             per_channel=self.per_channel is not False,
             activation_symmetric=self.a_sym,
             weight_symmetric=self.w_sym is not False,
             method=self.calib_method or opt.CalibrationChoice.MINMAX,
             percentile=self.percentile,
-            head=self._head_names() if head is opt.Precision.FLOAT else (),
+            head=_head_names(model) if head is opt.Precision.FLOAT else (),
             embedding=self.embedding or opt.Precision.FLOAT,
             exclude=self.exclude,
-            rotation=None if self._unrotated() else self._rotation(),
+            rotation=None if self._unrotated(rotated=rotated) else self._rotation(),
         )
 
-    def _unrotated(self) -> bool:
+    def _unrotated(self, *, rotated: bool) -> bool:
         """No rotation was asked for, or the model brings its own."""
         typed = [name for name in _ROTATION if getattr(self, name) is not None]
-        if self.no_rotate:
-            switched_on = [name for name in typed if getattr(self, name) is not False]
-            if switched_on or self.random_had:
-                option = "--" + (switched_on[0].replace("_", "-") if switched_on else "random-had")
-                raise ConfigError(f"{option} contradicts --no-rotate; leave out one of them")
-            return True
-        recipe = recorded(model_io.load(self.source))
-        return recipe is not None and recipe.get("rotation") is not None and not typed
+        typed += ["random_had"] if self.random_had else []
+        if not self.no_rotate:
+            return rotated and not typed
+        switched_on = [name for name in typed if getattr(self, name) is not False]
+        if switched_on:
+            option = "--" + switched_on[0].replace("_", "-")
+            raise ConfigError(f"{option} contradicts --no-rotate; leave out one of them")
+        return True
 
     def _rotation(self) -> QuarotConfig:
-        return opt.quarot_config(
+        return configs.quarot_config(
             r1=self.r1,
             r2=self.r2,
             r3=self.r3,
@@ -112,16 +126,14 @@ class Request:
             block_size=self.block_size,
         )
 
-    def _head_names(self) -> list[str]:
-        """The language model head, found by structure."""
-        return [linear.name for linear in detect(model_io.load(self.source)).head]
-
-    def _reader(self, config: QConfig) -> DataReader | None:
-        """A reader of text where something is calibrated; typed options that are not used are refused."""
-        if not static_qdq.needs_calibration(select(model_io.load(self.source), config)):
-            if self.calib_text is not None:
-                raise ConfigError("--calib-text: nothing is calibrated; use --scheme w8a8-static or leave it out")
-            return None
+    def _reader(self) -> DataReader:
+        """A reader of text."""
+        tokenizer = opt.tokenizer_path(self.tokenizer, self.source)
         return TextReader(
-            self.source, self.calib_text, self.tokenizer, samples=self.calib_samples, seq_len=self.calib_seq_len
+            self.source, self.calib_text, tokenizer, samples=self.calib_samples, seq_len=self.calib_seq_len
         )
+
+
+def _head_names(model: ir.Model) -> list[str]:
+    """The language model head, found by structure."""
+    return [linear.name for linear in detect(model).head]

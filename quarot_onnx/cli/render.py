@@ -2,22 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quarot_onnx.cli.console import OUT, table
-from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.pipeline import Outcome
+from quarot_onnx.cli.console import say, table
+
+if TYPE_CHECKING:
+    from quarot_onnx.pipeline import Outcome
 
 Content = Mapping[str, Any]
 
 
 def written(path: Path) -> None:
     """One line that names what was written."""
-    OUT.print(f"wrote {path}", markup=False, soft_wrap=True)
+    say(f"wrote {path}")
 
 
-def outcome_record(outcome: Outcome) -> dict[str, object]:
+def outcome_record(outcome: "Outcome") -> dict[str, object]:
     """A run as JSON types."""
+    from quarot_onnx.evaluation.report import equivalence_record  # noqa: PLC0415 - the run has imported it already
+
     return {
         "model": str(outcome.saved.path),
         "data": None if outcome.saved.data_path is None else str(outcome.saved.data_path),
@@ -30,27 +33,25 @@ def outcome_record(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def outcome(done: Outcome) -> None:
+def outcome(done: "Outcome") -> None:
     """What was rotated, how exact it was, what was written."""
     rotation = done.recipe.get("rotation")
     if isinstance(rotation, dict):
         counts = ", ".join(f"{kind} at {count}" for kind, count in rotation["counts"].items())
-        OUT.print(f"rotated: {counts} places", markup=False, soft_wrap=True)
+        say(f"rotated: {counts} places")
     if done.equivalence is not None:
         e = done.equivalence
         top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"
-        OUT.print(
+        say(
             f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}) "
-            f"over {e.tokens} tokens{top1}", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"over {e.tokens} tokens{top1}"
+        )
     quantization = done.recipe.get("quantization")
     if isinstance(quantization, dict):
         tables = f" and {quantization['embeddings']} embeddings" if quantization["embeddings"] else ""
-        OUT.print(f"quantized: {quantization['linears']} Linears{tables}", markup=False, soft_wrap=True)
+        say(f"quantized: {quantization['linears']} Linears{tables}")
     seconds = sum(done.seconds.values())
-    OUT.print(
-        f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)", markup=False, soft_wrap=True
-    )
+    say(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)")
 
 
 def inspection(content: Content) -> None:
@@ -69,13 +70,13 @@ def inspection(content: Content) -> None:
     sites = [[kind, str(count), _uses(content, kind)] for kind, count in content["sites"].items()]
     table("Rotation sites", ["rotation", "sites", "Hadamard"], sites)
     for entry in content["left_out"][:20]:
-        OUT.print(f"left out {entry['rotation']} at {entry['node']}: {entry['reason']}", markup=False, soft_wrap=True)
+        say(f"left out {entry['rotation']} at {entry['node']}: {entry['reason']}")
     more = len(content["left_out"]) - 20
     if more > 0:
-        OUT.print(f"... and {more} more; --json lists all")
+        say(f"... and {more} more; --json lists all")
     recipe = content.get("recipe")
     if recipe and recipe.get("rotation"):
-        OUT.print(f"already rotated: {recipe['rotation']['counts']}", markup=False)
+        say(f"already rotated: {recipe['rotation']['counts']}")
     if "written_config" in content:
         written(Path(content["written_config"]))
 
@@ -88,7 +89,7 @@ def _uses(content: Content, kind: str) -> str:
             online = "·".join(map(str, use["factors"]))
             cost = f", online as {online}, {use['relative_cost']:.1%} of its Linear's work" if online else ""
             lines.append(use["construction"] + cost)
-    return "\n".join(lines)
+    return "; ".join(lines)
 
 
 def equivalence(content: Content) -> None:
@@ -133,8 +134,9 @@ def demo(content: Content) -> None:
         ]
         for row in content["rows"]
     ]
-    columns = ["SmolLM2-135M", "perplexity", "ratio", "size (MB)", "time (s)", "prefill 256 (tokens/s)"]
+    columns = ["SmolLM2-135M", "perplexity", "ratio", "MB", "seconds", "tokens/s"]
     table(f"Models and results.json in {content['out']}", columns, rows)
+    say("seconds: to rotate, prove, calibrate and quantize; tokens/s: prefill of 256 tokens")
 
 
 def _megabytes(count: int) -> str:

@@ -30,7 +30,7 @@ class Shapes:
         self._shapes: dict[ir.Value, ir.Shape] = {}
         self._dtypes: dict[ir.Value, ir.DataType] = {}
         for value in _values(model.graph):
-            for source in (value, inferred.get(value.name)):
+            for source in (value, inferred.get(value.name or "")):
                 if source is not None and source.shape is not None:
                     self._shapes[value] = source.shape
                 if source is not None and source.dtype is not None:
@@ -43,7 +43,7 @@ class Shapes:
     def of(self, value: ir.Value) -> tuple[int | None, ...] | None:
         """The shape of a value, unknown lengths as None; None when even the rank is unknown."""
         if value.const_value is not None:
-            return tuple(int(d) for d in value.const_value.shape)
+            return tuple(int(d) for d in value.const_value.shape.numpy())
         shape = self._shapes.get(value)
         return None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
 

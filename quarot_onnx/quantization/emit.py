@@ -10,7 +10,9 @@ Per token, a = max|x| over the last axis, so that x / a fills [-1, 1] and one co
     x ─ Div a ─ QuantizeLinear(1/127, 128) ─ DequantizeLinear ─┐
     W(int8) ──────────────────────────────── DequantizeLinear ─┴─ MatMul ─ Mul a ── (+ b)
 
-Weight-only: DequantizeLinear ─ MatMul. A table: Gather of integers, times Gather of the rows' scales.
+Weight-only: DequantizeLinear ─ MatMul, which onnxruntime runs as MatMulNBits; unless its session option
+``session.qdq_matmulnbits_accuracy_level`` is 1, that operator rounds activations to 8 bits per block of a row. A table:
+Gather of integers, times Gather of the rows' scales.
 
 Activations are quantized in float32 whatever the model's type (QuantizeLinear takes float16 only from opset 19 on).
 A Gemm becomes MatMul and Add, its alpha folded into the weight and its beta into the bias.
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx import model_io
 from quarot_onnx.graph.edit import Editor
-from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.linear import Bias, Linear
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.quantization.rounding import Grid, round_to_nearest
 
@@ -73,7 +75,7 @@ class Emitter:
             output: The grid of a Q/DQ after the product and the bias; None for no Q/DQ there.
         """
         node, edit = linear.node, self._editor
-        dtype = linear.weight.dtype
+        dtype, may_be_matrix = linear.weight.dtype, _may_be_matrix(linear.input)
         w = self._dequantized_weight(linear, weight)
         x = linear.input if not linear.transposed_input else self._add(node, "Transpose", linear.input, perm=[1, 0])
         amax: ir.Value | None = None
@@ -91,13 +93,18 @@ class Emitter:
         if dtype_inside is not dtype:
             to = ir.AttrInt64("to", int(dtype))
             tail.append(edit.node("Cast", [tail[-1].outputs[0]], f"{product.name}/Cast", attributes=[to]))
-        if node.op_type == "Gemm" and linear.bias is not None:
-            tail.append(edit.node("Add", [tail[-1].outputs[0], self._gemm_bias(linear)], f"{product.name}/Bias"))
+        bias = linear.bias
+        if bias is not None and bias.node is node:
+            tail.append(self._bias(linear, bias, tail))
         edit.replace_node(node, tail)
+        last = tail[-1]
+        if bias is not None and bias.node is not node:
+            last = bias.node
+            if len(tail) == 1 and may_be_matrix:
+                last = self._bias(linear, bias, tail)
+                edit.replace_node(bias.node, [last])
         if output is not None:
-            bias_node = linear.bias.node if linear.bias is not None and node.op_type == "MatMul" else None
-            value = tail[-1].outputs[0] if bias_node is None else bias_node.outputs[0]
-            edit.redirect(value, lambda v: self._qdq(v, output.grid, dtype))
+            edit.redirect(last.outputs[0], lambda v: self._qdq(v, output.grid, dtype))
 
     def table(self, node: ir.Node, table: Constant, weight: WeightGrid) -> None:
         """Quantize an embedding: integers and row scales are gathered and multiplied.
@@ -123,7 +130,6 @@ class Emitter:
             )
             for what, array in (("scale", grid.scale), ("zero_point", grid.zero_point.astype(np.float32)))
         )
-        node.outputs[0].type = ir.TensorType(kind)
         to = ir.AttrInt64("to", int(ir.DataType.FLOAT))
 
         def build(value: ir.Value) -> list[ir.Node]:
@@ -146,6 +152,7 @@ class Emitter:
             return nodes
 
         edit.redirect(node.outputs[0], build)
+        node.outputs[0].type = ir.TensorType(kind)
 
     def _dequantized_weight(self, linear: Linear, weight: WeightGrid) -> ir.Value:
         """W as integers with a DequantizeLinear; its grid is found now, its integers when the model is written."""
@@ -218,16 +225,20 @@ class Emitter:
             nodes.append(edit.node("Cast", [nodes[-1].outputs[0]], f"{stem}/Back", attributes=[back]))
         return nodes
 
-    def _gemm_bias(self, linear: Linear) -> ir.Value:
-        """Gemm's C times beta."""
-        assert linear.bias is not None
-        if linear.beta == 1.0:
-            value = linear.node.inputs[linear.bias.index]
-            assert value is not None
-            return value
-        constant = linear.bias.constant
-        array = (model_io.read_array(constant.tensor).astype(np.float64) * linear.beta).astype(constant.dtype.numpy())
-        return self._editor.initializer(f"{constant.value.name}_beta", ir.Tensor(array, dtype=constant.dtype))
+    def _bias(self, linear: Linear, bias: Bias, tail: list[ir.Node]) -> ir.Node:
+        """What adds beta · b to the last of ``tail``.
+
+        Right after a MatMul of matrices -beta · b is subtracted: onnxruntime would make a Gemm of MatMul and Add, and
+        then finds no quantized kernel for it.
+        """
+        fusible = len(tail) == 1
+        factor = -linear.beta if fusible else linear.beta
+        constant = bias.constant
+        array = (_seen(constant).astype(np.float64) * factor).astype(constant.dtype.numpy())
+        value = self._editor.initializer(f"{constant.value.name}_quarot", ir.Tensor(array, dtype=constant.dtype))
+        return self._editor.node(
+            "Sub" if fusible else "Add", [tail[-1].outputs[0], value], f"{linear.name}/quantized/Bias"
+        )
 
     def _grid_constants(self, grid: Grid) -> tuple[ir.Value, ir.Value]:
         return (
@@ -251,6 +262,11 @@ class Emitter:
         made = self._editor.node(op_type, inputs, f"{anchor.name or 'node'}/{op_type}", attributes=attrs)
         self._editor.before(anchor, [made])
         return made.outputs[0]
+
+
+def _may_be_matrix(x: ir.Value) -> bool:
+    """Whether ``x`` may have two axes."""
+    return x.shape is None or len(x.shape) == 2
 
 
 def _seen(constant: Constant, factor: float = 1.0) -> NDArray[np.floating]:

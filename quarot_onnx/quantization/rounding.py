@@ -78,10 +78,7 @@ def grid_for_range(
         The grid; a range that holds only 0 gets the scale 1 and the zero point 0.
     """
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    if symmetric:
-        scale = np.asarray(np.maximum(-low, high) / integers.half_span)
-    else:
-        scale = np.asarray((high - low) / 255.0)
+    scale = np.asarray(np.maximum(-low, high) / integers.half_span if symmetric else (high - low) / 255.0)
     empty = scale < np.finfo(np.float32).tiny
     scale = np.where(empty, 1.0, scale)
     zero = np.full(scale.shape, float(integers.middle)) if symmetric else np.rint(integers.low - low / scale)

@@ -1,7 +1,7 @@
 """Which nodes are quantized, and how: a configuration applied to a graph.
 
 Only MatMuls and Gemms with a constant weight come into question, and embeddings where Gather is asked for; never
-attention's own MatMuls, never the Hadamards of online rotations.
+attention's own MatMuls, never the Hadamards of online rotations, never tables of cosines.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig
-from quarot_onnx.rotation.online import is_online
+from quarot_onnx.sites.detect import detect, refuse_quantized
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,30 +53,42 @@ def select(model: ir.Model, config: QConfig) -> Selection:
 
     Raises:
         ConfigError: A name or pattern matches no node, the operators' versions are too old, nothing is selected.
+        ModelError: The graph is already quantized.
     """
+    refuse_quantized(model.graph)
     names = [label(node) for node in model.graph]
     unmatched = config.unmatched_patterns(names)
     if unmatched:
         near = did_you_mean(unmatched[0], names)
-        raise ConfigError(f"the configuration names {unmatched[0]!r}, but no node of the graph has this name{near}")
+        raise ConfigError(
+            f"the configuration names {unmatched[0]!r}, but no node of the graph has this name{near}; "
+            "correct it or take it out"
+        )
     opset = model.graph.opset_imports.get("", 1)
     if opset < 13:
         raise ConfigError(f"the model uses opset {opset}; per-channel integers need 13 or later: export it anew")
     found = []
     for linear in linears(model.graph):
-        chosen = None if is_online(linear.node) else config.layer_config_for(linear.name, linear.node.op_type)
+        chosen = config.layer_config_for(linear.name, linear.node.op_type)
         if chosen is not None:
             found.append(LinearJob(linear, chosen))
-    tables = []
-    for node in model.graph:
-        table = _table(node)
-        chosen = config.layer_config_for(label(node), node.op_type) if table is not None else None
-        if table is not None and chosen is not None:
-            tables.append(TableJob(node, table, chosen))
+    tables = _tables(model, config)
     if not found and not tables:
         kinds = ", ".join(config.op_types_to_quantize)
         raise ConfigError(f"nothing to quantize: no {kinds} with a constant weight is left by the configuration")
     return Selection(tuple(found), tuple(tables))
+
+
+def _tables(model: ir.Model, config: QConfig) -> list[TableJob]:
+    """The embeddings to quantize: in a decoder those that start its residual stream, elsewhere every table."""
+    jobs = []
+    for node in model.graph:
+        table = _table(node)
+        chosen = config.layer_config_for(label(node), node.op_type) if table is not None else None
+        if table is not None and chosen is not None:
+            jobs.append(TableJob(node, table, chosen))
+    embeddings = {embedding.node for embedding in detect(model).embeddings} if jobs else set()
+    return [job for job in jobs if not embeddings or job.node in embeddings]
 
 
 def _table(node: ir.Node) -> Constant | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.ranges import CalibrationMethod, Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import QTensorConfig
 from quarot_onnx.quantization.emit import Activation, Emitter, PerToken, Static, WeightGrid
@@ -28,7 +29,23 @@ Ranges = Mapping[tuple[str, CalibMethod, float], Range]
 
 def needs_calibration(selection: Selection) -> bool:
     """Whether any activation or output gets a fixed grid."""
-    return any(specs for _, specs in _observed(selection).items())
+    return bool(_observed(selection))
+
+
+def require_reader(selection: Selection, reader: DataReader | None) -> None:
+    """Refuse a selection that needs calibration data where there are none.
+
+    Raises:
+        CalibrationError: Something is calibrated, and the reader is missing or none.
+    """
+    if not needs_calibration(selection):
+        return
+    if reader is None:
+        raise CalibrationError(
+            "static activation quantization needs calibration data: pass a CalibrationDataReader, quantize activations "
+            "per token, or leave activations out for weight-only"
+        )
+    wrap(reader)
 
 
 def calibrate(
@@ -56,14 +73,10 @@ def calibrate(
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
     """
-    observed = {key: names for key, names in _observed(selection).items() if names}
-    if not observed:
+    require_reader(selection, reader)
+    observed = _observed(selection)
+    if reader is None or not observed:
         return {}
-    if reader is None:
-        raise CalibrationError(
-            "static activation quantization needs calibration data: pass a CalibrationDataReader, "
-            "or leave activations out for weight-only"
-        )
     ranges: dict[tuple[str, CalibMethod, float], Range] = {}
     rewindable: RewindableReader = wrap(reader)
     for number, ((method, percentile), names) in enumerate(observed.items()):
@@ -130,7 +143,7 @@ def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]
 
 
 def _integers(spec: QTensorConfig) -> IntegerType:
-    return IntegerType(signed=spec.data_type.name == "Int8")
+    return IntegerType(signed=spec.data_type is DataType.Int8)
 
 
 def _weight(spec: QTensorConfig, name: str) -> WeightGrid:

@@ -14,8 +14,8 @@ from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import consumers, label, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.rotation.online import OnlineWriter
 from quarot_onnx.rotation.edits import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
+from quarot_onnx.rotation.online import OnlineWriter
 from quarot_onnx.rotation.recipe import Recipe
 from quarot_onnx.rotation.rope import RopeSplitter
 from quarot_onnx.sites.model import Norm
@@ -70,7 +70,7 @@ class _Application:
             # The same value, with another tensor: the name stays.
             tensor = edit.recipe.tensor(name)
             source.const_value = tensor
-            source.shape = ir.Shape(tensor.shape)
+            source.shape = ir.Shape(tensor.shape.numpy())
             return
         if value is None:
             value = self._editor.initializer(f"{name}_rotated", edit.recipe.tensor(name))

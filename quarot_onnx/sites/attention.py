@@ -94,25 +94,34 @@ def _fused(node: ir.Node, shapes: Shapes) -> _Parts | None:
     query, key, value = (node.inputs[i] if i < len(node.inputs) else None for i in (0, 1, 2))
     if query is None:
         return None
-    if node.op_type == "Attention":
-        heads, kv_heads = attribute_int(node, "q_num_heads", 0), attribute_int(node, "kv_num_heads", 0)
-        q_shape, v_shape = shapes.of(query), None if value is None else shapes.of(value)
-        if not heads and q_shape is not None and len(q_shape) == 4:
-            heads = q_shape[1] or 0
-            kv_heads = (v_shape[1] or 0) if v_shape is not None and len(v_shape) == 4 else 0
-    else:
-        heads = attribute_int(node, "num_heads", 0)
-        kv_heads = attribute_int(node, "kv_num_heads", 0)
+    prefix = "q_" if node.op_type == "Attention" else ""
+    heads, kv_heads = attribute_int(node, f"{prefix}num_heads", 0), attribute_int(node, "kv_num_heads", 0)
+    shape = None if value is None else shapes.of(value)
+    if not heads and shape is not None and len(shape) == 4:
+        heads, kv_heads = (shapes.of(query) or shape)[1] or 0, shape[1] or 0
     rope = node.op_type == "GroupQueryAttention" and bool(attribute_int(node, "do_rotary", 0))
     return _Parts(
-        *(node, node, node),
-        *(query, key, value, node.outputs[0]),
-        head_dim=None,
+        node,
+        scores=node,
+        product=node,
+        query=query,
+        key=key,
+        value=value,
+        context=node.outputs[0],
+        head_dim=_head_dim(shape, kv_heads or heads),
         num_heads=heads or None,
         num_kv_heads=kv_heads or None,
         rope_inside=rope,
         obstacle=_obstacle(node, key, value),
     )
+
+
+def _head_dim(shape: tuple[int | None, ...] | None, heads: int) -> int | None:
+    """The length of a head of V: [batch, heads, seq, head_dim] or packed [batch, seq, heads · head_dim]."""
+    last = shape[-1] if shape else None
+    if shape is None or last is None or len(shape) == 4:
+        return last
+    return last // heads if heads and last % heads == 0 else None
 
 
 def _obstacle(node: ir.Node, key: ir.Value | None, value: ir.Value | None) -> str | None:

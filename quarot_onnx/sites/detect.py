@@ -90,7 +90,12 @@ def detect(model: ir.Model) -> Sites:
     writers = {linear.node for linear in stream.writers}
     attentions = [a for a in attentions if a.output is None or a.output.node in writers]
     outputs = {a.output.node for a in attentions if a.output is not None}
-    mlps = tuple(linear for linear in stream.writers if linear.node not in outputs)
+    untraced = {a.node for a in attentions if a.output is None}
+    mlps = tuple(
+        linear
+        for linear in stream.writers
+        if linear.node not in outputs and not _follows(linear, untraced, stream.values)
+    )
     left_out.extend(LeftOut(name, reason, Kind.R1) for name, reason in stream.problems)
     head = stream.norms[-1].readers if stream.norms else ()
     tables = {embedding.table.value for embedding in stream.embeddings}
@@ -107,6 +112,21 @@ def detect(model: ir.Model) -> Sites:
         architecture=_architecture(graph, stream, attentions, mlps),
         left_out=tuple(left_out),
     )
+
+
+def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:
+    """Whether a Linear works on what one of ``attentions`` computes, without passing a value in ``stop``."""
+    seen: set[ir.Value] = set()
+    frontier = [linear.input] if attentions else []
+    while frontier:
+        value = frontier.pop()
+        node = value.producer()
+        if node in attentions:
+            return True
+        if node is not None and value not in seen and value not in stop:
+            seen.add(value)
+            frontier.extend(v for v in node.inputs if v is not None)
+    return False
 
 
 def _architecture(graph: ir.Graph, stream: Stream, attentions: list[Attention], mlps: tuple[Linear, ...]) -> str:

@@ -25,6 +25,7 @@ from quarot_onnx.graph.query import (
     small_ints,
     through,
 )
+from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Norm
 
 FUSED = frozenset({"SimplifiedLayerNormalization", "RMSNormalization"})
@@ -32,15 +33,15 @@ SKIP = "SkipSimplifiedLayerNormalization"
 LAYER_NORMS = frozenset({"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization"})
 
 
-def fused_norm(node: ir.Node) -> Norm | None:
-    """The Norm that a fused operator is, or None."""
+def fused_norm(node: ir.Node, shapes: Shapes | None = None) -> Norm | None:
+    """The Norm that a fused operator is, or None; ``shapes`` helps with axes counted from the front."""
     if node.op_type not in (*FUSED, SKIP):
         return None
     position = 2 if node.op_type == SKIP else 1
     gamma, offset = _gamma(data_input(node, position))
     biased = node.op_type == SKIP and len(node.inputs) > 3 and node.inputs[3] is not None
     axis = attribute_int(node, "axis", -1)
-    if gamma is None or len(gamma.shape) != 1 or biased or not _is_last(axis, data_input(node)):
+    if gamma is None or len(gamma.shape) != 1 or biased or not _is_last(axis, data_input(node), shapes):
         return None
     total = node.outputs[3] if node.op_type == SKIP and len(node.outputs) > 3 and node.outputs[3].name else None
     return Norm(
@@ -55,11 +56,11 @@ def fused_norm(node: ir.Node) -> Norm | None:
     )
 
 
-def spelt_norms(graph: ir.Graph) -> Iterator[Norm]:
-    """All spelt-out RMSNorms of a graph, each anchored at its ReduceMean."""
+def spelt_norms(graph: ir.Graph, shapes: Shapes | None = None) -> Iterator[Norm]:
+    """All spelt-out RMSNorms of a graph, found at their ReduceMean; ``shapes`` as in ``fused_norm``."""
     for node in graph:
         if node.op_type == "ReduceMean":
-            norm = _spelt_norm(node)
+            norm = _spelt_norm(node, shapes)
             if norm is not None:
                 yield norm
 
@@ -69,11 +70,11 @@ def is_centred_mean(node: ir.Node) -> bool:
     return node.op_type == "ReduceMean" and any(user.op_type == "Sub" for user, _ in consumers_through(node.outputs[0]))
 
 
-def _spelt_norm(mean: ir.Node) -> Norm | None:
+def _spelt_norm(mean: ir.Node, shapes: Shapes | None) -> Norm | None:
     """Follow one ReduceMean back to x and on to the product with γ."""
     square = through(data_input(mean)).producer()
     x = _squared(square)
-    if square is None or x is None or not _over_last_axis(mean):
+    if square is None or x is None or not _over_last_axis(mean, shapes):
         return None
     add = _only(mean.outputs[0], "Add")
     if add is None or not any(scalar(v) is not None for v in add.inputs):
@@ -93,16 +94,18 @@ def _squared(node: ir.Node | None) -> ir.Value | None:
     return None
 
 
-def _over_last_axis(mean: ir.Node) -> bool:
+def _over_last_axis(mean: ir.Node, shapes: Shapes | None) -> bool:
     """Whether a reduction's axes, an attribute before opset 18 and an input since, are the last one alone."""
     given = len(mean.inputs) > 1 and mean.inputs[1] is not None
     axes = small_ints(mean.inputs[1]) if given else attribute_ints(mean, "axes")
-    return axes is not None and len(axes) == 1 and _is_last(axes[0], data_input(mean))
+    return axes is not None and len(axes) == 1 and _is_last(axes[0], data_input(mean), shapes)
 
 
-def _is_last(axis: int, value: ir.Value) -> bool:
-    """Whether an axis is the last of a value, as far as the graph says how many there are."""
-    return axis == -1 or (value.shape is not None and axis == len(value.shape) - 1)
+def _is_last(axis: int, value: ir.Value, shapes: Shapes | None) -> bool:
+    """Whether an axis is the last of a value, as far as it is known how many there are."""
+    declared = None if value.shape is None else len(value.shape)
+    rank = declared if shapes is None else shapes.rank(value)
+    return axis == -1 or (rank is not None and axis == rank - 1)
 
 
 def _only(value: ir.Value, *op_types: str) -> ir.Node | None:

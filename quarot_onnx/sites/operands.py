@@ -57,18 +57,20 @@ def output_linear(context: ir.Value) -> Linear:
     Raises:
         NotTracedError: Something other than changes of layout stands between, or the result has other users.
     """
-    value = context
+    value, flipped = context, False
     for _ in range(_STEPS):
         users = data_users(value)
         if len(users) != 1 or value.is_graph_output():
             raise NotTracedError(f"the attention's result has {len(users)} users, so its output Linear is not clear")
         node, index = users[0]
         linear = linear_at(node)
-        if linear is not None and index == 0 and not linear.transposed_input:
+        if linear is not None and index == 0 and linear.transposed_input == flipped:
             return linear
         if node.op_type not in LAYOUT:
             raise NotTracedError(f"between attention and its output Linear stands {label(node)} ({node.op_type})")
         _refuse_mixed_layout(node, "the attention's result")
+        # Before a Gemm with transA, the matrix [rows, in] is turned.
+        flipped ^= node.op_type == "Transpose" and attribute_ints(node, "perm") in (None, (1, 0))
         value = node.outputs[0]
     raise NotTracedError("no Linear follows the attention")
 

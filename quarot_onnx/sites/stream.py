@@ -46,6 +46,7 @@ class Stream:
         layer_norm: Some norm subtracts the mean.
         bare_readers: Linears that read the stream without a norm.
         hidden_size: Length of the stream's last axis.
+        values: All values on the stream.
     """
 
     embeddings: list[Embedding] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Stream:
     layer_norm: bool = False
     bare_readers: list[Linear] = field(default_factory=list)
     hidden_size: int = 0
+    values: set[ir.Value] = field(default_factory=set)
 
 
 def find_stream(graph: ir.Graph, shapes: Shapes) -> Stream:
@@ -68,7 +70,7 @@ def find_stream(graph: ir.Graph, shapes: Shapes) -> Stream:
     Returns:
         The stream; one without writers when the graph has none.
     """
-    norms = [*spelt_norms(graph), *(n for n in map(fused_norm, graph) if n is not None)]
+    norms = [*spelt_norms(graph, shapes), *(n for node in graph if (n := fused_norm(node, shapes)) is not None)]
     for embedding in filter(None, map(_embedding_at, graph)):
         stream = _Labelling(graph, shapes, norms).run(embedding)
         if stream.writers:
@@ -135,6 +137,7 @@ class _Labelling:
             for user, _ in consumers(value):
                 if user.graph is not self._graph:
                     self._problem(user, f"reads {what} inside a subgraph")
+        self._found.values = self._stream
         self._found.norms = [ResidualNorm(previous, norm, tuple(rs)) for previous, norm, rs in self._groups]
         return self._found
 

@@ -1,0 +1,35 @@
+"""The ``inspect`` command: what a model is and what could be rotated in it, from one look at its graph."""
+
+from pathlib import Path
+
+from quarot_onnx import model_io
+from quarot_onnx.evaluation.inspection import inspection_record
+from quarot_onnx.provenance import recorded
+from quarot_onnx.sites.config_file import read_sites, write_config
+from quarot_onnx.sites.detect import detect
+from quarot_onnx.staging import check_targets
+
+
+def inspect_model(path: Path, rotation_config: Path | None, config_out: Path | None) -> dict[str, object]:
+    """Inspect a model.
+
+    Args:
+        path: The .onnx file.
+        rotation_config: A file that says where rotations go; None searches the graph.
+        config_out: Where to write a rotation_config.json of what was found; None writes nothing.
+
+    Returns:
+        ``inspection_record`` with the model's path, its recipe, and what was written.
+
+    Raises:
+        InputError: The model, the file, or where it should be written to is at fault.
+    """
+    model = model_io.load(path)
+    if config_out is not None:
+        check_targets([config_out.absolute()], protected=model_io.input_files(model), overwrite=True)
+    sites = detect(model) if rotation_config is None else read_sites(rotation_config, model).sites
+    content = inspection_record(model, sites) | {"model": str(path), "recipe": recorded(model)}
+    if config_out is not None:
+        write_config(sites, config_out)
+        content["written_config"] = str(config_out)
+    return content

@@ -1,0 +1,91 @@
+"""The recipe: what was done to a model, written into it as JSON.
+
+::
+
+    {"version": "0.1.0",
+     "rotation": {"counts": {"R1": 61, ...}, "rotations": {"R1": {..., "seed": 0}, ...}, "notes": [...]},
+     "quantization": {"config": {...}, "linears": 211, "embeddings": 0}}
+
+It lies in the model's metadata_props under ``RECIPE_KEY`` and, with the proof of the rotation, in ``.quarot.json``
+beside the model.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.select import Selection
+from quarot_onnx.rotation.plan import Plan
+
+RECIPE_KEY = "quarot_onnx.recipe"
+"""The entry of an output's metadata_props that says what was done, as JSON."""
+
+Recipe = Mapping[str, object]
+
+
+def make_recipe(
+    *,
+    rotation: Plan | None = None,
+    earlier: Recipe | None = None,
+    quantization: tuple[QConfig, Selection] | None = None,
+) -> dict[str, object]:
+    """What was done, JSON types only.
+
+    Args:
+        rotation: The rotations of this run.
+        earlier: The input's own recipe, whose rotation lives on where this run did not rotate.
+        quantization: What this run quantized.
+    """
+    recipe: dict[str, object] = {"version": version("quarot-onnx")}
+    if rotation is not None:
+        recipe["rotation"] = rotation.record()
+    elif is_rotated(earlier):
+        assert earlier is not None
+        recipe["rotation"] = earlier["rotation"]
+    if quantization is not None:
+        config, selection = quantization
+        recipe["quantization"] = {
+            "config": config.to_dict(),
+            "linears": len(selection.linears),
+            "embeddings": len(selection.tables),
+        }
+    return recipe
+
+
+def record(model: ir.Model, recipe: Recipe) -> None:
+    """Write a recipe into the model's metadata."""
+    model.metadata_props[RECIPE_KEY] = json.dumps(recipe)
+
+
+def recorded(model: ir.Model) -> Recipe | None:
+    """The recipe that an earlier run wrote into the model, or None.
+
+    Raises:
+        ModelError: The entry is there and is no JSON object.
+    """
+    text = model.metadata_props.get(RECIPE_KEY)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is damaged: {error}; export it anew") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is no JSON object; export it anew")
+    return found
+
+
+def is_rotated(recipe: Recipe | None) -> bool:
+    """Whether a recipe tells of a rotation."""
+    return recipe is not None and recipe.get("rotation") is not None
+
+
+def summary(recipe: Recipe) -> str:
+    """A recipe's rotation in a few words."""
+    rotation = recipe.get("rotation")
+    counts = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
+    return ", ".join(f"{kind} at {count} places" for kind, count in counts.items())

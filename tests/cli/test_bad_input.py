@@ -1,0 +1,233 @@
+"""Bad input: exit status 2, one line that names the value and the way out, nothing written, the input untouched."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import exports
+import linear_graphs as graphs
+import onnx
+import pytest
+from command_line import Shell, files
+
+from quarot_onnx.errors import VerificationError
+
+STATIC = ("--scheme", "w8a8-static", "--calib-samples", 2, "--calib-seq-len", 16)
+
+
+@pytest.fixture
+def refused(shell: Shell, tmp_path: Path) -> Callable[..., str]:
+    """Run what must fail; nothing under the test's folder may change."""
+
+    def check(*arguments: object, status: int = 2) -> str:
+        before = files(tmp_path)
+        line = shell.fails(*arguments, status=status)
+        assert files(tmp_path) == before
+        return line
+
+    return check
+
+
+@pytest.mark.parametrize("command", ["inspect", "rotate", "quantize", "evaluate", "verify"])
+def test_models_that_cannot_be_read(command: str, refused, model: Path, text: Path, tmp_path: Path) -> None:
+    truncated = model.with_name("truncated.onnx")
+    truncated.write_bytes(model.read_bytes()[:5000])
+    more = {"evaluate": ["--text", text], "verify": [model], "inspect": []}.get(command, [tmp_path / "out.onnx"])
+    assert "truncated" in refused(command, truncated, *more)
+    assert re.search(
+        r"no model at .*modell\.onnx.*did you mean", refused(command, model.with_name("modell.onnx"), *more)
+    )
+
+
+@pytest.mark.parametrize("command", ["inspect", "rotate", "quantize"])
+def test_missing_external_data(command: str, refused, tmp_path: Path) -> None:
+    source = exports.genai_like()
+    shutil.copy(source, tmp_path / "m.onnx")
+    line = refused(command, tmp_path / "m.onnx", *([] if command == "inspect" else [tmp_path / "out.onnx"]))
+    assert f"{source.name}.data" in line
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_no_decoder_and_no_pairs(command: str, refused, tmp_path: Path) -> None:
+    onnx.save(graphs.two_linears(), tmp_path / "m.onnx")
+    line = refused(command, tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert "not a decoder" in line
+    assert "online_pairs" in line
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_a_wrong_size_names_both_numbers(command: str, refused, model: Path, tmp_path: Path) -> None:
+    line = refused(command, model, tmp_path / "out.onnx", "--r-matrix-dim", 4096)
+    assert "4096" in line
+    assert "64" in line.replace("4096", "")
+
+
+def test_unknown_keys_and_nodes_in_files(refused, model: Path, tmp_path: Path) -> None:
+    config, places = tmp_path / "config.json", tmp_path / "places.json"
+    config.write_text('{"global_config": {"weight": "Int8"}, "exclud": []}')
+    line = refused("quantize", model, tmp_path / "out.onnx", "--config", config)
+    assert "config.json" in line
+    assert "'exclud'" in line
+    assert "'exclude'" in line
+    config.write_text('{"global_config": {"weight": "Int8"}, "exclude": ["/lm_head/MatMull"]}')
+    assert "'/lm_head/MatMul'" in refused("quantize", model, tmp_path / "out.onnx", "--config", config)
+    config.write_text("{")
+    assert "line 1" in refused("quantize", model, tmp_path / "out.onnx", "--config", config)
+    places.write_text('{"R1_pairs": [{"prev_node": [], "next_nodes": []}]}')
+    for command in ("rotate", "quantize"):
+        line = refused(command, model, tmp_path / "out.onnx", "--rotation-config", places)
+        assert "prev_nodes" in line
+    places.write_text(
+        '{"R1_pairs": [{"prev_nodes": ["/model/embed_tokens/Gathr"], '
+        '"next_nodes": ["/model/layers.0/self_attn/q_proj/MatMul"]}]}'
+    )
+    line = refused("rotate", model, tmp_path / "out.onnx", "--rotation-config", places)
+    assert "'/model/embed_tokens/Gathr'" in line
+    assert "/model/embed_tokens/Gather" in line
+
+
+def test_misspelt_nodes_and_options(refused, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert "did you mean" in refused("quantize", model, out, "--exclude", "/lm_head/MatMull")
+    assert "--scheme" in refused("quantize", model, out, "--shceme", "w8")
+    assert "'w8a9'" in refused("quantize", model, out, "--scheme", "w8a9")
+    assert "quantise" in refused("quantise", model, out)
+    assert "MODEL" in refused("quantize")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--a-asym"], "--a-asym"),
+        (["--scheme", "w8", "--a-sym"], "--a-sym"),
+        (["--calib-method", "percentile"], "--calib-method"),
+        (["--scheme", "w8a8-static", "--percentile", "99"], "--percentile"),
+        (["--scheme", "w8a8-static", "--calib-method", "percentile", "--percentile", "200"], "200"),
+        (["--no-rotate", "--r1"], "--r1"),
+        (["--no-rotate", "--random-had"], "--random-had"),
+        (["--config", "config.json", "--scheme", "w8"], "--scheme"),
+        (["--seed", "-1"], "-1"),
+        (["--calib-samples", "-1"], "-1"),
+        (["--calib-samples", "0"], "0"),
+        (["--calib-seq-len", "-5"], "-5"),
+        (["--r-matrix-dim", "0"], "0"),
+        (["--block-size", "-2"], "-2"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense(refused, model: Path, tmp_path: Path, options: list[str], named: str) -> None:
+    assert named in refused("quantize", model, tmp_path / "out.onnx", *options)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("evaluate", ["--windows", "-1"]),
+        ("evaluate", ["--seq-len", "1"]),
+        ("verify", ["--tokens", "0"]),
+        ("verify", ["--seed", "-3"]),
+        ("verify", ["--seed", "three"]),
+    ],
+)
+def test_numbers_out_of_range(refused, model: Path, text: Path, command: str, options: list[str]) -> None:
+    more = ["--text", text] if command == "evaluate" else [model]
+    assert options[1] in refused(command, model, *more, *options)
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_the_output_must_not_be_the_input(command: str, refused, model: Path, tmp_path: Path) -> None:
+    symlink, hard = tmp_path / "link.onnx", tmp_path / "hard.onnx"
+    symlink.symlink_to(model)
+    os.link(model, hard)
+    for out in (model, symlink, hard, model.parent):
+        line = refused(command, model, out)
+        assert "overwrite the input" in line
+        assert "another output" in line
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_outputs_that_cannot_be_written(command: str, refused, model: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in refused(command, model, tmp_path / "file" / "out.onnx")
+    # Root may write everywhere: what the system says is imitated.
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert "no permission" in refused(command, model, tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_a_full_disk(command: str, refused, model: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "new" / "out.onnx"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    line = refused(command, model, out)
+    assert "1,000 free" in line
+    monkeypatch.undo()
+    write = Path.open
+
+    def full(self: Path, mode: str = "r", *args: object, **kwargs: object):
+        if "w" in mode and self.suffix in {".onnx", ".data"}:
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert "No space left on device" in refused(command, model, out)
+
+
+def test_calibration_data_are_checked_before_any_long_work(
+    refused, model: Path, text: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from quarot_onnx import pipeline  # noqa: PLC0415
+
+    monkeypatch.setattr(pipeline, "apply_plan", lambda *_: pytest.fail("rotated before the data were checked"))
+    command = ("quantize", model, tmp_path / "out.onnx", *STATIC)
+    empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
+    empty.write_text(" \n")
+    short.write_text("Too short for 2 windows.")
+    assert "empty" in refused(*command, "--calib-text", empty)
+    assert "30 tokens" in refused(*command, "--calib-text", short)
+    assert "nowhere.txt" in refused(*command, "--calib-text", tmp_path / "nowhere.txt")
+    assert "nowhere" in refused(*command, "--calib-text", text, "--tokenizer", tmp_path / "nowhere")
+    (model.parent / "tokenizer.json").unlink()
+    assert "--tokenizer" in refused(*command, "--calib-text", text)
+    assert "--tokenizer" in refused("evaluate", model, "--text", text)
+
+
+def test_a_tokenizer_of_another_model(refused, model: Path, text: Path, tmp_path: Path) -> None:
+    content = (model.parent / "tokenizer.json").read_text()
+    other = tmp_path / "tokenizer.json"
+    other.write_text(re.sub(r'("T": ?)\d+', r"\g<1>9999", content))
+    quantize = ("quantize", model, tmp_path / "out.onnx", *STATIC, "--calib-text")
+    evaluate = ("evaluate", model, "--windows", 2, "--seq-len", 32, "--text")
+    for command in (quantize, evaluate):
+        line = refused(*command, text, "--tokenizer", other)
+        assert "9999" in line
+        assert "264" in line, "the model's vocabulary"
+
+
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_a_failed_proof_leaves_nothing(command: str, refused, model: Path, tmp_path: Path, monkeypatch) -> None:
+    from quarot_onnx import pipeline  # noqa: PLC0415
+
+    def differ(_: object) -> None:
+        raise VerificationError("the models differ")
+
+    monkeypatch.setattr(pipeline, "require", differ)
+    assert "the models differ" in refused(command, model, tmp_path / "new" / "out.onnx", status=1)
+
+
+def test_write_config_spares_the_model(refused, model: Path, tmp_path: Path) -> None:
+    assert "overwrite the input" in refused("inspect", model, "--write-config", model)
+    assert "folder" in refused("inspect", model, "--write-config", tmp_path)
+
+
+def test_a_quantized_model_is_not_quantized_again(shell: Shell, refused, model: Path, tmp_path: Path) -> None:
+    shell.ok("quantize", model, tmp_path / "q.onnx", "--scheme", "w8", "--no-rotate")
+    for options in ([], ["--no-rotate"], ["--scheme", "w8"]):
+        assert "already quantized" in refused("quantize", tmp_path / "q.onnx", tmp_path / "qq.onnx", *options)
+    assert "already quantized" in refused("rotate", tmp_path / "q.onnx", tmp_path / "qq.onnx")
+
+
+def test_errors_keep_standard_output_empty_with_json(refused, model: Path, tmp_path: Path) -> None:
+    assert "4096" in refused("rotate", model, tmp_path / "out.onnx", "--r-matrix-dim", 4096, "--json")

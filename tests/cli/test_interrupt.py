@@ -1,0 +1,87 @@
+"""An interrupted run ends with status 130 (terminated: 143) and leaves nothing, hidden folders included."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import files
+
+# Stops for a while in one phase of the pipeline and says so, as if the model were large.
+PROGRAM = """
+import sys, time
+from quarot_onnx.cli import main
+from quarot_onnx import {module}
+original = {module}.{function}
+def slow(*args, **kwargs):
+    print("in", flush=True)
+    time.sleep(30)
+    return original(*args, **kwargs)
+{module}.{function} = slow
+sys.argv[1:] = {arguments!r}
+main()
+"""
+PHASES = {
+    "rotating": "pipeline.apply_plan",
+    "verifying": "pipeline.compare",
+    "calibrating": "pipeline.static_qdq.calibrate",
+    "quantizing": "pipeline.static_qdq.emit",
+    "writing": "layout._write_tensor",
+}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+@pytest.mark.parametrize("phase", PHASES)
+def test_nothing_is_left(phase: str, sent: int, status: int, word: str, model: Path, tmp_path: Path) -> None:
+    if sent == signal.SIGTERM and phase not in {"verifying", "writing"}:
+        pytest.skip("the way out is the same: two phases are enough")
+    before = files(tmp_path)
+    module, function = PHASES[phase].split(".", 1)
+    arguments = ["quantize", str(model), str(tmp_path / "new" / "q.onnx"), "--scheme", "w8a8-static"]
+    arguments += ["--calib-samples", "2", "--calib-seq-len", "16"]
+    code = PROGRAM.format(module=module, function=function, arguments=arguments)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "in\n"
+        time.sleep(0.1)
+        run.send_signal(sent)
+        _, err = run.communicate(timeout=20)
+    assert run.returncode == status
+    assert err.splitlines() == [f"{word}: no partial output was left"]
+    assert files(tmp_path) == before
+
+
+def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
+    code = (
+        "import sys, signal, os\n"
+        "from quarot_onnx.cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv[1:] = ['inspect', 'no.onnx']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted: no partial output was left\n"
+
+
+def test_an_error_costs_no_heavy_import() -> None:
+    code = (
+        "import sys\n"
+        "from quarot_onnx.cli.running import run\n"
+        "status = run(['inspect', 'missing.onnx'])\n"
+        "heavy = {'numpy', 'scipy', 'onnx', 'onnx_ir', 'onnxruntime', 'tokenizers'} & set(sys.modules)\n"
+        "sys.exit(f'{status} {heavy}' if heavy or status != 2 else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

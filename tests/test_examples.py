@@ -1,0 +1,221 @@
+"""Examples, benchmarks and the documents' code run as they are written, on a tiny export."""
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from quarot_onnx.calibration.text import default_text
+from quarot_onnx.cli import main
+from quarot_onnx.evaluation.equivalence import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+# A tensor of normal values that spans 7 standard deviations has an 8-bit step of 7/255 of one, an error of
+# 7 / 255 / sqrt(12) = 0.8 %. Weight and activation of 14 Linears add up to sqrt(28) * 0.8 % = 4 % in the logits; twice
+# that passes. A model that computes something else is off by 140 %.
+RTOL_INT8 = 0.08
+
+
+def run(*command: object, folder: Path = ROOT) -> str:
+    """What a command prints; it must succeed."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "WINDOWS": "2",
+        "SEQ_LEN": "64",
+    }
+    done = subprocess.run(
+        list(map(str, command)), check=False, env=environment, cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def blocks(document: str, language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
+    assert found, f"{document} has no {language} block"
+    return found
+
+
+def check_int8(source: Path, target: Path, *, rotated: set[str]) -> None:
+    recipe = json.loads(target.with_suffix(".quarot.json").read_text())
+    assert set(recipe["rotation"]["counts"]) == rotated
+    weights = [i.data_type for i in onnx.load(target, load_external_data=False).graph.initializer if len(i.dims) == 2]
+    assert weights.count(onnx.TensorProto.INT8) >= 14, "7 Linears in each of 2 layers"
+    assert compare(source, target).rel_l2 < RTOL_INT8
+
+
+def run_example(name: str, *arguments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has imported already what takes most of an example's time."""
+    path = ROOT / "examples" / name
+    monkeypatch.setattr(sys, "argv", list(map(str, [path, *arguments])))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_python_examples_quantize_a_model(
+    name: str, llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out" / "model.onnx"
+    run_example(name, llama_optimum, out, monkeypatch=monkeypatch)
+    check_int8(llama_optimum, out, rotated={"R1", "R2", "R4"})
+
+
+def test_quark_style_takes_a_rotation_config(
+    llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tmp_path / "rotation_config.json", tmp_path / "model.onnx"
+    config.write_text(json.dumps({"format": "quarot_onnx/1", "R1": "detect"}))
+    run_example("quark_style.py", llama_optimum, out, config, monkeypatch=monkeypatch)
+    check_int8(llama_optimum, out, rotated={"R1"})
+
+
+def test_cli_walk(llama_optimum: Path, tmp_path: Path) -> None:
+    printed = run("sh", ROOT / "examples" / "cli_walk.sh", llama_optimum, tmp_path / "walk")
+    assert printed.count("perplexity") == 2
+    assert "the same" in printed
+    check_int8(llama_optimum, tmp_path / "walk" / "int8" / "model.onnx", rotated={"R1", "R2", "R4"})
+
+
+def test_examples_are_short() -> None:
+    for path in (ROOT / "examples").iterdir():
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name
+
+
+def test_speed_benchmark(llama_optimum: Path, llama_dynamo: Path) -> None:
+    printed = run(
+        sys.executable, ROOT / "benchmarks" / "speed.py", llama_optimum, llama_optimum, llama_dynamo, "--runs", 2
+    )
+    *_, reference, same, cacheless = printed.splitlines()
+    assert reference.split()[1] == reference.split()[3] == "1.00"
+    assert all(float(number) > 0 for number in same.split()[:4])
+    assert cacheless.split()[2:4] == ["-", "-"]
+
+
+def test_memory_benchmark(llama_optimum: Path) -> None:
+    tasks = ["quantize", "quantize_static"]
+    wanted = [word for task in tasks for word in ("--task", task)]
+    script = ROOT / "benchmarks" / "memory.py"
+    printed = run(sys.executable, script, llama_optimum, "--samples", 1, "--seq-len", 32, *wanted)
+    lines = [line.split() for line in printed.splitlines()[2:]]
+    assert [name for name, *_ in lines] == tasks
+    assert all(float(peak) > 50 for _, peak, _ in lines), "a process with NumPy and onnx is larger than 50 MB"
+
+
+@pytest.fixture(scope="module")
+def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it: an export in ``onnx``, texts, and the results of the commands.
+
+    Of the tiny models Qwen2 has head_dim = hidden_size / heads, on which optimum's ORTModelForCausalLM relies.
+    """
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(qwen2_optimum.parent, folder / "onnx")
+    for name in ("train.txt", "test.txt"):
+        (folder / name).write_text(default_text(), encoding="utf-8")
+    return folder
+
+
+COMMANDS = [
+    line
+    for block in blocks("README.md", "bash")
+    for line in block.splitlines()
+    if line.startswith(("quarot-onnx ", "python benchmarks/")) and not line.startswith("quarot-onnx export ")
+]
+
+
+def test_readme_commands(
+    reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(reader_folder)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers here are pytest's
+    (reader_folder / "model.onnx").write_bytes((reader_folder / "onnx" / "model.onnx").read_bytes())
+    commands = [shlex.split(line) for line in COMMANDS]
+    assert {command[1] for command in commands if command[0] == "quarot-onnx"} == {
+        "inspect", "rotate", "verify", "quantize", "evaluate",
+    }  # fmt: skip
+    for command in commands:
+        if command[0] == "python":
+            assert (ROOT / command[1]).is_file()
+            continue
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code, f"{shlex.join(command)}: {capsys.readouterr().err}"
+
+
+def test_readme_python(reader_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reader_folder)
+    for number, block in enumerate(blocks("README.md", "python")):
+        if "transformers" in block:  # warns about its own internals
+            run(sys.executable, "-c", block, folder=reader_folder)
+        else:
+            exec(compile(block, f"README.md, block {number}", "exec"), {})
+
+
+@pytest.mark.parametrize("document", ["docs/maths.md", "docs/adding_an_exporter.md"])
+def test_documents_python(document: str, reader_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a document share their names, top to bottom."""
+    monkeypatch.chdir(reader_folder)
+    names: dict[str, object] = {"np": np}
+    for number, block in enumerate(blocks(document, "python")):
+        exec(compile(block, f"{document}, block {number}", "exec"), names)
+
+
+LINKS = [
+    (path.relative_to(ROOT), link)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("document", "link"), LINKS, ids=str)
+def test_links_lead_somewhere(document: Path, link: str) -> None:
+    target, _, anchor = link.partition("#")
+    path = (ROOT / document).parent / target if target else ROOT / document
+    assert path.exists()
+    if anchor:
+        titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+        assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_imports_go_down_the_list_of_rooms() -> None:
+    document = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    listed = re.search(r"never up.*?```text\n(.*?)```", document, re.S)
+    assert listed is not None
+    rooms = [line.split()[0] for line in listed[1].splitlines()]
+    modules = {
+        path: path.relative_to(ROOT / "quarot_onnx").with_suffix("").parts
+        for path in (ROOT / "quarot_onnx").rglob("*.py")
+        if path.name != "export_worker.py"  # a script of its own
+    }
+    assert {room_of(parts) for parts in modules.values()} == {*rooms, "__init__"}
+    for path, parts in modules.items():
+        for imported in imported_modules(path):
+            below, above = room_of(imported), room_of(parts)
+            assert above in ("__init__", below) or rooms.index(above) < rooms.index(below), f"{path}: {imported}"
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return "quantization.config" if parts[:2] == ("quantization", "config") else parts[0]
+
+
+def imported_modules(path: Path) -> set[tuple[str, ...]]:
+    """Modules of the package that a file imports anywhere, as parts below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{name}" for name in names]
+        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("quarot_onnx.")}
+    return found

@@ -1,0 +1,216 @@
+"""ModelQuantizer: AMD Quark's documented example with only its imports changed, and what callers may rely on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import exports
+import linear_graphs as graphs
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnxruntime.quantization import CalibrationDataReader
+
+from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError
+from quarot_onnx.sites.detect import detect
+
+HIDDEN = 64
+W8 = QLayerConfig(weight=Int8Spec())
+STATIC = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())
+PER_TOKEN = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int8Spec(quant_granularity="Channel"))
+
+
+class Reader(CalibrationDataReader):
+    """Two samples of different length, no rewind: the least that onnxruntime asks for."""
+
+    def __init__(self, path: Path) -> None:
+        inputs, rng = ModelInputs.from_path(path), np.random.default_rng(0)
+        self._feeds: Iterator[Any] = iter([inputs.feed(rng.integers(0, 256, (1, length))) for length in (11, 23)])
+
+    def get_next(self) -> Any:
+        return next(self._feeds, None)
+
+
+def write_pairs(path: Path, target: Path) -> Path:
+    """What a user of Quark would write by hand."""
+    pairs = [
+        {
+            "prev_nodes": [node.name for node in site.previous],
+            "norm_node": site.norm.name,
+            "next_nodes": [reader.name for reader in site.readers],
+        }
+        for site in detect(ir.load(path)).norms
+    ]
+    target.write_text(json.dumps({"R1_pairs": pairs}))
+    return target
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def recipe(model: onnx.ModelProto) -> dict[str, Any]:
+    return json.loads({entry.key: entry.value for entry in model.metadata_props}["quarot_onnx.recipe"])
+
+
+@pytest.fixture
+def source() -> Path:
+    return exports.optimum_export("llama")
+
+
+def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Path) -> None:
+    from quarot_onnx import ModelQuantizer  # noqa: PLC0415
+    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.algorithm import QuarotConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec  # noqa: PLC0415
+
+    r_config_path = str(write_pairs(source, tmp_path / "rotation_config.json"))
+    before = digest(source)
+    quarot_config = QuarotConfig(r_matrix_dim=HIDDEN, use_random_had=False, r_config_path=r_config_path)
+    quant_config = QConfig(
+        global_config=QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
+        algo_config=[quarot_config],
+        use_external_data_format=True,
+        OpTypesToQuantize=["MatMul", "Gemm"],
+    )
+    quantizer = ModelQuantizer(quant_config)
+    assert quantizer.quantize_model(str(source), str(tmp_path / "q.onnx"), Reader(source)) is None
+    assert digest(source) == before
+    assert (tmp_path / "q.onnx.data").is_file()
+    written = onnx.load(tmp_path / "q.onnx", load_external_data=False)
+    assert recipe(written)["rotation"]["counts"] == {"R1": 5}, "R1_pairs states R1 and nothing else"
+    assert recipe(written)["quantization"]["linears"] == 15
+    assert quantizer.outcome is not None
+    assert quantizer.outcome.equivalence is not None
+    assert quantizer.outcome.equivalence.passed
+
+
+def test_the_short_imports_are_the_same_names() -> None:
+    import quarot_onnx  # noqa: PLC0415
+    from quarot_onnx.quantization.config import QConfig, algorithm, enums, spec  # noqa: PLC0415
+
+    assert quarot_onnx.QConfig is QConfig
+    homes = {"QLayerConfig": spec, "Int8Spec": spec, "UInt8Spec": spec, "QuarotConfig": algorithm, "CalibMethod": enums}
+    for name, module in homes.items():
+        assert getattr(quarot_onnx, name) is getattr(module, name)
+
+
+def test_a_model_in_memory_comes_back_in_memory() -> None:
+    proto = graphs.two_linears()
+    before = proto.SerializeToString()
+    result = ModelQuantizer(QConfig(W8)).quantize_model(proto)
+    assert isinstance(result, onnx.ModelProto)
+    assert proto.SerializeToString() == before
+    onnx.checker.check_model(result)
+    x = np.random.default_rng(0).standard_normal((1, 3, graphs.IN)).astype(np.float32)
+    expected = graphs.run(proto, {"x": x})
+    # Half a step of 254 per weight, 24 terms of random sign: about 1 %.
+    assert np.abs(graphs.run(result, {"x": x}) - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_decoder_in_memory_is_rotated_too(source: Path) -> None:
+    result = ModelQuantizer(QConfig(PER_TOKEN, algo_config=[QuarotConfig()])).quantize_model(onnx.load(source))
+    assert isinstance(result, onnx.ModelProto)
+    assert set(recipe(result)["rotation"]["counts"]) == {"R1", "R2", "R4"}
+
+
+def test_a_path_may_come_back_in_memory(source: Path, tmp_path: Path) -> None:
+    result = ModelQuantizer(QConfig(W8)).quantize_model(source, None)
+    assert isinstance(result, onnx.ModelProto)
+    ModelQuantizer(QConfig(W8)).quantize_model(source, tmp_path / "q.onnx")
+    assert onnx.load(tmp_path / "q.onnx").SerializeToString() == result.SerializeToString()
+    assert not (tmp_path / "q.onnx.data").exists(), "small models are one file"
+
+
+def test_rules_are_honoured(source: Path, tmp_path: Path) -> None:
+    head = next(linear.name for linear in detect(ir.load(source)).head)
+    config = QConfig(
+        STATIC,
+        {W8: ["*layers.0/mlp/down_proj*"]},
+        {QLayerConfig(weight=Int8Spec(quant_granularity="Channel")): ["Gather"]},
+        [head],
+    )
+    ModelQuantizer(config).quantize_model(source, tmp_path / "q.onnx", Reader(source))
+    written = onnx.load(tmp_path / "q.onnx", load_external_data=False)
+    content = recipe(written)["quantization"]
+    assert (content["linears"], content["embeddings"]) == (14, 1)
+    dequantized = [node for node in written.graph.node if node.op_type == "DequantizeLinear"]
+    # 14 weights; per layer 4 inputs (q, k and v share theirs, gate and up too) but for one down_proj.
+    assert len(dequantized) == 14 + 2 * 4 - 1
+    graph_names = {node.name for node in written.graph.node}
+    assert head in graph_names, "left as it was"
+
+
+def test_the_reader_is_asked_for_first(source: Path, tmp_path: Path) -> None:
+    config = QConfig(STATIC, algo_config=[QuarotConfig()])
+    with pytest.raises(CalibrationError, match="pass a CalibrationDataReader"):
+        ModelQuantizer(config).quantize_model(source, tmp_path / "q.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_checked_first(source: Path, tmp_path: Path) -> None:
+    config = QConfig(W8, exclude=["/lm_head/MatMull"], algo_config=[QuarotConfig()])
+    with pytest.raises(ConfigError, match=r"'/lm_head/MatMull'.*did you mean '/lm_head/MatMul'"):
+        ModelQuantizer(config).quantize_model(source, tmp_path / "q.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_r_matrix_dim_names_both(source: Path, tmp_path: Path) -> None:
+    config = QConfig(W8, algo_config=[QuarotConfig(r_matrix_dim=4096)])
+    with pytest.raises(ConfigError, match=r"4096.*64"):
+        ModelQuantizer(config).quantize_model(source, tmp_path / "q.onnx")
+
+
+def test_a_rotated_model_is_refused_with_a_way_out(source: Path, tmp_path: Path) -> None:
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    rotate(source, tmp_path / "r.onnx", QuarotConfig(), verify=False)
+    with pytest.raises(ModelError, match=r"already rotated \(R1 at 5 places.*without rotation \(no QuarotConfig"):
+        ModelQuantizer(QConfig(W8, algo_config=[QuarotConfig()])).quantize_model(
+            tmp_path / "r.onnx", tmp_path / "q.onnx"
+        )
+    ModelQuantizer(QConfig(W8)).quantize_model(tmp_path / "r.onnx", tmp_path / "q.onnx")
+    assert recipe(onnx.load(tmp_path / "q.onnx"))["rotation"] == recipe(onnx.load(tmp_path / "r.onnx"))["rotation"]
+
+
+@pytest.mark.parametrize("given", [42, {"model": 1}, onnx.GraphProto()], ids=["int", "dict", "GraphProto"])
+def test_other_inputs_are_refused(given: Any) -> None:
+    with pytest.raises(ModelError, match=type(given).__name__):
+        ModelQuantizer(QConfig(W8)).quantize_model(given)
+
+
+def test_other_configurations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="takes a QConfig, not dict"):
+        ModelQuantizer({"weight": "int8"})  # type: ignore[arg-type]
+
+
+def test_the_input_is_never_the_output(tmp_path: Path) -> None:
+    onnx.save(graphs.two_linears(), tmp_path / "m.onnx")
+    before = digest(tmp_path / "m.onnx")
+    with pytest.raises(OutputError, match="overwrite the input"):
+        ModelQuantizer(QConfig(W8)).quantize_model(tmp_path / "m.onnx", tmp_path / "m.onnx")
+    assert digest(tmp_path / "m.onnx") == before
+
+
+def test_notes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    onnx.save(graphs.two_linears(), tmp_path / "m.onnx")
+    ModelQuantizer(QConfig(W8, OptimizeModel=True)).quantize_model(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    assert "OptimizeModel has no effect" in caplog.text
+
+
+def test_int8_per_token_is_as_good_as_uint8() -> None:
+    layer = QLayerConfig(Int8Spec(quant_granularity="Token"), Int8Spec(quant_granularity="Channel"))
+    assert not QConfig(layer).notes
+    assert "slower" in QConfig(QLayerConfig(Int8Spec(), Int8Spec())).notes[0]
+    int8, uint8 = (
+        ModelQuantizer(QConfig(config)).quantize_model(graphs.two_linears()) for config in (layer, PER_TOKEN)
+    )
+    assert int8 is not None
+    assert uint8 is not None
+    x = np.random.default_rng(0).standard_normal((1, 3, graphs.IN)).astype(np.float32)
+    np.testing.assert_array_equal(graphs.run(int8, {"x": x}), graphs.run(uint8, {"x": x}))
