@@ -36,7 +36,7 @@ demo: $(STAMP)
 	$(BIN)/quarot-onnx demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.intent import kinds_for, sites_and_request
 from quarot_onnx.model_io import SavedModel
 from quarot_onnx.provenance import RECIPE_KEY, Recipe, is_rotated, make_recipe, record, recorded, summary
 from quarot_onnx.quantization import static_qdq
@@ -28,18 +28,14 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rotation.apply import apply_plan
-from quarot_onnx.rotation.plan import Demand, Plan, RotationRequest, plan_rotation
-from quarot_onnx.sites.config_file import read_sites
-from quarot_onnx.sites.detect import detect
-from quarot_onnx.sites.model import Kind, Sites
+from quarot_onnx.rotation.plan import Plan, plan_rotation
+from quarot_onnx.sites.model import Kind
 from quarot_onnx.staging import nearest_existing
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
-
-_FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
 
 
 def _silent(_phase: str, _done: int, _total: int | None) -> None:
@@ -165,7 +161,7 @@ def quantize(
     with _scratch(Path(target).absolute().parent) as scratch:
         base: str | Path = source
         if config.quarot is not None:
-            plan = _rotate_in_place(model, config.quarot, _kinds_for(config))
+            plan = _rotate_in_place(model, config.quarot, kinds_for(config))
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
             base = scratch / "rotated.onnx"
@@ -211,7 +207,7 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
             f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
             "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request, notes = _sites_and_request(model, config, default)
+    sites, request, notes = sites_and_request(model, config, default)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
@@ -224,45 +220,6 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
         raise ConfigError(f"no rotation is left to do{why}")
     apply_plan(model, plan)
     return plan
-
-
-def _sites_and_request(
-    model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
-) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
-    """Combine the graph, the rotation config file and the switches; with what the user should know of the file."""
-    notes: tuple[str, ...] = ()
-    switches = {kind: getattr(config, flag) for kind, flag in _FLAGS.items()}
-    asked = frozenset(kind for kind, switch in switches.items() if switch)
-    block_sizes: Mapping[Kind, int] = {}
-    if config.r_config_path is not None:
-        named = read_sites(config.r_config_path, model, asked=asked)
-        sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
-        demands = dict.fromkeys(default, Demand.REQUIRED)
-    else:
-        sites = detect(model)
-        demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
-    for kind, switch in switches.items():
-        if switch is not None:
-            demands[kind] = Demand.REQUIRED if switch else Demand.OFF
-    request = RotationRequest(
-        demands,
-        seed=config.seed if config.use_random_had else None,
-        r_matrix_dim=config.r_matrix_dim,
-        block_sizes=dict.fromkeys((Kind.R1, Kind.R4), config.block_size) if config.block_size else block_sizes,
-        r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
-        r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
-    )
-    return sites, request, notes
-
-
-def _kinds_for(config: QConfig) -> frozenset[Kind]:
-    """The rotations that a scheme needs: R4 only pays where some activation is quantized."""
-    layers = [
-        config.global_config,
-        *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config)),
-    ]
-    activations = any(layer is not None and layer.activation is not None for layer in layers)
-    return frozenset({Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2})
 
 
 def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence:

@@ -83,6 +83,14 @@ def _as_file(model: "str | Path | onnx.ModelProto", scratch: Path) -> Path:
         raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto") from error
     if not isinstance(loaded, ir.Model):
         raise ModelError(f"model_input is a {type(model).__name__}; pass a path or a ModelProto")
+    if next(iter(loaded.graph), None) is None:
+        raise ModelError("model_input is a ModelProto without nodes; pass a path or a whole model")
+    for name, value in loaded.graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            raise ModelError(
+                f"model_input's weight {name!r} is in the file {value.const_value.location!r}; "
+                "pass the model's path, or load its weights too"
+            )
     return model_io.save(loaded, scratch / "input" / "model.onnx").path
 
 

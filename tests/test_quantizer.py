@@ -184,6 +184,13 @@ def test_other_inputs_are_refused(given: Any) -> None:
         ModelQuantizer(QConfig(W8)).quantize_model(given)
 
 
+def test_incomplete_models_in_memory_are_refused() -> None:
+    with pytest.raises(ModelError, match="without nodes"):
+        ModelQuantizer(QConfig(W8)).quantize_model(onnx.ModelProto())
+    with pytest.raises(ModelError, match=r"'model\.onnx\.data'; pass the model's path"):
+        ModelQuantizer(QConfig(W8)).quantize_model(onnx.load(exports.genai_like(), load_external_data=False))
+
+
 def test_other_configurations_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes a QConfig, not dict"):
         ModelQuantizer({"weight": "int8"})  # type: ignore[arg-type]

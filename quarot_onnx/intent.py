@@ -1,0 +1,67 @@
+"""What a configuration asks of a model: the places of the rotations and how much each is wanted."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.rotation.plan import Demand, RotationRequest
+from quarot_onnx.sites.config_file import read_sites
+from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.model import Kind, Sites
+
+_FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
+
+
+def sites_and_request(
+    model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
+) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
+    """Combine the graph, the rotation config file and the switches.
+
+    Args:
+        model: The float model.
+        config: The switches, and perhaps a rotation config file.
+        default: The rotations to do where possible, when neither a file nor a switch speaks of them.
+
+    Returns:
+        The places, what is wanted there, and what the user should know of the file.
+
+    Raises:
+        ConfigError: The file or a matrix does not fit the graph.
+        ModelError: The graph is already quantized.
+    """
+    notes: tuple[str, ...] = ()
+    switches = {kind: getattr(config, flag) for kind, flag in _FLAGS.items()}
+    asked = frozenset(kind for kind, switch in switches.items() if switch)
+    block_sizes: Mapping[Kind, int] = {}
+    if config.r_config_path is not None:
+        named = read_sites(config.r_config_path, model, asked=asked)
+        sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
+        demands = dict.fromkeys(default, Demand.REQUIRED)
+    else:
+        sites = detect(model)
+        demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
+    for kind, switch in switches.items():
+        if switch is not None:
+            demands[kind] = Demand.REQUIRED if switch else Demand.OFF
+    request = RotationRequest(
+        demands,
+        seed=config.seed if config.use_random_had else None,
+        r_matrix_dim=config.r_matrix_dim,
+        block_sizes=dict.fromkeys((Kind.R1, Kind.R4), config.block_size) if config.block_size else block_sizes,
+        r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
+        r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
+    )
+    return sites, request, notes
+
+
+def kinds_for(config: QConfig) -> frozenset[Kind]:
+    """The rotations that a scheme needs: R4 only pays where some activation is quantized."""
+    layers = [
+        config.global_config,
+        *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config)),
+    ]
+    activations = any(layer is not None and layer.activation is not None for layer in layers)
+    return frozenset({Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2})
