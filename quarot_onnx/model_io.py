@@ -66,7 +66,8 @@ class SavedModel:
 def load(path: str | Path) -> ir.Model:
     """Open a model without reading its weights.
 
-    Local functions are inlined, and Constant nodes of at least ``wire.INLINE_BYTES`` become initializers.
+    Local functions are inlined, initializers are no inputs, and Constant nodes of at least ``wire.INLINE_BYTES``
+    become initializers.
 
     Args:
         path: The ``.onnx`` file, with or without external data; symbolic links are followed.
@@ -85,6 +86,8 @@ def load(path: str | Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         if model.functions:
             model = common_passes.InlinePass()(model).model
+        # Old exporters list weights among the inputs, as defaults that nobody overrides.
+        common_passes.RemoveInitializersFromInputsPass()(model)
     except _IR_ERRORS as error:
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
     _lift_constants(model)

@@ -317,6 +317,16 @@ def test_flipped_bytes_never_raise_anything_but_a_model_error(tmp_path):
     assert refused > len(spots) // 4
 
 
+def test_initializers_among_the_inputs_are_weights(tmp_path):
+    proto = io_models.linear_model()
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    names = {tensor.name for tensor in proto.graph.initializer}
+    model = model_io.load(io_models.write(proto, tmp_path / "old.onnx"))
+    assert set(model.graph.initializers) == names
+    assert not names & {value.name for value in model.graph.inputs}
+
+
 _REWRITE = """
 import sys
 from quarot_onnx import model_io

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.linear import Linear, linear_at
+from quarot_onnx.graph.linear import Linear, linear_at, linears
 from quarot_onnx.graph.query import label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.attention import find_attentions
@@ -97,7 +97,7 @@ def detect(model: ir.Model) -> Sites:
         if linear.node not in outputs and not _follows(linear, untraced, stream.values)
     )
     left_out.extend(LeftOut(name, reason, Kind.R1) for name, reason in stream.problems)
-    head = stream.norms[-1].readers if stream.norms else ()
+    head = _head(graph, stream)
     tables = {embedding.table.value for embedding in stream.embeddings}
     return Sites(
         embeddings=tuple(stream.embeddings),
@@ -112,6 +112,14 @@ def detect(model: ir.Model) -> Sites:
         architecture=_architecture(graph, stream, attentions, mlps),
         left_out=tuple(left_out),
     )
+
+
+def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
+    """The Linears behind the last norm; where norms are not followed (LayerNorm), those as wide as the vocabulary."""
+    if stream.norms and not stream.layer_norm:
+        return stream.norms[-1].readers
+    vocabularies = {embedding.table.shape[0] for embedding in stream.embeddings}
+    return tuple(linear for linear in linears(graph) if linear.out_features in vocabularies)
 
 
 def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:

@@ -172,7 +172,7 @@ class Sites:
         writers: All Linears that write to the stream.
         attentions: All attentions; R2 and R3 sites where the fields say so.
         mlps: The Linears at whose input R4 goes.
-        head: The Linears that read the last norm.
+        head: The language model head: the Linears that read the last norm.
         layers: The number of decoder blocks.
         hidden_size: Length of the residual stream; 0 when there is none.
         tied: The embedding's table is also a head's weight.
