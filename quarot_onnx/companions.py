@@ -8,8 +8,9 @@ import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from quarot_onnx.errors import ConfigError
+from quarot_onnx.errors import ConfigError, InputError
 
 GENAI_CONFIG = "genai_config.json"
 _PATTERNS = (
@@ -72,3 +73,20 @@ def companion_bytes(path: Path, *, model_name: str) -> bytes:
         return content
     decoder["filename"] = model_name
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
+    """The object in a companion file, empty where there is no file.
+
+    Raises:
+        InputError: Of the class ``error``: the file is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} is not readable JSON: {problem}; mend or remove it") from problem
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no JSON object; mend or remove it")
+    return content

@@ -5,7 +5,6 @@ onnxruntime-genai for no positions, with a cache whose head_dim is a symbol; tor
 ``ModelInputs`` reads this off the graph and makes the feeds of a prefill (an empty cache) and of a decode step.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, assign_roles, attention_shape, embedding_rows
 from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.companions import read_json
 from quarot_onnx.errors import CalibrationError, ModelError
 
 _ORT_TYPES = {
@@ -265,27 +265,10 @@ def _pair_presents(pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
 
 def _config_shape(folder: Path) -> tuple[int | None, int | None]:
     """``(kv_heads, head_dim)`` as genai_config.json or config.json beside the model tells them."""
-    genai = _read_json(folder / "genai_config.json").get("model", {}).get("decoder", {})
+    genai = read_json(folder / "genai_config.json", ModelError).get("model", {}).get("decoder", {})
     if genai.get("head_size"):
         return genai.get("num_key_value_heads"), genai["head_size"]
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json", ModelError)
     heads = config.get("num_attention_heads")
     width = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
     return config.get("num_key_value_heads", heads), width
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file.
-
-    Raises:
-        ModelError: The file is no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return content

@@ -6,15 +6,14 @@ BOS park their attention there, and without it their activations and perplexity 
 """
 
 import enum
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
+from quarot_onnx.companions import read_json
 from quarot_onnx.errors import CalibrationError
 
 TokenIds = npt.NDArray[np.int64]
@@ -78,12 +77,12 @@ def find_bos(path: str | Path) -> int | None:
     """
     path = tokenizer_file(path)
     tokenizer, folder = load_tokenizer(path), path.parent
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json", CalibrationError)
     if settings.get("add_bos_token") is False:
         return None
     for name, content in (
         ("tokenizer_config.json", settings),
-        ("special_tokens_map.json", _read_json(folder / "special_tokens_map.json")),
+        ("special_tokens_map.json", read_json(folder / "special_tokens_map.json", CalibrationError)),
     ):
         token = content.get("bos_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -92,8 +91,8 @@ def find_bos(path: str | Path) -> int | None:
             if token_id is None:
                 raise CalibrationError(f"{folder / name} names the BOS {token!r}, which {path} does not know: set BOS")
             return int(token_id)
-    genai = _read_json(folder / "genai_config.json").get("model", {})
-    for content in (_read_json(folder / "config.json"), genai):
+    genai = read_json(folder / "genai_config.json", CalibrationError).get("model", {})
+    for content in (read_json(folder / "config.json", CalibrationError), genai):
         if isinstance(content.get("bos_token_id"), int):
             return int(content["bos_token_id"])
     front = tokenizer.encode("", add_special_tokens=True).ids
@@ -215,15 +214,3 @@ def check_vocabulary(ids: TokenIds, vocab_size: int | None, tokenizer: Tokenizer
             f"token id {int(wrong[0])} is outside the model's vocabulary of {vocab_size}{size}: "
             "use the tokenizer that belongs to the model"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CalibrationError(f"{path} holds no JSON object")
-    return content
