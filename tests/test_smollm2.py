@@ -13,7 +13,7 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.pipeline import RECIPE_KEY, quantize, rotate
+from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, rotate
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
@@ -36,6 +36,14 @@ def float_perplexity(smollm2_export: Path, evaluation_text: Path) -> float:
     return measured(smollm2_export, smollm2_export, evaluation_text)
 
 
+@pytest.fixture(scope="module")
+def rotated(smollm2_export: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The model with all four rotations, and the proof: the first of the two steps."""
+    target = tmp_path_factory.mktemp("rotated") / "model.onnx"
+    config = QuarotConfig(use_random_had=True, seed=3, r1=True, r2=True, r3=True, r4=True)
+    return target, rotate(smollm2_export, target, config)
+
+
 def measured(model: Path, source: Path, text: Path) -> float:
     return perplexity(model, text, source.parent, seq_len=SEQ_LEN, windows=WINDOWS).perplexity
 
@@ -54,11 +62,8 @@ def test_every_site_is_found(smollm2_export: Path) -> None:
     assert not sites.left_out
 
 
-def test_rotation_is_exact_and_touches_every_linear(smollm2_export: Path, tmp_path: Path) -> None:
-    target = tmp_path / "model.onnx"
-    outcome = rotate(
-        smollm2_export, target, QuarotConfig(use_random_had=True, seed=3, r1=True, r2=True, r3=True, r4=True)
-    )
+def test_rotation_is_exact_and_touches_every_linear(smollm2_export: Path, rotated: tuple[Path, Outcome]) -> None:
+    target, outcome = rotated
     proof = outcome.equivalence
     assert proof is not None
     assert proof.passed
@@ -66,9 +71,9 @@ def test_rotation_is_exact_and_touches_every_linear(smollm2_export: Path, tmp_pa
     assert proof.max_rel_logit_diff < 5e-5
     assert proof.top1_agreement == 1.0
     original = {linear.name: linear.weight for linear in linears(model_io.load(smollm2_export).graph)}
-    rotated = [linear for linear in linears(model_io.load(target).graph) if not is_online(linear.node)]
-    assert {linear.name for linear in rotated} == original.keys()
-    for linear in rotated:
+    after_rotation = [linear for linear in linears(model_io.load(target).graph) if not is_online(linear.node)]
+    assert {linear.name for linear in after_rotation} == original.keys()
+    for linear in after_rotation:
         before, after = original[linear.name], linear.weight
         old, new = (
             model_io.read_rows(w.tensor, 0, 8) if not w.transposed else model_io.read_array(w.tensor).T[:8]
@@ -79,14 +84,20 @@ def test_rotation_is_exact_and_touches_every_linear(smollm2_export: Path, tmp_pa
     assert recipe["rotation"]["rotations"]["R1"]["seed"] == 3
 
 
-def test_static_w8a8(smollm2_export: Path, evaluation_text: Path, float_perplexity: float, tmp_path: Path) -> None:
+def test_static_w8a8(
+    smollm2_export: Path,
+    rotated: tuple[Path, Outcome],
+    evaluation_text: Path,
+    float_perplexity: float,
+    tmp_path: Path,
+) -> None:
     layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
     head = [linear.name for linear in detect(model_io.load(smollm2_export)).head]
     ratios = {}
-    for name, algorithms in (("plain", []), ("quarot", [QuarotConfig()])):
+    for name, source in (("plain", smollm2_export), ("quarot", rotated[0])):
         target = tmp_path / name / "model.onnx"
-        reader = TextReader(smollm2_export, samples=4, seq_len=SEQ_LEN)
-        quantize(smollm2_export, target, QConfig(layer, exclude=head, algo_config=algorithms), reader, verify=False)
+        reader = TextReader(source, samples=4, seq_len=SEQ_LEN)
+        quantize(source, target, QConfig(layer, exclude=head), reader)
         ratios[name] = measured(target, smollm2_export, evaluation_text) / float_perplexity
     # The published pair on other text is 1.82 and 1.30.
     assert ratios["quarot"] < 1.32
@@ -94,13 +105,17 @@ def test_static_w8a8(smollm2_export: Path, evaluation_text: Path, float_perplexi
     assert operators(tmp_path / "quarot" / "model.onnx", tmp_path)["MatMulIntegerToFloat"] == 210
 
 
-def test_per_token_w8a8(smollm2_export: Path, evaluation_text: Path, float_perplexity: float, tmp_path: Path) -> None:
+def test_per_token_w8a8(
+    smollm2_export: Path,
+    rotated: tuple[Path, Outcome],
+    evaluation_text: Path,
+    float_perplexity: float,
+    tmp_path: Path,
+) -> None:
     activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
     layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
     target = tmp_path / "model.onnx"
-    outcome = quantize(smollm2_export, target, QConfig(layer, algo_config=[QuarotConfig()]))
-    assert outcome.equivalence is not None
-    assert outcome.equivalence.passed
+    quantize(rotated[0], target, QConfig(layer))
     assert measured(target, smollm2_export, evaluation_text) / float_perplexity < 1.015
     assert operators(target, tmp_path)["MatMulIntegerToFloat"] == 211
     assert target.with_name("tokenizer.json").exists()
