@@ -99,8 +99,13 @@ class Binder:
                 f"data file {path} is too short: tensor {tensor.name!r} needs {needed:,} bytes at offset {offset:,}, "
                 f"{max(available, 0):,} are there; {hint}"
             )
+        location = str(path)
+        if not location.isprintable() and (shown := location.encode(errors="backslashreplace").decode()) != location:
+            raise ModelError(
+                f"the path {shown} is not UTF-8, as ONNX needs it; rename the folder or the file, or set PYTHONUTF8=1"
+            )
         del tensor.external_data[:]
-        for key, value in (("location", str(path)), ("offset", str(offset)), ("length", str(length))):
+        for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)
 
     def _wrong_length(self, tensor: onnx.TensorProto, needed: int, actual: int) -> ModelError:

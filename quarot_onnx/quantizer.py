@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.quantization.config import QConfig
 
@@ -63,6 +63,8 @@ class ModelQuantizer:
             InputError: The model, the configuration, the calibration data or the target is at fault.
             VerificationError: The rotated model does not compute the same; nothing is written.
         """
+        if not isinstance(model_output, str | Path | None):
+            raise OutputError(f"model_output is a {type(model_output).__name__}; pass a path, or None for a ModelProto")
         with tempfile.TemporaryDirectory(prefix="quarot-") as name:
             scratch = Path(name)
             source = _as_file(model_input, scratch)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _EXTENSION_DOMAINS = frozenset({"ai.onnx.contrib", "com.microsoft.extensions"})
 _IN_MEMORY_BELOW = 1_500_000_000  # bytes; a protobuf ends at 2 GB
-_ERROR_SEVERITY = 3
+_FATAL = 4  # severity of the log: every error below is raised as an exception, once is enough
 
 
 def session(
@@ -117,7 +117,7 @@ def session_options(
     import onnxruntime as ort  # noqa: PLC0415 - a quarter of a second that most commands can do without
 
     options = ort.SessionOptions()
-    options.log_severity_level = _ERROR_SEVERITY
+    options.log_severity_level = _FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from quarot_onnx.errors import OutputError
 
+_SCRATCH = ".quarot-"
+
 
 class Batch:
     """The files of one batch, staged in ``scratch`` and moved in the order they were staged.
@@ -64,7 +66,7 @@ def staged(folder: Path) -> Iterator[Batch]:
             if not parent.exists():
                 created.append(parent)
                 parent.mkdir()
-        scratch = Path(tempfile.mkdtemp(prefix=".quarot-", dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
         batch = Batch(scratch)
         yield batch
         batch.commit()
@@ -108,13 +110,18 @@ def check_targets(targets: Iterable[Path], *, protected: Iterable[Path], overwri
 def check_free_space(folder: Path, needed: int) -> None:
     """Refuse a batch that the disk cannot hold.
 
+    Args:
+        folder: Where it is to be written; for the scratch folder of a batch the error names the folder around it.
+        needed: Bytes.
+
     Raises:
         OutputError: With the needed and the free bytes.
     """
     free = free_bytes(folder)
     if needed > free:
+        named = folder.parent if folder.name.startswith(_SCRATCH) else folder
         raise OutputError(
-            f"not enough space in {folder}: {needed:,} bytes needed, {free:,} free; free some or write elsewhere"
+            f"not enough space in {named}: {needed:,} bytes needed, {free:,} free; free some or write elsewhere"
         )
 
 

@@ -154,3 +154,14 @@ def test_a_value_produced_twice_is_refused(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(io_models.model_of([node, node], []).SerializeToString())
     assert "inconsistent" in refusal(path)
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    folder = tmp_path / "caf\udce9"  # the byte E9 in a name, as Python decodes it
+    folder.mkdir()
+    io_models.write(io_models.linear_model(), tmp_path / "m.onnx", data="weights.bin")
+    for name in ("m.onnx", "weights.bin"):
+        (tmp_path / name).rename(folder / name)
+    message = refusal(folder / "m.onnx")
+    assert r"caf\udce9" in message
+    assert "rename the folder" in message

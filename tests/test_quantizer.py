@@ -184,6 +184,11 @@ def test_other_inputs_are_refused(given: Any) -> None:
         ModelQuantizer(QConfig(W8)).quantize_model(given)
 
 
+def test_an_output_that_is_no_path_is_refused_before_any_work(source: Path) -> None:
+    with pytest.raises(OutputError, match="model_output is a int"):
+        ModelQuantizer(QConfig(W8)).quantize_model(source, 3)  # type: ignore[arg-type]
+
+
 def test_incomplete_models_in_memory_are_refused() -> None:
     with pytest.raises(ModelError, match="without nodes"):
         ModelQuantizer(QConfig(W8)).quantize_model(onnx.ModelProto())

@@ -70,8 +70,10 @@ class Request:
         notes = [*outcome.notes]
         if is_rotated(recipe) and config.quarot is None and recipe is not None:
             notes.append(f"the model is already rotated ({summary(recipe)}): quantized as it is")
-        if not calibrated and (self.calib_text is not None or self.tokenizer is not None):
-            notes.append("nothing is calibrated: --calib-text and --tokenizer were not used")
+        unused = [name for name in ("calib_text", "tokenizer") if getattr(self, name) is not None]
+        if not calibrated and unused:
+            options = " and ".join("--" + name.replace("_", "-") for name in unused)
+            notes.append(f"nothing is calibrated: {options} not used")
         return replace(outcome, notes=tuple(notes))
 
     def _config(self, model: ir.Model, *, rotated: bool) -> QConfig:

@@ -163,6 +163,7 @@ def test_a_full_disk(command: str, refused, model: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     line = refused(command, model, out)
     assert "1,000 free" in line
+    assert ".quarot" not in line
     monkeypatch.undo()
     write = Path.open
 
@@ -231,3 +232,11 @@ def test_a_quantized_model_is_not_quantized_again(shell: Shell, refused, model: 
 
 def test_errors_keep_standard_output_empty_with_json(refused, model: Path, tmp_path: Path) -> None:
     assert "4096" in refused("rotate", model, tmp_path / "out.onnx", "--r-matrix-dim", 4096, "--json")
+
+
+def test_windows_longer_than_the_rotary_tables(refused, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("word " * 1500)
+    assert "total_sequence_length" in refused(
+        "evaluate", exports.genai_like(), "--text", text, "--seq-len", 5000, "--windows", 1
+    )  # one line: onnxruntime does not log what it raises

@@ -78,3 +78,12 @@ def test_an_error_costs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_closed_standard_streams_are_no_fault(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rotated.onnx"
+    code = "import sys; from quarot_onnx.cli import main; main()"
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, "rotate", model, out]
+    assert subprocess.run(list(map(str, command)), check=False).returncode == 0
+    assert files(tmp_path)[out.name].startswith(b"\x08")  # a ModelProto, with nothing printed into it

@@ -13,6 +13,10 @@ import yaml
 from quarot_onnx.errors import ConfigError, OutputError
 from quarot_onnx.quantization.config._strict import Strict
 
+# What Python's parsers refuse without saying where.
+_HUGE_NUMBER = "a whole number or a date in it is not a possible one; no setting needs thousands of digits"
+_DEEP = "its brackets are nested too deeply for a configuration; write it flat"
+
 
 class FileConfig(Strict):
     """A `Strict` model that reads and writes JSON and YAML files.
@@ -47,6 +51,10 @@ class FileConfig(Strict):
             raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
         except _DuplicateKeyError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except ValueError:
+            raise ConfigError(f"{path}: {_HUGE_NUMBER}") from None
+        except RecursionError:
+            raise ConfigError(f"{path}: {_DEEP}") from None
         return cls.from_dict(data, source=path, folder=_folder(path))
 
     @classmethod
@@ -64,6 +72,10 @@ class FileConfig(Strict):
             raise ConfigError(f"{path}: {place}: {error.problem}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+        except ValueError:
+            raise ConfigError(f"{path}: {_HUGE_NUMBER}") from None
+        except RecursionError:
+            raise ConfigError(f"{path}: {_DEEP}") from None
         return cls.from_dict({} if data is None else data, source=path, folder=_folder(path))
 
     def to_json(self, path: str | Path) -> None:
@@ -109,7 +121,7 @@ def _folder(path: str | Path) -> Path:
 
 def _text(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

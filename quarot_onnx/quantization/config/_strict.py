@@ -92,7 +92,7 @@ class Strict(BaseModel):
         """
         place = f"{source}: {cls.__name__}" if source else cls.__name__
         if not isinstance(data, Mapping):
-            raise ConfigError(f"{place}: a mapping is needed, not {_shown(data)}")
+            raise ConfigError(f"{source or cls.__name__}: a mapping is needed, not {_shown(data)}")
         try:
             return cls.model_validate(dict(data), context={"folder": folder})
         except ValidationError as error:

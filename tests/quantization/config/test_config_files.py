@@ -119,7 +119,11 @@ def test_paths_name_the_same_file_after_a_round_trip(tmp_path, monkeypatch):
         ("q.yaml", "global_config: null\nexclude: [a\nalgo_config: []\n", r"q\.yaml: line \d, column \d+: "),
         ("q.yaml", "exclude: []\nexclude: []\n", "line 2, column 1: key 'exclude' is given twice"),
         ("q.yaml", "", r"global_config: is missing"),
-        ("q.yaml", "- 1\n", "a mapping is needed"),
+        ("q.yaml", "- 1\n", r"q\.yaml: a mapping is needed, not \[1\]"),
+        ("q.json", "[" * 100_000, "nested too deeply"),
+        ("q.yaml", "[" * 10_000, "nested too deeply"),
+        ("q.json", '{"seed": ' + "9" * 5000 + "}", "thousands of digits"),
+        ("q.yaml", "seed: " + "9" * 5000, "thousands of digits"),
         ("q.yaml", "a: \x07\n", "q.yaml: .*not allowed"),
         ("q.toml", "", "suffix '.toml' is not known; use .json, .yaml or .yml"),
         ("q.json", '{"global_confg": null}', r"q\.json: QConfig: unknown key 'global_confg' .did you mean 'global_c"),
@@ -142,6 +146,12 @@ def test_faults_name_file_and_place(tmp_path, name, text, message):
         QConfig.load(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    for name in ("q.json", "q.yaml"):
+        (tmp_path / name).write_text('\ufeff{"r_matrix_dim": 64}', encoding="utf-8")
+        assert QuarotConfig.load(tmp_path / name) == QuarotConfig(r_matrix_dim=64)
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path):
