@@ -139,7 +139,9 @@ class Binder:
                 self.sizes[path] = path.stat().st_size
                 return path
         places = " and ".join(map(str, folders))
-        raise ModelError(f"data file {location!r} of {self.source} (tensor {tensor!r}) is missing; looked in {places}")
+        raise ModelError(
+            f"data file {location!r} of {self.source} (tensor {tensor!r}) is missing; looked in {places}: put it there"
+        )
 
 
 def _nbytes(tensor: onnx.TensorProto, source: Path) -> int:

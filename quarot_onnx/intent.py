@@ -14,6 +14,11 @@ from quarot_onnx.sites.model import Kind, Sites
 
 _FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
 
+_R3_NOTE = (
+    "R3 is done because the rotation config states it; it pays only with a quantized key/value cache "
+    "(r3=False, on the command line --no-r3, leaves it out)"
+)
+
 
 def sites_and_request(
     model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
@@ -40,6 +45,8 @@ def sites_and_request(
         named = read_sites(config.r_config_path, model, asked=asked)
         sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
+        if Kind.R3 in default and switches[Kind.R3] is None:
+            notes = (*notes, _R3_NOTE)
     else:
         sites = detect(model)
         demands = dict.fromkeys(default, Demand.IF_POSSIBLE)

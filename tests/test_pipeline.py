@@ -22,6 +22,8 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.sites.config_file import write_config
+from quarot_onnx.sites.detect import detect
 
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="Channel"))
 PER_TOKEN = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), W8.weight)
@@ -155,3 +157,15 @@ def test_calib_data_size_limits_the_samples(tmp_path: Path) -> None:
     reader = TextReader(source, samples=5, seq_len=16)
     quantize(source, tmp_path / "q.onnx", config, reader, progress=lambda *step: seen.append(step))
     assert [step for step in seen if step[0] == "calibrate"] == [("calibrate", 1, 2), ("calibrate", 2, 2)]
+
+
+def test_r3_of_a_rotation_config_is_noted(llama_optimum: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rotation_config.json"
+    write_config(detect(model_io.load(llama_optimum)), path)
+    done = rotate(llama_optimum, tmp_path / "a" / "model.onnx", QuarotConfig(r_config_path=path), verify=False)
+    assert any("R3 is done because" in note for note in done.notes)
+    without = rotate(
+        llama_optimum, tmp_path / "b" / "model.onnx", QuarotConfig(r_config_path=path, r3=False), verify=False
+    )
+    assert not without.notes
+    assert "R3" not in without.recipe["rotation"]["counts"]

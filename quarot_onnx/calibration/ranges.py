@@ -250,7 +250,10 @@ def _run(session: Any, feeds: Feeds, sample: int) -> list[Any]:
     try:
         return list(session.run(None, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise CalibrationError(f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}") from error
+        raise CalibrationError(
+            f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
+            "expect, in type, shape and length"
+        ) from error
 
 
 def _not_finite(name: str, sample: int) -> CalibrationError:

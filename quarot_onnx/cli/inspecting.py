@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quarot_onnx import model_io
+from quarot_onnx.companions import companion_files
 from quarot_onnx.evaluation.inspection import inspection_record
 from quarot_onnx.provenance import recorded
 from quarot_onnx.sites.config_file import read_sites, write_config
@@ -26,7 +27,9 @@ def inspect_model(path: Path, rotation_config: Path | None, config_out: Path | N
     """
     model = model_io.load(path)
     if config_out is not None:
-        check_targets([config_out.absolute()], protected=model_io.input_files(model), overwrite=True)
+        companions = companion_files(path.absolute().parent, exclude=())
+        protected = [*model_io.input_files(model), *companions]
+        check_targets([config_out.absolute()], protected=protected, overwrite=True)
     sites = detect(model) if rotation_config is None else read_sites(rotation_config, model).sites
     content = inspection_record(model, sites) | {"model": str(path), "recipe": recorded(model)}
     if config_out is not None:

@@ -184,8 +184,8 @@ def require(equivalence: Equivalence) -> None:
     if equivalence.kl is not None:
         figures.append(f"KL {equivalence.kl:.3g} nats")
     raise VerificationError(
-        f"the models differ by more than {equivalence.dtype.name} rounding over {equivalence.tokens} tokens: "
-        + ", ".join(figures)
+        f"the models differ by more than rounding explains ({equivalence.dtype.name.lower()} weights) over "
+        f"{equivalence.tokens} tokens: " + ", ".join(figures)
     )
 
 

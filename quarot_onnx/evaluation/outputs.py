@@ -28,7 +28,10 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
     try:
         return list(session.run(names, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"onnxruntime cannot run the model: {' '.join(str(error).split())}") from error
+        raise ModelError(
+            f"onnxruntime cannot run the model: {' '.join(str(error).split())}; where windows are longer "
+            "than the model's positions, use shorter ones"
+        ) from error
 
 
 def decoder_logits(

@@ -262,3 +262,10 @@ def test_as_a_program(model: Path, tmp_path: Path) -> None:
     missing = subprocess.run([script, "inspect", tmp_path / "no.onnx"], capture_output=True, text=True, check=False)
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr.startswith("error: no model at")
+
+
+def test_a_written_config_does_not_replace_the_models_own(shell: Shell, model: Path) -> None:
+    config = model.with_name("config.json")
+    before = config.read_bytes()
+    assert "config.json" in shell.fails("inspect", model, "--write-config", config)
+    assert config.read_bytes() == before
