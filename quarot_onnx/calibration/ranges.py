@@ -21,6 +21,7 @@ from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.calibration.running import check_feeds, not_finite, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.skeleton import open_augmented
 
@@ -94,7 +95,7 @@ def collect_ranges(
     else:
         observer = _Percentile(loaded, names, threads, percentile)
     for feeds in rewindable:
-        _check_feeds(feeds, loaded)
+        check_feeds(feeds, loaded)
         observer.observe(feeds, count)
         count += 1
         if progress is not None:
@@ -116,12 +117,12 @@ class _MinMax:
 
     def observe(self, feeds: Feeds, sample: int) -> None:
         """Run one sample."""
-        scalars = np.array(_run(self._session, feeds, sample), np.float64).reshape(len(self._names), 3)
+        scalars = np.array(run_sample(self._session, feeds, sample), np.float64).reshape(len(self._names), 3)
         low, high, total = scalars.T
         # An empty tensor gives min = +inf, max = -inf, sum = 0.
         bad = np.isnan(total) | (np.isinf(low) & ~(low > high)) | (np.isinf(high) & ~(low > high))
         if bad.any():
-            raise _not_finite(self._names[int(np.flatnonzero(bad)[0])], sample)
+            raise not_finite(self._names[int(np.flatnonzero(bad)[0])], sample)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
 
     def ranges(self) -> dict[str, Range]:
@@ -143,9 +144,9 @@ class _Percentile:
     def observe(self, feeds: Feeds, sample: int) -> None:
         """Run one sample, once for every group of tensors."""
         for group, session in self._fitting_sessions(feeds, sample):
-            for name, values in zip(group, _run(session, feeds, sample), strict=True):
+            for name, values in zip(group, run_sample(session, feeds, sample), strict=True):
                 if not self._histograms[name].add(values):
-                    raise _not_finite(name, sample)
+                    raise not_finite(name, sample)
 
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
@@ -161,7 +162,7 @@ class _Percentile:
         """
         shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
         if shapes not in self._sizes:
-            self._sizes[shapes] = [int(size) * 4 for size in _run(self._sizing, feeds, sample)]
+            self._sizes[shapes] = [int(size) * 4 for size in run_sample(self._sizing, feeds, sample)]
         sizes = dict(zip(self._names, self._sizes[shapes], strict=True))
         fits = all(len(group) == 1 or sum(map(sizes.__getitem__, group)) <= _BUDGET for group, _ in self._sessions)
         if not self._sessions or not fits:
@@ -234,32 +235,6 @@ def _find_values(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
         if dtype is not None and dtype not in FLOATS:
             raise CalibrationError(f"tensor {name!r} is {dtype.name}: ranges are taken of float activations")
     return [known[name] for name in names]
-
-
-def _check_feeds(feeds: Feeds, model: ir.Model) -> None:
-    inputs = [value.name or "" for value in model.graph.inputs]
-    for name in feeds:
-        if name not in inputs:
-            raise CalibrationError(f"the reader feeds {name!r}, which is no input{did_you_mean(name, inputs)}")
-    for name in inputs:
-        if name not in feeds and name not in model.graph.initializers:
-            raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
-
-
-def _run(session: Any, feeds: Feeds, sample: int) -> list[Any]:
-    try:
-        return list(session.run(None, feeds))
-    except Exception as error:  # onnxruntime's exceptions share no other base
-        raise CalibrationError(
-            f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
-            "expect, in type, shape and length"
-        ) from error
-
-
-def _not_finite(name: str, sample: int) -> CalibrationError:
-    return CalibrationError(
-        f"activation {name!r} holds NaN or infinity in sample {sample}: leave the sample out, or check the model"
-    )
 
 
 def _range(name: str, low: float, high: float) -> Range:

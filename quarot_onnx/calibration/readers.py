@@ -7,7 +7,7 @@ an object into a ``RewindableReader``.
 
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,6 +73,24 @@ class _IndexedReader(RewindableReader):
 
     def rewind(self) -> None:
         self._next = 0
+
+
+class SampleReader(_IndexedReader):
+    """Feeds that are in memory already.
+
+    Args:
+        samples: Input name to array, for each sample.
+    """
+
+    def __init__(self, samples: Sequence[Feeds]) -> None:
+        super().__init__()
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def _sample(self, index: int) -> Feeds:
+        return self._samples[index]
 
 
 class TokenReader(_IndexedReader):

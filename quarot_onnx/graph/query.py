@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quarot_onnx import model_io
 
 PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
 """Operators whose output 0 is their input 0, up to rounding."""
@@ -117,6 +120,13 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
             return None
         value = node.inputs[0]
     return None
+
+
+def seen(constant: Constant, factor: float = 1.0) -> NDArray[np.floating]:
+    """A constant as its user sees it, times ``factor``: a matrix as [in, out], in the type that the user sees."""
+    stored = model_io.read_array(constant.tensor)
+    array = (stored.T if constant.transposed else stored).astype(constant.dtype.numpy(), copy=False)
+    return array if factor == 1.0 else array * np.float32(factor)
 
 
 def scalar(value: ir.Value | None) -> float | None:

@@ -1,0 +1,54 @@
+"""Run a calibration sample; say which one, and what, is at fault."""
+
+from typing import Any
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.errors import CalibrationError, did_you_mean
+
+
+def check_feeds(feeds: Feeds, model: ir.Model) -> None:
+    """Refuse a sample that does not name the model's inputs.
+
+    Args:
+        feeds: Input name to array.
+        model: The whole model.
+
+    Raises:
+        CalibrationError: It names something else, or leaves an input out.
+    """
+    inputs = [value.name or "" for value in model.graph.inputs]
+    for name in feeds:
+        if name not in inputs:
+            raise CalibrationError(f"the reader feeds {name!r}, which is no input{did_you_mean(name, inputs)}")
+    for name in inputs:
+        if name not in feeds and name not in model.graph.initializers:
+            raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
+
+
+def run_sample(session: Any, feeds: Feeds, sample: int) -> list[Any]:
+    """All outputs of a session.
+
+    Args:
+        session: An onnxruntime session.
+        feeds: Input name to array.
+        sample: The sample's number, for the message.
+
+    Raises:
+        CalibrationError: onnxruntime cannot run it.
+    """
+    try:
+        return list(session.run(None, feeds))
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise CalibrationError(
+            f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
+            "expect, in type, shape and length"
+        ) from error
+
+
+def not_finite(name: str, sample: int) -> CalibrationError:
+    """The error for an activation with NaN or infinity."""
+    return CalibrationError(
+        f"activation {name!r} holds NaN or infinity in sample {sample}: leave the sample out, or check the model"
+    )

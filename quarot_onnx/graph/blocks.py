@@ -1,0 +1,191 @@
+"""A graph cut at the inputs of its Linears: stages to be taken one after the other, and the segments between them.
+
+Linears that read one value are a stage (q, k and v; then o; then gate and up; then down). Segment k computes the input
+of stage k from what earlier segments left; it runs the Linears of stage k - 1 and nothing that needs a later one::
+
+    inputs ─ segment 0 ─▶ x₀ ─ stage 0, segment 1 ─▶ x₁ ─ stage 1, segment 2 ─▶ x₂ ...
+                └──────────── residual stream, cosines, masks: carried ──────────┘
+
+One forward labelling does it: a node's level is that of its latest input, a Linear of stage k has at least level k + 1.
+A value that is needed beyond its own level is carried. What depends on no input of the graph is computed anew wherever
+it is needed, so that thousands of small constants need not be carried. Names play no part.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.graph.linear import Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Linears that read the same value.
+
+    Attributes:
+        input: The value.
+        linears: The Linears, in graph order.
+        block: The number of the decoder block that they are in.
+    """
+
+    input: ir.Value
+    linears: tuple[Linear, ...]
+    block: int
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of a graph as a model of its own.
+
+    Attributes:
+        model: The piece; its weights are those of the whole.
+        inputs: Names of what it needs: inputs of the graph and carried values.
+        outputs: Names of what it leaves for later: the next stage's input and values to carry.
+        expires: Names of values that nothing needs after this segment.
+        nodes: The copies of the Linears' nodes of the stage before, in the order of the stage; None for one that no
+            later stage needs (attention's output where the last block is a parallel one).
+    """
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    expires: tuple[str, ...]
+    nodes: tuple[ir.Node | None, ...]
+
+
+def find_stages(
+    linears: Iterable[Linear],
+    starts: Collection[ir.Node],
+    kind: Callable[[Linear], object] = lambda linear: linear.transposed_input,
+) -> tuple[Stage, ...]:
+    """Group Linears into stages.
+
+    Args:
+        linears: Linears of one graph, in graph order.
+        starts: Nodes of Linears that begin a decoder block.
+        kind: Linears of different kinds are never in one stage.
+
+    Returns:
+        The stages in an order in which each needs only earlier ones.
+    """
+    groups: dict[tuple[ir.Value, object], list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault((linear.input, kind(linear)), []).append(linear)
+    stages: list[Stage] = []
+    block = 0
+    for (value, _), members in groups.items():
+        if stages and any(linear.node in starts for linear in members):
+            block += 1
+        stages.append(Stage(value, tuple(members), block))
+    return tuple(stages)
+
+
+class Segments:
+    """The segments of a model, one for each stage."""
+
+    def __init__(self, model: ir.Model, stages: Sequence[Stage]) -> None:
+        """Label the graph; it is not changed and must not be until the last segment was made."""
+        self._model, self._stages = model, stages
+        self._level: dict[ir.Value, int] = {}
+        self._by_level: list[list[ir.Node]] = [[] for _ in stages]
+        self._last_use: dict[ir.Value, int] = {}
+        self._label()
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    def segment(self, number: int) -> Segment:
+        """The piece of the graph that computes the input of stage ``number``."""
+        nodes = self._by_level[number]
+        inside = {output for node in nodes for output in node.outputs}
+        outputs = [v for v in _in_order(nodes) if v in inside and self._last_use.get(v, -1) > number]
+        needed = dict.fromkeys(v for node in nodes for v in _operands(node) if v not in inside)
+        inputs = [v for v in needed if v in self._level]
+        constants, initializers = self._constants([v for v in needed if v not in self._level])
+        view = ir.GraphView(
+            inputs,
+            outputs,
+            nodes=[*constants, *nodes],
+            initializers=initializers,
+            opset_imports=self._model.graph.opset_imports,
+            name=f"segment_{number}",
+        )
+        graph = view.clone()
+        copies = dict(zip((*constants, *nodes), graph, strict=True))
+        model = ir.Model(graph, ir_version=self._model.ir_version)
+        expired = [v for v, last in self._last_use.items() if last == number]
+        return Segment(
+            model,
+            tuple(str(v.name) for v in inputs),
+            tuple(str(v.name) for v in outputs),
+            tuple(str(v.name) for v in expired),
+            tuple(copies.get(node) for node in self._previous(number)),
+        )
+
+    def _previous(self, number: int) -> list[ir.Node]:
+        return [linear.node for linear in self._stages[number - 1].linears] if number else []
+
+    def _label(self) -> None:
+        """Give every value that depends on an input its level, and every needed one its last use."""
+        graph = self._model.graph
+        stage_of = {linear.node: k for k, stage in enumerate(self._stages) for linear in stage.linears}
+        for value in graph.inputs:
+            if not value.is_initializer():
+                self._level[value] = 0
+        needed = self._needed()
+        for node in graph:
+            operands = [v for v in _operands(node) if v in self._level]
+            if not operands:
+                continue
+            level = max(stage_of.get(node, -1) + 1, *(self._level[v] for v in operands))
+            self._level.update(dict.fromkeys(node.outputs, level))
+            if node in needed:
+                self._by_level[level].append(node)
+                self._last_use.update({v: max(level, self._last_use.get(v, -1)) for v in operands})
+        for k, stage in enumerate(self._stages):
+            # Fetched after segment k, and read by its own Linears in segment k + 1.
+            self._last_use[stage.input] = max(k + 1, self._last_use.get(stage.input, -1))
+
+    def _needed(self) -> set[ir.Node]:
+        """The nodes that some stage's input depends on."""
+        found: set[ir.Node] = set()
+        frontier = [stage.input for stage in self._stages]
+        while frontier:
+            node = frontier.pop().producer()
+            if node is not None and node not in found:
+                found.add(node)
+                frontier.extend(_operands(node))
+        return found
+
+    def _constants(self, values: list[ir.Value]) -> tuple[list[ir.Node], list[ir.Value]]:
+        """The nodes that compute constant values, in graph order, and the initializers that they and others read."""
+        nodes: set[ir.Node] = set()
+        initializers: dict[ir.Value, None] = {}
+        frontier = list(values)
+        while frontier:
+            value = frontier.pop()
+            node = value.producer()
+            if node is None:
+                initializers[value] = None
+            elif node not in nodes:
+                nodes.add(node)
+                frontier.extend(_operands(node))
+        order = {node: i for i, node in enumerate(self._model.graph)} if nodes else {}
+        return sorted(nodes, key=order.__getitem__), list(initializers)
+
+
+def _operands(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, in subgraphs too, where it comes from outside of them."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            graphs = (attribute.as_graph(),) if attribute.type is ir.AttributeType.GRAPH else attribute.as_graphs()
+            for graph in graphs:
+                for inner in ir.traversal.RecursiveGraphIterator(graph):
+                    yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+
+
+def _in_order(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+    for node in nodes:
+        yield from node.outputs

@@ -1,0 +1,75 @@
+"""The statistics of a Linear's inputs: their definition, their precision, and the same bits twice."""
+
+import numpy as np
+import pytest
+
+from quarot_onnx.calibration.hessian import Accumulator
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def rows(count: int, features: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, features)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 511, 512, 513, 1300])
+def test_hessian_and_drift_are_what_they_say(count: int) -> None:
+    exact, moved = rows(count, 13, 0), rows(count, 13, 1)
+    accumulator = Accumulator(13, drift=True)
+    for start in range(0, count, 700):
+        accumulator.add(moved[start : start + 700], exact[start : start + 700])
+    found = accumulator.finish()
+    assert found.tokens == count
+    assert found.drift is not None
+    assert found.hessian.dtype == found.drift.dtype == np.float64
+    wide, other = moved.astype(np.float64), exact.astype(np.float64)
+    # 512 products are summed in float32: off by 512 eps of the sum of their magnitudes at the very most.
+    limit = 512 * EPS * (np.abs(wide).T @ np.abs(wide)).max() / count
+    np.testing.assert_allclose(found.hessian, wide.T @ wide / count, atol=limit, rtol=0)
+    np.testing.assert_allclose(found.drift, (other - wide).T @ wide / count, atol=4 * limit, rtol=0)
+    np.testing.assert_allclose(found.hessian + found.drift.T, wide.T @ other / count, atol=5 * limit, rtol=0)
+
+
+def test_the_hessian_is_symmetric_to_rounding_and_positive() -> None:
+    accumulator = Accumulator(40, drift=False)
+    accumulator.add(rows(25, 40, 2))
+    found = accumulator.finish()
+    assert found.drift is None
+    scale = np.abs(found.hessian).max()
+    np.testing.assert_allclose(found.hessian, found.hessian.T, atol=512 * EPS * scale, rtol=0)
+    assert np.linalg.eigvalsh(found.hessian).min() > -512 * EPS * scale
+
+
+def test_a_small_drift_beside_a_massive_input_keeps_its_digits() -> None:
+    moved = rows(400, 6, 3)
+    moved[:, 0] = 3e4  # an attention sink
+    exact = moved + np.float32(0.0)
+    exact[:, 3] += np.float32(2.0**-10) * rows(400, 6, 4)[:, 3]
+    accumulator = Accumulator(6, drift=True)
+    accumulator.add(moved, exact)
+    found = accumulator.finish()
+    assert found.drift is not None
+    difference = exact.astype(np.float64) - moved
+    expected = difference.T @ moved.astype(np.float64) / 400
+    size = np.abs(difference).T @ np.abs(moved.astype(np.float64)) / 400
+    assert (np.abs(found.drift - expected) <= 512 * EPS * size).all()
+    assert np.abs(expected[3, 1:]).max() < 1e-3  # where a difference of sums near 1e9 would leave nothing
+
+
+def test_the_same_rows_give_the_same_bits() -> None:
+    exact, moved = rows(900, 30, 5), rows(900, 30, 6)
+    found = []
+    for _ in range(2):
+        accumulator = Accumulator(30, drift=True)
+        accumulator.add(moved[:600], exact[:600])
+        accumulator.add(moved[600:], exact[600:])
+        found.append(accumulator.finish())
+    assert found[0].hessian.tobytes() == found[1].hessian.tobytes()
+    assert found[0].drift.tobytes() == found[1].drift.tobytes()
+
+
+def test_no_rows_at_all() -> None:
+    found = Accumulator(4, drift=True).finish()
+    assert found.tokens == 0
+    assert not found.hessian.any()
+    assert not found.drift.any()
