@@ -8,32 +8,58 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quarot_onnx.quantization.config import QConfig
-    from quarot_onnx.quantization.config.algorithm import QuarotConfig
-    from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
-    from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+    from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
+    from quarot_onnx.quantization.config.enums import CalibMethod, OutputFormat, QuantGranularity, ScaleType
+    from quarot_onnx.quantization.config.spec import (
+        Int2Spec,
+        Int3Spec,
+        Int4Spec,
+        Int8Spec,
+        QLayerConfig,
+        UInt4Spec,
+        UInt8Spec,
+    )
     from quarot_onnx.quantizer import ModelQuantizer
 
 _HOMES = {
     "CalibMethod": "quarot_onnx.quantization.config.enums",
+    "GPTAQConfig": "quarot_onnx.quantization.config.algorithm",
+    "GPTQConfig": "quarot_onnx.quantization.config.algorithm",
+    "Int2Spec": "quarot_onnx.quantization.config.spec",
+    "Int3Spec": "quarot_onnx.quantization.config.spec",
+    "Int4Spec": "quarot_onnx.quantization.config.spec",
     "Int8Spec": "quarot_onnx.quantization.config.spec",
     "ModelQuantizer": "quarot_onnx.quantizer",
+    "OutputFormat": "quarot_onnx.quantization.config.enums",
     "QConfig": "quarot_onnx.quantization.config",
     "QLayerConfig": "quarot_onnx.quantization.config.spec",
+    "QronosConfig": "quarot_onnx.quantization.config.algorithm",
     "QuantGranularity": "quarot_onnx.quantization.config.enums",
     "QuarotConfig": "quarot_onnx.quantization.config.algorithm",
+    "RTNConfig": "quarot_onnx.quantization.config.algorithm",
     "ScaleType": "quarot_onnx.quantization.config.enums",
+    "UInt4Spec": "quarot_onnx.quantization.config.spec",
     "UInt8Spec": "quarot_onnx.quantization.config.spec",
 }
 
 __all__ = [
     "CalibMethod",
+    "GPTAQConfig",
+    "GPTQConfig",
+    "Int2Spec",
+    "Int3Spec",
+    "Int4Spec",
     "Int8Spec",
     "ModelQuantizer",
+    "OutputFormat",
     "QConfig",
     "QLayerConfig",
+    "QronosConfig",
     "QuantGranularity",
     "QuarotConfig",
+    "RTNConfig",
     "ScaleType",
+    "UInt4Spec",
     "UInt8Spec",
 ]
 

@@ -1,24 +1,75 @@
 """Configuration of a quantization: plain, frozen, strict, and keyword-compatible with AMD Quark ONNX."""
 
-from quarot_onnx.quantization.config.algorithm import AlgoConfig, QuarotConfig
+from quarot_onnx.quantization.config.algorithm import (
+    AlgoConfig,
+    GPTAQConfig,
+    GPTQConfig,
+    HessianConfig,
+    QronosConfig,
+    QuarotConfig,
+    RoundingConfig,
+    RTNConfig,
+)
 from quarot_onnx.quantization.config.config import QConfig
-from quarot_onnx.quantization.config.data_type import DataType, Int8, UInt8
-from quarot_onnx.quantization.config.enums import CalibMethod, OpType, QuantGranularity, ScaleType
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
+from quarot_onnx.quantization.config.data_type import DataType, Int2, Int3, Int4, Int8, UInt4, UInt8
+from quarot_onnx.quantization.config.enums import CalibMethod, OpType, OutputFormat, QuantGranularity, ScaleType
+from quarot_onnx.quantization.config.spec import (
+    Int2Spec,
+    Int3Spec,
+    Int4Spec,
+    Int5Spec,
+    Int6Spec,
+    Int7Spec,
+    Int8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    UInt2Spec,
+    UInt3Spec,
+    UInt4Spec,
+    UInt5Spec,
+    UInt6Spec,
+    UInt7Spec,
+    UInt8Spec,
+    spec_class,
+)
 
 __all__ = [
     "AlgoConfig",
     "CalibMethod",
     "DataType",
+    "GPTAQConfig",
+    "GPTQConfig",
+    "HessianConfig",
+    "Int2",
+    "Int2Spec",
+    "Int3",
+    "Int3Spec",
+    "Int4",
+    "Int4Spec",
+    "Int5Spec",
+    "Int6Spec",
+    "Int7Spec",
     "Int8",
     "Int8Spec",
     "OpType",
+    "OutputFormat",
     "QConfig",
     "QLayerConfig",
     "QTensorConfig",
+    "QronosConfig",
     "QuantGranularity",
     "QuarotConfig",
+    "RTNConfig",
+    "RoundingConfig",
     "ScaleType",
+    "UInt2Spec",
+    "UInt3Spec",
+    "UInt4",
+    "UInt4Spec",
+    "UInt5Spec",
+    "UInt6Spec",
+    "UInt7Spec",
     "UInt8",
     "UInt8Spec",
+    "spec_class",
 ]

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.quantization.config.enums import CalibMethod, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig
 
 
@@ -37,3 +39,46 @@ def notes(
     if quantizes_activations and any(config is not None and config.activation is None for config in others):
         found.append("a rule without activation quantizes the weight only; it does not inherit the global activation")
     return tuple(found)
+
+
+def rounding_notes(rounding: RoundingConfig, configs: Sequence[QLayerConfig | None]) -> tuple[str, ...]:
+    """The notes on a rounding algorithm.
+
+    Args:
+        rounding: The algorithm.
+        configs: The global layer configuration and those of all rules.
+    """
+    found = []
+    if configs[0] is None:
+        given = ("bits", "group_size", "per_channel", "weight_symmetric")
+        found += [
+            f"{name} of {rounding.name} has no effect: there is no global_config, and rules keep their own specs"
+            for name in given
+            if getattr(rounding, name) is not None
+        ]
+    if not isinstance(rounding, HessianConfig):
+        return tuple(found)
+    layers = [config for config in configs if config is not None]
+    if rounding.enable_aq_calibration and all(layer.activation is None for layer in layers):
+        found.append("enable_aq_calibration has no effect: no activation is quantized")
+    if rounding.static_groups and all(layer.weight.group_size is None for layer in layers):
+        found.append("static_groups has no effect: no weight has a group_size")
+    return tuple(found)
+
+
+def format_notes(
+    placed: Sequence[Placed], given: OutputFormat | None, resolved: OutputFormat | None
+) -> tuple[str, ...]:
+    """The notes on the output format.
+
+    Args:
+        placed: All layer configurations.
+        given: The format that the user named.
+        resolved: The format that is written.
+    """
+    deciding = next((item.config for item in placed if item.linear), None)
+    if given is not None or resolved is not OutputFormat.FAKE or deciding is None:
+        return ()
+    first = first_choice(deciding)
+    reason = misfit(deciding, first)
+    return (f"the output is fake-quantized float32, for studies only, as {first} does not hold it: {reason}",)

@@ -12,6 +12,7 @@ a case of its own: True is how this package always works, False is refused.
 """
 
 from types import MappingProxyType
+from typing import Any
 
 HONOURED = MappingProxyType(
     {
@@ -44,7 +45,8 @@ _WHY_IGNORED = {
         RemoveFusedQDQ""",
     "it is for floating-point and block formats": """
         BF16WithClip BF16QDQToCast RefineBlockAxis ActivationScaled WeightScaled UseFP32Scale BFPAttributes
-        MXAttributes MatMulNBitsParams""",
+        MXAttributes""",
+    "blocks of weights are set by output_format='nbits', the spec's group_size and accuracy_level": "MatMulNBitsParams",
     "biases are not quantized on their own": "QuantizeBias Int32Bias AdjustBiasScale",
     "only inputs and weights are quantized, outputs where output_tensors asks for it": """
         OpTypesToExcludeOutputQuantization NodesToExcludeOutputQuantization ForceQuantizeNoInputCheck""",
@@ -63,8 +65,10 @@ IGNORED = MappingProxyType({name: why for why, names in _WHY_IGNORED.items() for
 _WAY_OUT = {
     "attention and other operators stay in float; name operators in OpTypesToQuantize": """
         QuantizeAllOpTypes EnableSubgraph""",
-    "only 8-bit integers with float32 scales are written; leave it out": """
-        UseMatMulNBits Int16Bias Int16Scale QuantizeFP16 EnableVaimlBF16 EnableDualQuantNodePairs""",
+    "use output_format='nbits'": "UseMatMulNBits",
+    "use algo_config=[GPTQConfig(...)]": "UseGPTQ GPTQParams",
+    "only integers of up to 8 bits with float32 scales are written; leave it out": """
+        Int16Bias Int16Scale QuantizeFP16 EnableVaimlBF16 EnableDualQuantNodePairs""",
     "weights are stored as integers; leave it out": "AddQDQPairToWeight",
     "convert the model before": """
         PreprocessYAML ConvertFP16ToFP32 ConvertNCHWToNHWC ConvertOpsetVersion FixShapes CryptoMode
@@ -88,3 +92,28 @@ ALL_OPTIONS = (*HONOURED, CONST_B_ONLY, *IGNORED, *REFUSED)
 def asks_for_nothing(name: str, value: object) -> bool:
     """Whether a refused option has a value that leaves everything as it is."""
     return value is None or value is False or value in ([], (), {}, "") or value in _ASKS_FOR_NOTHING.get(name, ())
+
+
+def sort_option(name: str, value: object, data: dict[str, Any], ignored: list[str]) -> None:
+    """Put one option where it belongs.
+
+    Args:
+        name: One of `ALL_OPTIONS`.
+        value: What the user gave it.
+        data: The fields of a `QConfig`; takes an honoured option.
+        ignored: Takes the name of an ignored one.
+
+    Raises:
+        ValueError: The option is refused, or its field is given too.
+    """
+    if name in HONOURED:
+        if HONOURED[name] in data:
+            raise ValueError(f"{name} and {HONOURED[name]} are one and the same; give one of them")
+        data[HONOURED[name]] = value
+    elif name == CONST_B_ONLY:
+        if value is not True:
+            raise ValueError(f"{name}={value!r} is not supported: attention MatMuls stay in float; leave it out")
+    elif name in IGNORED:
+        ignored.append(name)
+    elif not asks_for_nothing(name, value):
+        raise ValueError(f"{name}={value!r} is not supported: {REFUSED[name]}")

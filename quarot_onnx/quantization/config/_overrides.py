@@ -1,12 +1,13 @@
-"""Quark's model-wide options that change specs: symmetry, percentile, weights only.
+"""What changes specs from outside: Quark's model-wide options, and the grid that a rounding algorithm names.
 
-What a spec sets itself wins over them; in the global config, where both are meant for the same tensors, a
-contradiction is an error.
+What a spec sets itself wins over the options (symmetry, percentile, weights only); in the global config, where both
+are meant for the same tensors, a contradiction is an error. The grid of an algorithm is for the global weight alone.
 """
 
 from dataclasses import dataclass
 
-from quarot_onnx.quantization.config.enums import CalibMethod
+from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.quantization.config.rounding import RoundingConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig, QTensorConfig
 
 
@@ -58,6 +59,41 @@ class Overrides:
         if spec.calibration_method is CalibMethod.Percentile:
             spec = _with_defaults(spec, percentile=self.percentile)
         return spec
+
+
+def rounded_as(rounding: RoundingConfig, config: QLayerConfig) -> QLayerConfig:
+    """The global configuration with the grid of a rounding algorithm written into its weight spec.
+
+    Raises:
+        ValueError: The weight spec sets something else itself; names both.
+    """
+    spec, owner = config.weight, f"{type(rounding).__name__}"
+    if rounding.bits not in (None, spec.bits):
+        raise ValueError(
+            f"bits={rounding.bits} of {owner} contradicts weight={type(spec).__name__}(...) of global_config; "
+            f"use weight=Int{rounding.bits}Spec(...), or leave out bits"
+        )
+    wanted = {"symmetric": rounding.weight_symmetric, **_grid(rounding, spec)}
+    names = {"symmetric": "weight_symmetric", "group_size": "group_size", "quant_granularity": "per_channel"}
+    changed = {key: value for key, value in wanted.items() if value is not None and getattr(spec, key) != value}
+    for key in sorted(changed.keys() & spec.model_fields_set):
+        # A group size says all; the granularity only follows from it.
+        name = "group_size" if "group_size" in changed else names[key]
+        stated = getattr(spec, key).name if key == "quant_granularity" else getattr(spec, key)
+        raise ValueError(
+            f"{name}={getattr(rounding, name)} of {owner} contradicts {key}={stated} "
+            "of the weight in global_config; give one of them"
+        )
+    return config.model_copy(update={"weight": spec.model_copy(update=changed)}) if changed else config
+
+
+def _grid(rounding: RoundingConfig, spec: QTensorConfig) -> dict[str, object]:
+    """The granularity that a rounding algorithm names."""
+    if rounding.group_size is not None:
+        return {"quant_granularity": QuantGranularity.Group, "group_size": rounding.group_size}
+    if rounding.per_channel is None or (rounding.per_channel and spec.group_size is not None):
+        return {}  # groups lie within channels
+    return {"quant_granularity": QuantGranularity.Channel if rounding.per_channel else QuantGranularity.Tensor}
 
 
 def _with_defaults(spec: QTensorConfig, **values: object) -> QTensorConfig:

@@ -6,12 +6,15 @@ A pattern is a node's exact name, or a glob (``*``, ``?``, ``[...]``) over the w
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from quarot_onnx.errors import did_you_mean
 from quarot_onnx.quantization.config._strict import Strict
+from quarot_onnx.quantization.config.enums import OpType
 from quarot_onnx.quantization.config.spec import QLayerConfig
 
 
@@ -85,3 +88,24 @@ def _as_rule(item: object) -> object:
     if isinstance(item, list | tuple) and len(item) == 2:
         return {"config": item[0], "layers": item[1]}
     raise ValueError("a rule is a pair (config, [names]) or a mapping with config and layers")
+
+
+def refuse_unknown_types(rules: Iterable[LayerRule]) -> None:
+    """Raise ValueError where a rule by type names no quantizable operator.
+
+    A rule that leaves nodes in float may name any operator, but not a near miss of a quantizable one.
+    """
+    known = list(OpType.__members__)
+    for rule in rules:
+        for name in rule.layers:
+            if name not in known and (rule.config is not None or _is_near_miss(name)):
+                near = did_you_mean(name, known)
+                raise ValueError(f"{name!r} is no quantizable operator{near}; use {', '.join(known)}")
+
+
+def _is_near_miss(name: str) -> bool:
+    """Whether an operator type to be left out looks like a misspelling of one that is quantized."""
+    if name == "GatherND":
+        return False
+    spelt = {item.casefold() for item in OpType}
+    return bool(get_close_matches(name.casefold(), spelt, n=1, cutoff=0.85))

@@ -1,6 +1,6 @@
-"""What is done to the float model before it is quantized; today QuaRot (Ashkboos et al. 2024, arXiv:2404.00456)."""
+"""The algorithms of a quantization: QuaRot (Ashkboos et al. 2024, arXiv:2404.00456), then one of :mod:`.rounding`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +16,15 @@ from pydantic import (
 )
 
 from quarot_onnx.errors import did_you_mean
-from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.quantization.config._algo import AlgoConfig
+from quarot_onnx.quantization.config.rounding import (
+    GPTAQConfig,
+    GPTQConfig,
+    HessianConfig,
+    QronosConfig,
+    RoundingConfig,
+    RTNConfig,
+)
 
 
 def _empty_is_none(value: object) -> object:
@@ -42,12 +50,6 @@ ConfigPath = Annotated[
 """A path in a configuration: relative to the folder of the file it is written in, else to the working directory."""
 
 _Size = Annotated[int, Field(ge=1, strict=True)]
-
-
-class AlgoConfig(FileConfig):
-    """What all algorithm configurations have in common: the name that tells them apart in a file."""
-
-    name: str
 
 
 class QuarotConfig(AlgoConfig):
@@ -95,7 +97,13 @@ class QuarotConfig(AlgoConfig):
         return self
 
 
-_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig}
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {
+    "quarot": QuarotConfig,
+    "rtn": RTNConfig,
+    "gptq": GPTQConfig,
+    "gptaq": GPTAQConfig,
+    "qronos": QronosConfig,
+}
 
 
 def as_algorithm(value: object, info: ValidationInfo) -> object:
@@ -105,7 +113,11 @@ def as_algorithm(value: object, info: ValidationInfo) -> object:
         ValueError: No such algorithm, or no name.
     """
     if isinstance(value, AlgoConfig):
+        if not isinstance(value, tuple(_ALGORITHMS.values())):
+            raise ValueError(f"{type(value).__name__} is a base class; use GPTQConfig(...) or another")  # noqa: TRY004 - becomes a ConfigError
         return value
+    if isinstance(value, type):
+        raise ValueError(f"{value.__name__} is a class; write {value.__name__}()")  # noqa: TRY004 - becomes a ConfigError
     known = ", ".join(_ALGORITHMS)
     if not isinstance(value, Mapping):
         raise ValueError(f"not an algorithm configuration; give QuarotConfig(...) or a mapping with name: {known}")  # noqa: TRY004 - becomes a ConfigError
@@ -114,3 +126,30 @@ def as_algorithm(value: object, info: ValidationInfo) -> object:
     if name not in _ALGORITHMS:
         raise ValueError(f"no algorithm is named {name!r}{did_you_mean(name, _ALGORITHMS)}; set name to {known}")
     return _ALGORITHMS[name].model_validate(data, context=info.context)
+
+
+def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
+    """Raise ValueError unless there is at most one rotation and then at most one rounding."""
+    rotations = [place for place, item in enumerate(algorithms) if isinstance(item, QuarotConfig)]
+    roundings = [place for place, item in enumerate(algorithms) if isinstance(item, RoundingConfig)]
+    if len(rotations) > 1:
+        raise ValueError("more than one QuarotConfig; rotate once")
+    if len(roundings) > 1:
+        names = " and ".join(algorithms[place].name for place in roundings)
+        raise ValueError(f"more than one rounding, {names}; give one of them")
+    if rotations and roundings and rotations[0] > roundings[0]:
+        raise ValueError("QuarotConfig after a rounding; rotate before rounding")
+
+
+__all__ = [
+    "AlgoConfig",
+    "GPTAQConfig",
+    "GPTQConfig",
+    "HessianConfig",
+    "QronosConfig",
+    "QuarotConfig",
+    "RTNConfig",
+    "RoundingConfig",
+    "as_algorithm",
+    "refuse_disorder",
+]

@@ -11,26 +11,33 @@ becomes of each.
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_validator, model_validator
 
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
-from quarot_onnx.quantization.config._notes import notes
-from quarot_onnx.quantization.config._options import (
-    ALL_OPTIONS,
-    CONST_B_ONLY,
-    HONOURED,
-    IGNORED,
-    REFUSED,
-    asks_for_nothing,
+from quarot_onnx.quantization.config._formats import Placed, misfit, placed, refuse_misfits, resolved, table_misfit
+from quarot_onnx.quantization.config._notes import format_notes, notes, rounding_notes
+from quarot_onnx.quantization.config._options import ALL_OPTIONS, IGNORED, sort_option
+from quarot_onnx.quantization.config._overrides import Overrides, rounded_as
+from quarot_onnx.quantization.config._rules import (
+    LayerRule,
+    Pattern,
+    any_matches,
+    as_rules,
+    matches,
+    refuse_unknown_types,
 )
-from quarot_onnx.quantization.config._overrides import Overrides
-from quarot_onnx.quantization.config._rules import LayerRule, Pattern, any_matches, as_rules, matches
-from quarot_onnx.quantization.config.algorithm import AlgoConfig, QuarotConfig, as_algorithm
-from quarot_onnx.quantization.config.enums import OpType
+from quarot_onnx.quantization.config.algorithm import (
+    AlgoConfig,
+    HessianConfig,
+    QuarotConfig,
+    RoundingConfig,
+    as_algorithm,
+    refuse_disorder,
+)
+from quarot_onnx.quantization.config.enums import OpType, OutputFormat
 from quarot_onnx.quantization.config.spec import QLayerConfig
 
 
@@ -49,14 +56,15 @@ _Algorithms = Annotated[
 
 
 class QConfig(FileConfig):
-    """What to quantize, how, and which algorithms to run before.
+    """What to quantize, how, and which algorithms to run.
 
     Attributes:
         global_config: For all nodes that nothing below speaks of; None leaves them in float.
         specific_layer_config: Rules by node name, glob or ^regex.
         layer_type_config: Rules by operator type.
         exclude: Nodes to leave in float, by name, glob or ^regex.
-        algo_config: At most one `QuarotConfig`.
+        algo_config: At most one `QuarotConfig`, then at most one rounding: `RTNConfig`, `GPTQConfig`, `GPTAQConfig` or
+            `QronosConfig`.
         use_external_data_format: Write the weights beside the model.
         op_types_to_quantize: Operators that are quantized at all (``OpTypesToQuantize``).
         nodes_to_quantize: If not empty, only these nodes are quantized (``NodesToQuantize``).
@@ -67,6 +75,9 @@ class QConfig(FileConfig):
         weights_only: Drops the activations of all configs (``WeightsOnly``).
         calib_data_size: Number of calibration samples; None takes all (``CalibDataSize``).
         ignored_options: Quark's options that were given and change nothing here; `notes` says why.
+        output_format: How quantized Linears are written; None chooses, see `resolved_format`.
+        accuracy_level: The least that the format NBITS computes with, as onnxruntime numbers it: 0 (as None) and 1
+            float32, 2 float16, 3 bfloat16, 4 activations rounded to int8 per block.
     """
 
     positional = (
@@ -97,6 +108,8 @@ class QConfig(FileConfig):
     weights_only: StrictBool = False
     calib_data_size: int | None = Field(default=None, ge=1, strict=True)
     ignored_options: tuple[str, ...] = ()
+    output_format: Annotated[OutputFormat, BeforeValidator(OutputFormat.parse)] | None = None
+    accuracy_level: int | None = Field(default=None, ge=0, le=4, strict=True)
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +122,7 @@ class QConfig(FileConfig):
         data |= extra
         ignored = [str(name) for name in data.pop("ignored_options", None) or ()]
         for name in [key for key in data if key in ALL_OPTIONS]:
-            _sort_option(name, data.pop(name), data, ignored)
+            sort_option(name, data.pop(name), data, ignored)
         if data.get("op_types_to_quantize", ()) is None:
             del data["op_types_to_quantize"]  # Quark: None is the default
         if added := data.pop("extra_op_types_to_quantize", None):
@@ -129,32 +142,49 @@ class QConfig(FileConfig):
 
     @field_validator("algo_config")
     @classmethod
-    def _one_of_a_kind(cls, algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
-        if len(algorithms) > 1:
-            raise ValueError("more than one QuarotConfig; rotate once")
+    def _in_order(cls, algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
+        refuse_disorder(algorithms)
         return algorithms
 
     @field_validator("layer_type_config")
     @classmethod
     def _known_types(cls, rules: tuple[LayerRule, ...]) -> tuple[LayerRule, ...]:
-        for rule in rules:
-            for name in rule.layers:
-                if rule.config is not None or _is_near_miss(name):
-                    _checked_type(name)
+        refuse_unknown_types(rules)
         return rules
 
     @model_validator(mode="after")
     def _overridden(self) -> Self:
         overrides = Overrides(self.activation_symmetric, self.weight_symmetric, self.percentile, self.weights_only)
         overrides.refuse_contradiction(self.global_config)
+        global_config = overrides.apply(self.global_config)
+        if self.rounding is not None and global_config is not None:
+            global_config = rounded_as(self.rounding, global_config)
         # The model is frozen for its users; it is not finished yet.
-        object.__setattr__(self, "global_config", overrides.apply(self.global_config))
+        object.__setattr__(self, "global_config", global_config)
         for name in ("specific_layer_config", "layer_type_config"):
             rules: tuple[LayerRule, ...] = getattr(self, name)
             object.__setattr__(
                 self, name, tuple(rule.model_copy(update={"config": overrides.apply(rule.config)}) for rule in rules)
             )
+        self._check_format()
         return self
+
+    def _check_format(self) -> None:
+        if isinstance(self.rounding, HessianConfig):
+            for item in self._placed():
+                if item.linear:
+                    self.rounding.refuse_order_with_groups(item.config.weight.group_size)
+        found = self.resolved_format
+        if self.accuracy_level is not None and found is not OutputFormat.NBITS:
+            raise ValueError(
+                f"accuracy_level={self.accuracy_level} is for output_format='nbits', not "
+                f"{found or '8-bit Q/DQ'}; set that, or leave it out"
+            )
+        if found is not None:
+            refuse_misfits(self._placed(), found, named=self.output_format is not None)
+
+    def _placed(self) -> list[Placed]:
+        return placed(self.global_config, self.specific_layer_config, self.layer_type_config, self.op_types_to_quantize)
 
     @property
     def quarot(self) -> QuarotConfig | None:
@@ -162,10 +192,35 @@ class QConfig(FileConfig):
         return next((item for item in self.algo_config if isinstance(item, QuarotConfig)), None)
 
     @property
+    def rounding(self) -> RoundingConfig | None:
+        """The rounding among the algorithms."""
+        return next((item for item in self.algo_config if isinstance(item, RoundingConfig)), None)
+
+    @property
+    def resolved_format(self) -> OutputFormat | None:
+        """How Linears are written: `output_format`, or what the global configuration needs.
+
+        None, plain 8-bit Q/DQ, where no format was named, all weights have 8 bits without groups, no rounding
+        algorithm runs and activations are static or symmetric per token, 8-bit and not clipped. Otherwise W4A8 for
+        weights of fewer bits with such activations, NBITS for weights alone, W8 for 8 bits, and FAKE where
+        onnxruntime has no way to compute it in integers.
+        """
+        return resolved(self._placed(), self.output_format, rounds=self.rounding is not None)
+
+    @property
+    def low_bit(self) -> bool:
+        """Whether weights are rounded block by block and written in a `resolved_format`."""
+        return self.resolved_format is not None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """One sentence for everything in this configuration that does not do what one could expect."""
         rules = (*self.specific_layer_config, *self.layer_type_config)
-        return notes(self.ignored_options, self.global_config, [rule.config for rule in rules], self.percentile)
+        others = [rule.config for rule in rules]
+        found = notes(self.ignored_options, self.global_config, others, self.percentile)
+        if self.rounding is not None:
+            found += rounding_notes(self.rounding, [self.global_config, *others])
+        return found + format_notes(self._placed(), self.output_format, self.resolved_format)
 
     def layer_config_for(self, node_name: str, op_type: str) -> QLayerConfig | None:
         """How a node with a constant weight is quantized: exclude > specific > type > global.
@@ -178,7 +233,8 @@ class QConfig(FileConfig):
             The configuration, or None where the node is left in float.
 
         Raises:
-            ConfigError: `specific_layer_config` names this very node, and its operator type is left out.
+            ConfigError: `specific_layer_config` names this very node, and its operator type is left out; or names an
+                embedding with what only a Linear can have, or the other way about.
         """
         left_out = any_matches(self.exclude, node_name) or (
             bool(self.nodes_to_quantize) and not any_matches(self.nodes_to_quantize, node_name)
@@ -194,10 +250,20 @@ class QConfig(FileConfig):
                     f"add it to OpTypesToQuantize if it is one of {', '.join(OpType)}"
                 )
             if quantizable and any_matches(rule.layers, node_name):
+                self._check_node(rule, node_name, op_type)
                 return rule.config
         if not quantizable:
             return None
         return by_type.config if by_type is not None else self.global_config
+
+    def _check_node(self, rule: LayerRule, node_name: str, op_type: str) -> None:
+        output_format = self.resolved_format
+        if rule.config is None or output_format is None:
+            return
+        table = op_type == OpType.Gather
+        reason = table_misfit(rule.config.weight) if table else misfit(rule.config, output_format, single=True)
+        if reason is not None:
+            raise ConfigError(f"specific_layer_config: node {node_name!r} is a {op_type}: {reason}")
 
     def unmatched_patterns(self, node_names: Iterable[str]) -> list[str]:
         """The names and patterns of this configuration that match no node of the graph.
@@ -216,34 +282,6 @@ class QConfig(FileConfig):
             for pattern in dict.fromkeys(given)
             if pattern not in names and not any(matches(pattern, name) for name in names)
         ]
-
-
-def _sort_option(name: str, value: object, data: dict[str, Any], ignored: list[str]) -> None:
-    if name in HONOURED:
-        if HONOURED[name] in data:
-            raise ValueError(f"{name} and {HONOURED[name]} are one and the same; give one of them")
-        data[HONOURED[name]] = value
-    elif name == CONST_B_ONLY:
-        if value is not True:
-            raise ValueError(f"{name}={value!r} is not supported: attention MatMuls stay in float; leave it out")
-    elif name in IGNORED:
-        ignored.append(name)
-    elif not asks_for_nothing(name, value):
-        raise ValueError(f"{name}={value!r} is not supported: {REFUSED[name]}")
-
-
-def _checked_type(name: str) -> None:
-    known = list(OpType.__members__)
-    if name not in known:
-        raise ValueError(f"{name!r} is no quantizable operator{did_you_mean(name, known)}; use {', '.join(known)}")
-
-
-def _is_near_miss(name: str) -> bool:
-    """Whether an operator type to be left out looks like a misspelling of one that is quantized."""
-    if name in OpType.__members__ or name == "GatherND":
-        return False
-    spelt = {item.casefold() for item in OpType}
-    return bool(get_close_matches(name.casefold(), spelt, n=1, cutoff=0.85))
 
 
 __all__ = ["QConfig"]

@@ -93,6 +93,24 @@ class QuantGranularity(Choice):
         return super()._named(value)
 
 
+class OutputFormat(Choice):
+    """How quantized Linears are written; ``"w4a8"`` and the like are understood in any case.
+
+    ============ =====================================================================================================
+    W4A8         weights of up to 4 bits per output channel, widened when they are loaded, and 8-bit activations:
+                 runs as fast as W8
+    NBITS        weights of up to 8 bits per channel or in groups, float activations (MatMulNBits)
+    W8           weights as 8-bit integers per output channel or tensor, activations in 8 bits or float
+    FAKE         float32 values that lie on the grids: for studies, at any number of bits; nothing gets smaller
+    ============ =====================================================================================================
+    """
+
+    W4A8 = "w4a8"
+    NBITS = "nbits"
+    W8 = "w8"
+    FAKE = "fake"
+
+
 class OpType(Choice):
     """The operators whose constant weight can be quantized; Gather is the embedding."""
 

@@ -1,0 +1,9 @@
+"""The base of all algorithm configurations."""
+
+from quarot_onnx.quantization.config._files import FileConfig
+
+
+class AlgoConfig(FileConfig):
+    """What all algorithm configurations have in common: the name that tells them apart in a file."""
+
+    name: str

@@ -1,0 +1,281 @@
+# ruff: noqa: FBT003 - positions are what is tested
+import json
+
+import pytest
+
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.quantization.config import (
+    GPTQConfig,
+    Int2Spec,
+    Int3Spec,
+    Int4Spec,
+    Int8Spec,
+    OutputFormat,
+    QConfig,
+    QLayerConfig,
+    QronosConfig,
+    QTensorConfig,
+    QuarotConfig,
+    RTNConfig,
+    UInt4Spec,
+    UInt8Spec,
+)
+
+STATIC = UInt8Spec()
+STATIC4 = Int4Spec(quant_granularity="Tensor")
+TOKEN = UInt8Spec(True, quant_granularity="Token")
+W8 = QLayerConfig(weight=Int8Spec())
+W4 = QLayerConfig(weight=Int4Spec())
+W4G = QLayerConfig(weight=Int4Spec(group_size=128))
+W4A8 = QLayerConfig(TOKEN, Int4Spec())
+W8A8 = QLayerConfig(TOKEN, Int8Spec())
+
+
+def token(owner: type[QTensorConfig], **keywords) -> QTensorConfig:
+    return owner(quant_granularity="Token", **keywords)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (W8, None),
+        (W8A8, None),
+        (QLayerConfig(STATIC, Int8Spec()), None),
+        (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), None),
+        (W4A8, "w4a8"),
+        (QLayerConfig(STATIC, Int4Spec()), "w4a8"),
+        (QLayerConfig(token(Int8Spec), UInt4Spec()), "w4a8"),
+        (QLayerConfig(token(Int8Spec, clip_ratio=0.9), Int3Spec()), "w4a8"),
+        (W4, "nbits"),
+        (W4G, "nbits"),
+        (QLayerConfig(weight=Int2Spec()), "nbits"),
+        (QLayerConfig(weight=Int3Spec(group_size=32)), "nbits"),
+        (QLayerConfig(weight=Int8Spec(group_size=32)), "nbits"),
+        (QLayerConfig(UInt8Spec(clip_ratio=0.9), Int8Spec()), "w8"),
+        (QLayerConfig(token(Int4Spec), Int4Spec()), "fake"),
+        (QLayerConfig(STATIC4, Int4Spec()), "fake"),
+        (QLayerConfig(STATIC4, Int8Spec()), "fake"),
+        (QLayerConfig(UInt4Spec(quant_granularity="Tensor", clip_ratio=0.9), Int2Spec(group_size=32)), "fake"),
+        (QLayerConfig(token(UInt8Spec), Int4Spec()), "fake"),
+        (QLayerConfig(token(UInt8Spec), Int8Spec()), "fake"),
+        (QLayerConfig(token(Int8Spec, group_size=64), Int4Spec()), "fake"),
+        (QLayerConfig(TOKEN, Int4Spec(group_size=128)), "fake"),
+        (QLayerConfig(TOKEN, Int4Spec(quant_granularity="Tensor")), "fake"),
+        (QLayerConfig(weight=Int4Spec(group_size=48)), "fake"),
+    ],
+)
+def test_the_format_that_is_chosen(layer, expected):
+    config = QConfig(layer)
+    assert config.resolved_format == expected
+    assert config.low_bit is (expected is not None)
+    said = [note for note in config.notes if note.startswith("the output is fake-quantized float32")]
+    assert len(said) == (expected == "fake")
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(W8, "nbits"), (W8A8, "w8"), (W4A8, "w4a8")])
+def test_a_rounding_needs_a_format(layer, expected):
+    assert QConfig(layer, algo_config=[RTNConfig()]).resolved_format == expected
+    assert QConfig(layer, algo_config=[QuarotConfig()]).low_bit is (layer is W4A8)
+
+
+def test_a_low_bit_rule_needs_a_format():
+    assert QConfig(W8A8, {W4A8: ["/a"]}).resolved_format is OutputFormat.W8
+    assert QConfig(W8, {W4G: ["/a"]}).resolved_format is OutputFormat.NBITS
+    assert QConfig(None, {W4A8: ["/a"]}).resolved_format is OutputFormat.W4A8
+    assert QConfig(W8A8, layer_type_config={W4: ["Gather"]}).resolved_format is OutputFormat.W8
+    assert QConfig(None, layer_type_config={W4: ["Gather"]}).resolved_format is OutputFormat.NBITS
+    assert QConfig(None).resolved_format is None
+
+
+@pytest.mark.parametrize("spelling", ["w4a8", "W4A8", OutputFormat.W4A8, "OutputFormat.W4A8"])
+def test_spellings(spelling):
+    assert QConfig(W4A8, output_format=spelling).output_format is OutputFormat.W4A8
+
+
+@pytest.mark.parametrize(
+    ("layer", "output_format"),
+    [
+        (W8, "w8"),
+        (W8, "nbits"),
+        (W8, "fake"),
+        (W4, "w8"),
+        (W4A8, "w8"),
+        (QLayerConfig(TOKEN, Int2Spec(quant_granularity="Tensor")), "w8"),
+        (QLayerConfig(token(Int4Spec, group_size=48), Int3Spec(group_size=48)), "fake"),
+        *((QLayerConfig(weight=Int4Spec(group_size=size)), "nbits") for size in (16, 32, 64, 128, 256)),
+    ],
+)
+def test_formats_that_are_named(layer, output_format):
+    config = QConfig(layer, output_format=output_format)
+    assert config.resolved_format == output_format
+    assert config.low_bit
+    assert config.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("layer", "output_format", "message"),
+    [
+        (W8A8, "w4a8", r"w4a8 does not take global_config with weight=Int8Spec\(Tensor\): .*use w8"),
+        (W4, "w4a8", "it needs 8-bit activations; .*or use nbits"),
+        (QLayerConfig(TOKEN, Int4Spec(group_size=128)), "w4a8", "group_size=128 of the weight needs nbits or fake"),
+        (QLayerConfig(TOKEN, Int4Spec(quant_granularity="Tensor")), "w4a8", "use quant_granularity='Channel'"),
+        (QLayerConfig(token(Int4Spec), Int4Spec()), "w4a8", "8 bits there, not 4; use fake"),
+        (QLayerConfig(STATIC4, Int4Spec()), "w4a8", "8 bits there, not 4; use fake"),
+        (QLayerConfig(STATIC4, Int8Spec()), "w8", "8 bits there, not 4; use fake"),
+        (QLayerConfig(STATIC4, Int4Spec()), "nbits", "leave out activation"),
+        (QLayerConfig(STATIC4, Int4Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
+        (QLayerConfig(token(UInt8Spec), Int4Spec()), "w4a8", "asymmetric per-token .* fake; use it, or symmetric"),
+        (W4A8, "nbits", "leave out activation and use accuracy_level=4 for int8"),
+        (QLayerConfig(weight=Int4Spec(group_size=48)), "nbits", "none of 16, 32, 64, 128 or 256"),
+        (W4G, "w8", "group_size=128 of the weight needs nbits or fake"),
+        (QLayerConfig(token(Int8Spec, group_size=64), Int8Spec()), "w8", "group_size=64 of the activation needs fake"),
+        (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
+        (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use W4A8 or NBITS or W8 or FAKE"),
+    ],
+)
+def test_formats_that_do_not_fit(layer, output_format, message):
+    with pytest.raises(ConfigError, match=rf"^QConfig.*{message}") as caught:
+        QConfig(layer, output_format=output_format)
+    assert "\n" not in str(caught.value)
+
+
+def test_rules_fit_the_format_too():
+    assert QConfig(W4A8, {W8: ["/head"]}, {W8A8: ["Gemm"]}).resolved_format is OutputFormat.W4A8
+    with pytest.raises(
+        ConfigError, match=r"w4a8 \(chosen for global_config\) does not take specific_layer_config\[1\]"
+    ):
+        QConfig(W4A8, [(W8, ["/head"]), (W4, ["/a"])])
+    with pytest.raises(ConfigError, match=r"output_format=nbits does not take layer_type_config\[0\]"):
+        QConfig(W4, {}, {W8A8: ["Gemm"]}, output_format="nbits")
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_accuracy_levels(level):
+    assert QConfig(W4G, accuracy_level=level).accuracy_level == level
+    assert QConfig(W8, output_format="nbits", accuracy_level=level).low_bit
+
+
+@pytest.mark.parametrize(
+    ("layer", "level", "message"),
+    [
+        (W4A8, 4, "accuracy_level=4 is for output_format='nbits', not w4a8; set that, or leave it out"),
+        (W8, 0, "accuracy_level=0 is for output_format='nbits', not 8-bit Q/DQ"),
+        (W4, 5, "accuracy_level=5: .*less than or equal to 4"),
+        (W4, True, "accuracy_level=True"),
+    ],
+)
+def test_accuracy_levels_out_of_place(layer, level, message):
+    with pytest.raises(ConfigError, match=message):
+        QConfig(layer, accuracy_level=level)
+
+
+@pytest.mark.parametrize("layer", [W4A8, W4G, W8A8])
+@pytest.mark.parametrize(
+    "table", [Int8Spec(), Int8Spec(quant_granularity="Channel"), Int4Spec(), Int4Spec(group_size=32)]
+)
+def test_embeddings_in_every_format(layer, table):
+    rule = QLayerConfig(weight=table)
+    config = QConfig(layer, layer_type_config={rule: ["Gather"]}, algo_config=[GPTQConfig()])
+    assert config.layer_config_for("/embed", "Gather") == rule
+    by_name = QConfig(layer, {rule: ["/embed"]}, OpTypesToQuantize=["MatMul", "Gather"], output_format="fake")
+    assert by_name.layer_config_for("/embed", "Gather") == rule
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Int3Spec(), "embeddings have 4 or 8 bits, not 3"),
+        (Int8Spec(group_size=32), "8-bit embeddings are per Channel"),
+        (Int4Spec(group_size=48), "group_size of 16, 32, 64, 128 or 256, not 48"),
+    ],
+)
+def test_embeddings_that_cannot_be_stored(table, message):
+    layer = QLayerConfig(weight=table)
+    with pytest.raises(ConfigError, match=rf"layer_type_config\[0\].*{message}"):
+        QConfig(W4, layer_type_config={layer: ["Gather"]}, output_format="fake")
+    with pytest.raises(ConfigError, match=rf"global_config.*{message}"):
+        QConfig(layer, OpTypesToQuantize=["MatMul", "Gather"], output_format="fake")
+    with_own_rule = QConfig(layer, {}, {W8: ["Gather"]}, output_format="fake")
+    assert with_own_rule.layer_config_for("/embed", "Gather") == W8
+
+
+def test_a_rule_by_name_is_for_a_linear_or_an_embedding():
+    grouped = QLayerConfig(weight=Int4Spec(group_size=64))
+    config = QConfig(W4A8, {grouped: ["/embed", "/head"]}, OpTypesToQuantize=["MatMul", "Gather"])
+    assert config.layer_config_for("/embed", "Gather") == grouped
+    with pytest.raises(ConfigError, match="node '/head' is a MatMul: group_size=64 of the weight needs nbits or fake"):
+        config.layer_config_for("/head", "MatMul")
+
+
+CONFIGS = [
+    QConfig(W4A8, {W8: ["/head"]}, {QLayerConfig(weight=Int4Spec(group_size=32)): ["Gather"]}),
+    QConfig(W4G, algo_config=[QuarotConfig(), GPTQConfig(4, act_order=True, static_groups=True)], accuracy_level=4),
+    QConfig(W4, algo_config=[GPTQConfig(group_size=64, weight_symmetric=False)], output_format="fake"),
+    QConfig(QLayerConfig(token(UInt4Spec, group_size=16, clip_ratio=0.9), Int3Spec()), algo_config=[QronosConfig()]),
+    QConfig(W8, algo_config=[{"name": "gptaq", "alpha": 1.0, "per_channel": True}], output_format="W8"),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_round_trips(config, tmp_path):
+    plain = config.to_dict()
+    assert QConfig.from_dict(json.loads(json.dumps(plain))) == config
+    for name in ("q.json", "q.yaml"):
+        (config.to_json if name.endswith("json") else config.to_yaml)(tmp_path / name)
+        found = QConfig.load(tmp_path / name)
+        assert found == config
+        assert (found.resolved_format, found.notes) == (config.resolved_format, config.notes)
+
+
+def test_a_file_by_hand(tmp_path):
+    path = tmp_path / "q.yaml"
+    path.write_text(
+        """
+global_config:
+  weight: {data_type: int4, group_size: 128}
+layer_type_config:
+  Gather: {weight: {data_type: int8, quant_granularity: per_channel}}
+algo_config:
+  - {name: quarot, use_random_had: true}
+  - {name: gptaq, perc_damp: 0.05}
+output_format: nbits
+accuracy_level: 4
+"""
+    )
+    config = QConfig.load(path)
+    assert config.rounding.perc_damp == 0.05
+    assert config.global_config.weight == Int4Spec(group_size=128)
+    assert (config.resolved_format, config.accuracy_level) == ("nbits", 4)
+
+
+def test_what_was_recorded_before_low_bits_still_loads():
+    tensor = {
+        "symmetric": True,
+        "scale_type": "Float32",
+        "calibration_method": "MinMax",
+        "quant_granularity": "Token",
+        "data_type": "UInt8",
+        "percentile": 99.999,
+    }
+    weight = tensor | {"quant_granularity": "Channel", "data_type": "Int8"}
+    config = QConfig.from_dict(
+        {
+            "global_config": {"activation": tensor, "weight": weight, "output_tensors": None},
+            "specific_layer_config": [],
+            "layer_type_config": [],
+            "exclude": ["/lm_head"],
+            "algo_config": [{"name": "quarot", "r_matrix_dim": None, "use_random_had": True, "seed": 7}],
+            "use_external_data_format": False,
+            "op_types_to_quantize": ["MatMul", "Gemm"],
+            "nodes_to_quantize": [],
+            "activation_symmetric": None,
+            "weight_symmetric": None,
+            "percentile": None,
+            "weights_only": False,
+            "calib_data_size": None,
+            "ignored_options": ["MatMulNBitsParams"],
+        }
+    )
+    assert not config.low_bit
+    assert config.global_config == QLayerConfig(TOKEN, Int8Spec(quant_granularity="Channel"))
+    assert config.quarot.seed == 7
