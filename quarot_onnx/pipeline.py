@@ -5,11 +5,7 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,20 +13,29 @@ import onnx_ir as ir
 
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.errors import ConfigError, ModelError, OutputError
+from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.intent import kinds_for, sites_and_request
 from quarot_onnx.model_io import SavedModel
-from quarot_onnx.provenance import RECIPE_KEY, Recipe, is_rotated, make_recipe, record, recorded, summary
-from quarot_onnx.quantization import static_qdq
+from quarot_onnx.provenance import (
+    RECIPE_KEY,
+    Recipe,
+    is_rotated,
+    make_recipe,
+    record,
+    recorded,
+    refuse_other_rotation,
+    summary,
+)
+from quarot_onnx.quantization import lowbit, static_qdq
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.sites.model import Kind
-from quarot_onnx.staging import nearest_existing
+from quarot_onnx.workspace import Clock, scratch_folder, workspace
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
 
@@ -89,16 +94,16 @@ def rotate(
         InputError: The model, the configuration or the target is at fault.
         VerificationError: The rotated model does not compute the same; nothing is written.
     """
-    clock = _Clock()
+    clock = Clock()
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
-    recipe = make_recipe(rotation=plan)
+    recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
     equivalence: Equivalence | None = None
     clock.lap("plan")
-    with _scratch(Path(target).absolute().parent) as scratch:
+    with scratch_folder(Path(target).absolute().parent) as scratch:
         file = scratch / "rotated.onnx"
         if verify:
             model_io.save(model, file, progress=_phase(progress, "rotate"))
@@ -150,36 +155,48 @@ def quantize(
         InputError: The model, the configuration, the calibration data or the target is at fault.
         VerificationError: The rotated model does not compute the same; nothing is written.
     """
-    clock = _Clock()
+    clock = Clock()
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
     protected = model_io.input_files(model)
-    plan: Plan | None = None
-    equivalence: Equivalence | None = None
-    # Wrong names, old opsets and a missing reader are told before any long work.
-    static_qdq.require_reader(select(model, config), reader)
-    with _scratch(Path(target).absolute().parent) as scratch:
+    # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
+    selection = select(model, config)
+    lowbit.check(selection, config, reader)
+    static_qdq.require_reader(selection, reader)
+    rotating = _still_to_rotate(model, config)
+    samples = lowbit.calibration_samples(config, reader)
+    lowbit.check_tokens(model, selection, samples)
+    with workspace(Path(target), config, protected, samples, reader) as work:
         base: str | Path = source
-        if config.quarot is not None:
-            plan = _rotate_in_place(model, config.quarot, kinds_for(config))
+        plan: Plan | None = None
+        equivalence: Equivalence | None = None
+        if rotating is not None:
+            plan = _rotate_in_place(model, rotating, kinds_for(config))
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-            base = scratch / "rotated.onnx"
+            base = work.scratch / "rotated.onnx"
             model_io.save(model, base, progress=_phase(progress, "rotate"))
             clock.lap("rotate")
             if verify:
                 equivalence = _prove(source, base, progress)
                 clock.lap("verify")
             model = model_io.load(base)
-        selection = select(model, config)
+            selection = select(model, config)
         ranges = static_qdq.calibrate(
-            base, selection, reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
+            base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
         )
         if ranges:
             clock.lap("calibrate")
+        given: static_qdq.GivenWeights | None = None
+        notes: tuple[str, ...] = ()
+        if work.checkpoint is not None:
+            task = lowbit.Task(model, selection, config, ranges, work.samples)
+            given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(progress, "round"))
+            clock.lap("round")
         earlier = recorded(model)
-        static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"))
-        recipe = make_recipe(rotation=plan, earlier=earlier, quantization=(config, selection))
+        static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"), given)
+        done = (plan, rotating) if plan is not None and rotating is not None else None
+        recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, selection))
         record(model, recipe)
         report = dict(recipe)
         if equivalence is not None:
@@ -195,8 +212,21 @@ def quantize(
             forbid=protected,
         )
         clock.lap("quantize")
-    notes = (*config.notes, *(plan.notes if plan is not None else ()))
+    notes = (*config.notes, *(plan.notes if plan is not None else ()), *notes)
     return Outcome(saved, recipe, equivalence, notes, clock.laps)
+
+
+def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
+    """The rotation that is left to do: none where the model brings what the configuration asks for.
+
+    Raises:
+        ConfigError: The model was rotated in another way than the configuration says.
+    """
+    earlier = recorded(model)
+    if config.quarot is None or earlier is None or not is_rotated(earlier):
+        return config.quarot
+    refuse_other_rotation(earlier, config.quarot)
+    return None
 
 
 def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[Kind]) -> Plan:
@@ -231,34 +261,6 @@ def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence
     return equivalence
 
 
-class _Clock:
-    """Seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """End a phase."""
-        now = time.perf_counter()
-        self.laps[phase] = now - self._last
-        self._last = now
-
-
 def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
     """Progress of one phase."""
     return lambda done, total: progress(name, done, total)
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A scratch folder on the output's disk, removed at the end whatever happens."""
-    existing = nearest_existing(folder)
-    try:
-        path = Path(tempfile.mkdtemp(prefix=".quarot-", dir=existing))
-    except OSError as error:
-        raise OutputError(f"cannot write to {existing}: {error.strerror}; choose another output folder") from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

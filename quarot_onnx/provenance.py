@@ -16,8 +16,9 @@ from importlib.metadata import version
 
 import onnx_ir as ir
 
-from quarot_onnx.errors import ModelError
+from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Plan
 
@@ -29,20 +30,21 @@ Recipe = Mapping[str, object]
 
 def make_recipe(
     *,
-    rotation: Plan | None = None,
+    rotation: tuple[Plan, QuarotConfig] | None = None,
     earlier: Recipe | None = None,
     quantization: tuple[QConfig, Selection] | None = None,
 ) -> dict[str, object]:
     """What was done, JSON types only.
 
     Args:
-        rotation: The rotations of this run.
+        rotation: The rotations of this run, and what was asked for.
         earlier: The input's own recipe, whose rotation lives on where this run did not rotate.
         quantization: What this run quantized.
     """
     recipe: dict[str, object] = {"version": version("quarot-onnx")}
     if rotation is not None:
-        recipe["rotation"] = rotation.record()
+        plan, asked = rotation
+        recipe["rotation"] = plan.record() | {"config": asked.to_dict()}
     elif is_rotated(earlier):
         assert earlier is not None
         recipe["rotation"] = earlier["rotation"]
@@ -82,6 +84,37 @@ def recorded(model: ir.Model) -> Recipe | None:
 def is_rotated(recipe: Recipe | None) -> bool:
     """Whether a recipe tells of a rotation."""
     return recipe is not None and recipe.get("rotation") is not None
+
+
+def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
+    """Refuse a configuration that contradicts how a model was rotated.
+
+    Switches that the configuration leaves open (None) contradict nothing.
+
+    Args:
+        recipe: Of a rotated model.
+        config: What is asked for now.
+
+    Raises:
+        ConfigError: A rotation is in one and not in the other.
+    """
+    rotation = recipe.get("rotation")
+    assert isinstance(rotation, dict), "only a rotated model comes here"
+    counts, before, now = rotation.get("counts", {}), rotation.get("config", {}), config.to_dict()
+    for kind in ("R1", "R2", "R3", "R4"):
+        asked, done = now.pop(kind.lower()), bool(counts.get(kind))
+        if asked is not None and asked != done:
+            online = " (online_rotate)" if kind == "R4" else ""
+            raise ConfigError(
+                f"the model was rotated {'with' if done else 'without'} {kind} ({summary(recipe)}), and "
+                f"the configuration asks for {kind.lower()}={asked}{online}; make them agree, or rotate anew"
+            )
+    for name, asked in now.items():
+        if asked != QuarotConfig.model_fields[name].default and asked != before.get(name):
+            raise ConfigError(
+                f"the model was rotated with {name}={before.get(name)}, and the configuration asks for {name}={asked}; "
+                "rotate the original anew, or make the two agree"
+            )
 
 
 def summary(recipe: Recipe) -> str:

@@ -166,16 +166,61 @@ def test_a_wrong_r_matrix_dim_names_both(source: Path, tmp_path: Path) -> None:
         ModelQuantizer(config).quantize_model(source, tmp_path / "q.onnx")
 
 
-def test_a_rotated_model_is_refused_with_a_way_out(source: Path, tmp_path: Path) -> None:
+def test_a_rotated_model_is_quantized_as_it_is(source: Path, tmp_path: Path) -> None:
+    """With a configuration that says nothing else than what was done, or nothing of rotation."""
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    done = QuarotConfig(use_random_had=True, seed=7, block_size=2)
+    rotate(source, tmp_path / "r.onnx", done, verify=False)
+    for agreeing in (done, QuarotConfig(), QuarotConfig(r1=True, r2=True, r3=False, r4=True, seed=7), None):
+        quantizer = ModelQuantizer(QConfig(W8, algo_config=[] if agreeing is None else [agreeing]))
+        quantizer.quantize_model(tmp_path / "r.onnx", tmp_path / "q.onnx")
+        assert quantizer.outcome is not None
+        assert quantizer.outcome.equivalence is None, "nothing was rotated"
+        assert recipe(onnx.load(tmp_path / "q.onnx"))["rotation"] == recipe(onnx.load(tmp_path / "r.onnx"))["rotation"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"r4": False}, r"rotated with R4 \(R1 at 5 places.*\), and the .* asks for r4=False \(online_rotate\)"),
+        ({"r3": True}, r"rotated without R3 \(.*asks for r3=True"),
+        ({"r1": False, "r4": True}, r"rotated with R1 .*asks for r1=False"),
+        ({"seed": 8}, r"rotated with seed=7, and the configuration asks for seed=8; rotate the original anew"),
+        ({"block_size": 4}, r"rotated with block_size=None, and the configuration asks for block_size=4"),
+        ({"r1_matrix_path": "other.npy"}, r"rotated with r1_matrix_path=None, .* asks for r1_matrix_path=other.npy"),
+    ],
+)
+def test_a_rotated_model_and_another_rotation_are_refused(
+    asked: dict[str, Any], message: str, source: Path, tmp_path: Path
+) -> None:
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    rotate(source, tmp_path / "r.onnx", QuarotConfig(use_random_had=True, seed=7), verify=False)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=message):
+        ModelQuantizer(QConfig(W8, algo_config=[QuarotConfig(**asked)])).quantize_model(
+            tmp_path / "r.onnx", tmp_path / "q.onnx"
+        )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_rotated_without_r4_does_not_pass_for_one_with_it(source: Path, tmp_path: Path) -> None:
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    rotate(source, tmp_path / "r.onnx", QuarotConfig(r4=False), verify=False)
+    with pytest.raises(ConfigError, match=r"without R4 .*asks for r4=True \(online_rotate\)"):
+        ModelQuantizer(QConfig(PER_TOKEN, algo_config=[QuarotConfig(r4=True)])).quantize_model(
+            tmp_path / "r.onnx", tmp_path / "q.onnx"
+        )
+
+
+def test_a_model_is_rotated_once(source: Path, tmp_path: Path) -> None:
     from quarot_onnx.pipeline import rotate  # noqa: PLC0415
 
     rotate(source, tmp_path / "r.onnx", QuarotConfig(), verify=False)
     with pytest.raises(ModelError, match=r"already rotated \(R1 at 5 places.*without rotation \(no QuarotConfig"):
-        ModelQuantizer(QConfig(W8, algo_config=[QuarotConfig()])).quantize_model(
-            tmp_path / "r.onnx", tmp_path / "q.onnx"
-        )
-    ModelQuantizer(QConfig(W8)).quantize_model(tmp_path / "r.onnx", tmp_path / "q.onnx")
-    assert recipe(onnx.load(tmp_path / "q.onnx"))["rotation"] == recipe(onnx.load(tmp_path / "r.onnx"))["rotation"]
+        rotate(tmp_path / "r.onnx", tmp_path / "q.onnx", QuarotConfig(), verify=False)
 
 
 @pytest.mark.parametrize("given", [42, {"model": 1}, onnx.GraphProto()], ids=["int", "dict", "GraphProto"])

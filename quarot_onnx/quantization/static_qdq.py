@@ -7,6 +7,7 @@ weight several times over, and quantizes the Hadamards and attention's MatMuls u
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.ranges import CalibrationMethod, Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.query import label
+from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import QTensorConfig
-from quarot_onnx.quantization.emit import Activation, Emitter, PerToken, Static, WeightGrid
+from quarot_onnx.quantization.emission.formats import Given, WeightFormat
+from quarot_onnx.quantization.emit import Emitter, WeightGrid
 from quarot_onnx.quantization.rounding import Grid, IntegerType, grid_for_range, weight_grid
 from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.weights.store import RoundedWeight
 
 Progress = Callable[[int, int | None], None]
 Ranges = Mapping[tuple[str, CalibMethod, float], Range]
@@ -96,7 +101,35 @@ def calibrate(
     return ranges
 
 
-def emit(model: ir.Model, selection: Selection, ranges: Ranges, progress: Progress | None = None) -> None:
+@dataclass(frozen=True, eq=False)
+class GivenWeights:
+    """Weights that were rounded beforehand.
+
+    Attributes:
+        weights: By node name, every selected one.
+        format: How they are written.
+        accuracy_level: That of MatMulNBits; None computes 4-bit products in float32, and 8-bit ones, which would then
+            take more than ten times the float model's time, with activations of 8 bits per block.
+    """
+
+    weights: Mapping[str, RoundedWeight]
+    format: WeightFormat
+    accuracy_level: int | None = None
+
+    def of(self, name: str) -> Given:
+        """The weight of a node."""
+        given = Given(self.weights[name], self.format, accuracy_level=self.accuracy_level)
+        slow = self.accuracy_level is None and given.stored_bits == 8
+        return replace(given, accuracy_level=4) if slow else given
+
+
+def emit(
+    model: ir.Model,
+    selection: Selection,
+    ranges: Ranges,
+    progress: Progress | None = None,
+    given: GivenWeights | None = None,
+) -> None:
     """Quantize the selected nodes of ``model`` in place.
 
     Args:
@@ -104,6 +137,7 @@ def emit(model: ir.Model, selection: Selection, ranges: Ranges, progress: Progre
         selection: What is quantized.
         ranges: From ``calibrate``.
         progress: Called with nodes done and their number.
+        given: The weights; None to round each to nearest, to 8 bits, when it is written.
     """
     emitter = Emitter(model)
     total = len(selection.linears) + len(selection.tables)
@@ -113,16 +147,37 @@ def emit(model: ir.Model, selection: Selection, ranges: Ranges, progress: Progre
         before, after = names[job.linear.node]
         emitter.linear(
             job.linear,
-            _weight(job.config.weight, job.linear.name),
-            _activation(job.config.activation, before, ranges),
+            _weight(job.config.weight, job.linear.name) if given is None else given.of(job.linear.name),
+            activation_of(job.config.activation, before, ranges),
             _static(job.config.output_tensors, after, ranges) if job.config.output_tensors is not None else None,
         )
         if progress is not None:
             progress(done, total)
     for done, table in enumerate(selection.tables, start=len(selection.linears) + 1):
-        emitter.table(table.node, table.table, _weight(table.config.weight, table.node.name or "embedding"))
+        name = label(table.node)
+        emitter.table(table.node, table.table, _weight(table.config.weight, name) if given is None else given.of(name))
         if progress is not None:
             progress(done, total)
+
+
+def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Activation:
+    """What the finished model does to an activation.
+
+    Args:
+        spec: How it is quantized; None leaves it in float.
+        name: The value's name, which its range goes by.
+        ranges: From ``calibrate``.
+    """
+    if spec is None:
+        return None
+    if spec.quant_granularity is not QuantGranularity.Token:
+        if spec.bits == 8:
+            return _static(spec, name, ranges)
+        low, high = _range(spec, name, ranges)
+        return FakeStatic.for_range(low, high, spec.bits, symmetric=spec.symmetric)
+    if spec.bits == 8 and spec.symmetric and spec.group_size is None:
+        return PerToken(spec.clip_ratio)
+    return FakePerToken(spec.bits, spec.symmetric, spec.group_size, spec.clip_ratio)
 
 
 def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]]:
@@ -155,13 +210,12 @@ def _weight(spec: QTensorConfig, name: str) -> WeightGrid:
     return grid
 
 
-def _activation(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Activation:
-    if spec is None:
-        return None
-    return PerToken() if spec.quant_granularity is QuantGranularity.Token else _static(spec, name, ranges)
-
-
 def _static(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
-    found = ranges[(name, spec.calibration_method, spec.percentile)]
-    low, high = np.float64(found.min), np.float64(found.max)
+    low, high = _range(spec, name, ranges)
     return Static(grid_for_range(np.asarray(low), np.asarray(high), _integers(spec), symmetric=spec.symmetric))
+
+
+def _range(spec: QTensorConfig, name: str, ranges: Ranges) -> tuple[float, float]:
+    """The smallest and the largest value that a fixed grid covers."""
+    found = ranges[(name, spec.calibration_method, spec.percentile)]
+    return found.min * spec.clip_ratio, found.max * spec.clip_ratio

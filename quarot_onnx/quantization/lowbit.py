@@ -1,0 +1,258 @@
+"""From a selection and a configuration to rounded weights: the way of all weights that are not plain 8-bit Q/DQ.
+
+Linears of the decoder are rounded with the configured method; the head and embeddings to nearest, since no Hessian
+helps a table, and the head's would cost more than all others together.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.graph.query import Constant, label
+from quarot_onnx.quantization.activations import Activation
+from quarot_onnx.quantization.blockwise import (
+    BlockwiseInputs,
+    Rounding,
+    WeightJob,
+    require_tokens,
+    round_blockwise,
+    round_plainly,
+)
+from quarot_onnx.quantization.checkpoint import Checkpoint
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.enums import QuantGranularity
+from quarot_onnx.quantization.config.rounding import GPTAQConfig, HessianConfig, QronosConfig
+from quarot_onnx.quantization.config.tensor import QTensorConfig
+from quarot_onnx.quantization.emission.formats import WeightFormat
+from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.static_qdq import GivenWeights, Ranges, activation_of
+from quarot_onnx.quantization.weights.clip import ClipSearch
+from quarot_onnx.quantization.weights.gptaq import GptaqOptions
+from quarot_onnx.quantization.weights.methods import RoundingOptions
+from quarot_onnx.quantization.weights.qronos import QronosOptions
+from quarot_onnx.quantization.weights.rtn import RtnOptions
+from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.quantization.weights.solve import GptqOptions
+from quarot_onnx.sites.detect import detect
+
+Progress = Callable[[int, int | None], None]
+
+
+def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
+    """Refuse early what would fail late.
+
+    Args:
+        selection: What will be quantized.
+        config: How.
+        reader: The calibration data.
+
+    Raises:
+        ConfigError: A group size that leaves a remainder, with the Linear or the embedding and both numbers.
+        ModelError: Two of the nodes have one name, which rounded weights go by.
+        CalibrationError: The method needs calibration data, and the reader is missing or none.
+    """
+    names = Counter([*(job.linear.name for job in selection.linears), *(label(job.node) for job in selection.tables)])
+    name, count = next(iter(names.most_common(1)), ("", 0))
+    if count > 1 and config.low_bit:
+        raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
+    for job in selection.linears:
+        for what, spec in (("weight", job.config.weight), ("activation", job.config.activation)):
+            _check_group(job.linear.name, job.linear.in_features, what, spec)
+    for table in selection.tables:
+        _check_group(label(table.node), table.table.shape[1], "weight", table.config.weight)
+    if config.rounding is None or not config.rounding.needs_statistics:
+        return
+    if reader is None:
+        raise CalibrationError(
+            f"{config.rounding.name} needs calibration data: pass a CalibrationDataReader, or round to nearest "
+            "(RTNConfig, on the command line --weights rtn)"
+        )
+    wrap(reader)
+
+
+def _check_group(name: str, features: int, what: str, spec: QTensorConfig | None) -> None:
+    if spec is not None and spec.group_size is not None and features % spec.group_size:
+        fitting = [size for size in (16, 32, 64, 96, 128, 192, 256) if features % size == 0]
+        fits = f"use a divisor, such as {' or '.join(map(str, fitting[-3:]))}" if fitting else "use a divisor"
+        raise ConfigError(
+            f"group_size={spec.group_size} of the {what} does not divide the {features} input features of {name!r}; "
+            f"{fits}, or leave it out"
+        )
+
+
+def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feeds]:
+    """The samples that the method asks for; none where it needs no statistics.
+
+    Raises:
+        CalibrationError: The reader is empty.
+    """
+    if reader is None or config.rounding is None or not config.rounding.needs_statistics:
+        return []
+    samples = list(islice(wrap(reader), config.calib_data_size))
+    if not samples:
+        raise CalibrationError(f"the calibration reader {type(reader).__name__} is empty: it gave no sample")
+    return samples
+
+
+def check_tokens(model: ir.Model, selection: Selection, samples: list[Feeds]) -> None:
+    """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
+
+    Args:
+        model: The model that the selection was made on.
+        selection: What will be quantized.
+        samples: From `calibration_samples`.
+
+    Raises:
+        CalibrationError: They hold fewer tokens than a Linear has columns.
+    """
+    tokens = next((name for name, role in _roles(model).items() if role is InputRole.TOKENS), None)
+    if samples and selection.linears and all(tokens in sample for sample in samples):
+        widest = max((job.linear for job in selection.linears), key=lambda linear: linear.in_features)
+        require_tokens(sum(sample[str(tokens)].size for sample in samples), widest)
+
+
+def _roles(model: ir.Model) -> Mapping[str, InputRole]:
+    """The roles of a language model's inputs; none for another model, whose tokens are counted when it is run."""
+    try:
+        return ModelInputs.from_model(model).roles
+    except ModelError:
+        return {}
+
+
+def fingerprint(sources: list[Path], config: QConfig, samples: list[Feeds]) -> dict[str, object]:
+    """What decides the result of a run, as JSON types: equal fingerprints, equal results.
+
+    Args:
+        sources: The model's files.
+        config: The configuration; the files that it names count too.
+        samples: The calibration samples.
+    """
+    digest = sha256()
+    for sample in samples:
+        for name, array in sorted(sample.items()):
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+    quarot = config.quarot
+    named = [] if quarot is None else [quarot.r_config_path, quarot.r1_matrix_path, quarot.r2_matrix_path]
+    files = [*sources, *(path for path in named if path is not None)]
+    return {
+        "files": [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "config": config.to_dict(),
+        "samples": digest.hexdigest(),
+        "versions": {name: version(name) for name in ("quarot-onnx", "onnxruntime", "numpy", "scipy")},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Weights to round.
+
+    Attributes:
+        model: The float model, rotated where it is to be, its large weights external.
+        selection: What is quantized.
+        config: How.
+        ranges: Of static activations, from ``static_qdq.calibrate``.
+        samples: From ``calibration_samples``.
+    """
+
+    model: ir.Model
+    selection: Selection
+    config: QConfig
+    ranges: Ranges
+    samples: list[Feeds]
+
+    def jobs(self) -> list[WeightJob]:
+        """The Linears, in graph order; those that quantize their input alike have the same activation object."""
+        activations: dict[object, Activation] = {}
+        jobs = []
+        for job in self.selection.linears:
+            linear, spec = job.linear, job.config.activation
+            if (linear.input, spec) not in activations:
+                activations[linear.input, spec] = activation_of(spec, linear.input.name or "", self.ranges)
+            activation, grids = activations[linear.input, spec], scheme(job.config.weight)
+            jobs.append(WeightJob(linear.name, linear.weight, grids, linear.alpha, linear, activation))
+        return jobs
+
+    def tables(self) -> list[WeightJob]:
+        """The embeddings."""
+        return [
+            WeightJob(label(job.node), _turned(job.table), scheme(job.config.weight)) for job in self.selection.tables
+        ]
+
+
+def round_weights(
+    task: Task, checkpoint: Checkpoint, scratch: Path, progress: Progress
+) -> tuple[GivenWeights, tuple[str, ...]]:
+    """Round all selected weights.
+
+    Args:
+        task: What and how.
+        checkpoint: Takes the results; its earlier ones are used.
+        scratch: A folder for hidden states that do not fit into memory.
+        progress: Called with weights done and their number.
+
+    Returns:
+        The weights with their output format, and what the user should know.
+
+    Raises:
+        CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
+        ModelError: A weight holds NaN or infinity.
+    """
+    options, jobs, tables = _options(task.config), task.jobs(), task.tables()
+    rounding = Rounding(options, checkpoint, progress, len(jobs) + len(tables))
+    sites = detect(task.model)
+    head = {linear.node for linear in sites.head}
+    aware = [] if isinstance(options, RtnOptions) else [j for j in jobs if j.linear and j.linear.node not in head]
+    if aware:
+        assert task.config.rounding is not None
+        starts = {attention.value.node for attention in sites.attentions if attention.value is not None}
+        quantize = task.config.rounding.aq_calibration
+        round_blockwise(aware, rounding, BlockwiseInputs(task.model, starts, task.samples, quantize, scratch))
+    done = {job.name for job in aware}
+    plain = [job for job in jobs if job.name not in done]
+    round_plainly([*plain, *tables], rounding, RtnOptions(options.clip))
+    chosen = task.config.resolved_format
+    assert chosen is not None, "the configuration is a low-bit one"
+    given = GivenWeights(rounding.rounded, WeightFormat(chosen.value), task.config.accuracy_level)
+    return given, tuple(rounding.notes)
+
+
+def scheme(spec: QTensorConfig) -> WeightScheme:
+    """The family of grids that a spec describes."""
+    return WeightScheme(
+        spec.bits,
+        symmetric=spec.symmetric,
+        signed=spec.data_type.signed,
+        group_size=spec.group_size,
+        per_channel=spec.quant_granularity is not QuantGranularity.Tensor,
+    )
+
+
+def _options(config: QConfig) -> RoundingOptions:
+    rounding = config.rounding
+    clip = ClipSearch(enabled=rounding is None or rounding.mse)
+    if not isinstance(rounding, HessianConfig):
+        return RtnOptions(clip)
+    common = GptqOptions(rounding.perc_damp, rounding.block_size, rounding.act_order, rounding.static_groups, clip)
+    match rounding:
+        case GPTAQConfig():
+            return GptaqOptions(**vars(common), alpha=rounding.alpha)
+        case QronosConfig():
+            return QronosOptions(**vars(common))
+        case _:
+            return common
+
+
+def _turned(table: Constant) -> Constant:
+    """A table [rows, hidden] as [hidden, rows], so that rows are channels."""
+    return Constant(table.value, table.tensor, not table.transposed, table.dtype)
