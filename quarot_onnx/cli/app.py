@@ -1,14 +1,20 @@
 """The commands. Each one parses, builds a configuration, makes one call, and prints."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
-from quarot_onnx.cli.console import bars, notes, print_json, remark
+from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
+from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions, RotateOptions
+from quarot_onnx.cli.signature import takes
+
+if TYPE_CHECKING:
+    from quarot_onnx.pipeline import Outcome
 
 NAME = "quarot-onnx"
 
@@ -71,142 +77,40 @@ def inspect(
 
 
 @app.command(epilog="Example: quarot-onnx rotate model.onnx rotated/model.onnx --random-had --seed 1")
-def rotate(
-    model: opt.Model,
-    out: opt.Target,
-    r1: opt.R1 = None,
-    r2: opt.R2 = None,
-    r3: opt.R3 = None,
-    r4: opt.R4 = None,
-    rotation_config: opt.RotationFile = None,
-    r_matrix_dim: opt.RMatrixDim = None,
-    random_had: opt.RandomHad = False,
-    seed: opt.Seed = 0,
-    block_size: opt.BlockSize = None,
-    r1_matrix: opt.R1Matrix = None,
-    r2_matrix: opt.R2Matrix = None,
-    verify: opt.Verify = True,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+@takes(RotateOptions)
+def rotate(options: RotateOptions) -> None:
     """Write the rotated float model. Without options: R1, R2 and R4 where the model allows them."""
-    source = opt.model_file(model)
-    from quarot_onnx.cli.configs import quarot_config  # noqa: PLC0415
-    from quarot_onnx.pipeline import rotate as rotate_model  # noqa: PLC0415
+    source = opt.model_file(options.model)
+    from quarot_onnx.cli.rotating import run  # noqa: PLC0415
 
-    config = quarot_config(
-        r1=r1, r2=r2, r3=r3, r4=r4, rotation_config=rotation_config, r_matrix_dim=r_matrix_dim,
-        random_had=random_had, seed=seed, block_size=block_size, r1_matrix=r1_matrix, r2_matrix=r2_matrix,
-    )  # fmt: skip
-    with bars(quiet=quiet or as_json) as progress:
-        outcome = rotate_model(source, opt.target_file(out, source), config, verify=verify, progress=progress)
-    notes(outcome.notes)
-    print_json(render.outcome_record(outcome)) if as_json else render.outcome(outcome)
+    _report(options, lambda progress: run(options, source, progress))
 
 
 @app.command(
     epilog="Examples: quarot-onnx quantize model.onnx int8/model.onnx   |   "
     "quarot-onnx quantize model.onnx static/model.onnx --scheme w8a8-static --calib-text train.txt --tokenizer model/"
+    "   |   quarot-onnx quantize model.onnx w4a8/model.onnx --w-bits 4 --a-bits 8 --calib-text train.txt"
 )
-def quantize(
-    model: opt.Model,
-    out: opt.Target,
-    scheme: Annotated[
-        opt.Scheme | None, typer.Option(help="Default: w8a8-dynamic (per token).", rich_help_panel=opt.SCHEME)
-    ] = None,
-    per_channel: Annotated[
-        bool | None,
-        typer.Option(
-            "--per-channel/--per-tensor", help="Scales of a weight. Default: per channel.", rich_help_panel=opt.SCHEME
-        ),
-    ] = None,
-    a_sym: Annotated[
-        bool | None,
-        typer.Option("--a-sym/--a-asym", help="Static activations. Default: asymmetric.", rich_help_panel=opt.SCHEME),
-    ] = None,
-    w_sym: Annotated[
-        bool | None, typer.Option("--w-sym/--w-asym", help="Weights. Default: symmetric.", rich_help_panel=opt.SCHEME)
-    ] = None,
-    lm_head: Annotated[
-        opt.Precision | None,
-        typer.Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=opt.SCHEME),
-    ] = None,
-    embedding: Annotated[opt.Precision | None, typer.Option(help="Default: float.", rich_help_panel=opt.SCHEME)] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NODE", help="A node, or a pattern, to leave in float; may be repeated.", rich_help_panel=opt.SCHEME
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A QConfig as JSON or YAML, in place of the scheme's options.",
-            rich_help_panel=opt.SCHEME,
-        ),
-    ] = None,
-    calib_method: Annotated[
-        opt.CalibrationChoice | None, typer.Option(help="Default: minmax.", rich_help_panel=opt.CALIBRATION)
-    ] = None,
-    percentile: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=opt.CALIBRATION
-        ),
-    ] = None,
-    calib_text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="UTF-8 text. Default: Python's own documentation.", rich_help_panel=opt.CALIBRATION
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A folder or a tokenizer.json. Default: beside the model.",
-            rich_help_panel=opt.CALIBRATION,
-        ),
-    ] = None,
-    calib_samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Windows of text.", rich_help_panel=opt.CALIBRATION)
-    ] = 16,
-    calib_seq_len: Annotated[
-        int,
-        typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them.", rich_help_panel=opt.CALIBRATION),
-    ] = 512,
-    no_rotate: Annotated[
-        bool, typer.Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=opt.ROTATION)
-    ] = False,
-    r1: opt.R1 = None,
-    r2: opt.R2 = None,
-    r3: opt.R3 = None,
-    r4: opt.R4 = None,
-    rotation_config: opt.RotationFile = None,
-    r_matrix_dim: opt.RMatrixDim = None,
-    random_had: opt.RandomHad = False,
-    seed: opt.Seed = 0,
-    block_size: opt.BlockSize = None,
-    verify: opt.Verify = True,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
-    """Rotate as the scheme needs (R1+R2; R4 with quantized activations), prove it, and quantize to 8 bits."""
-    source = opt.model_file(model)
-    from quarot_onnx.cli.quantizing import Request  # noqa: PLC0415
+@takes(QuantizeOptions)
+def quantize(options: QuantizeOptions) -> None:
+    """Rotate as the scheme needs (R1+R2; R4 with quantized activations), prove it, and quantize to 2 to 8 bits."""
+    source = opt.model_file(options.model)
+    from quarot_onnx.cli.quantizing import run  # noqa: PLC0415
 
-    request = Request(
-        source=source, out=out, scheme=scheme, per_channel=per_channel, a_sym=a_sym, w_sym=w_sym,
-        lm_head=lm_head, embedding=embedding, exclude=tuple(exclude or ()), config=config, calib_method=calib_method,
-        percentile=percentile, calib_text=calib_text, tokenizer=tokenizer, calib_samples=calib_samples,
-        calib_seq_len=calib_seq_len, no_rotate=no_rotate, r1=r1, r2=r2, r3=r3, r4=r4, rotation_config=rotation_config,
-        r_matrix_dim=r_matrix_dim, random_had=random_had, seed=seed, block_size=block_size,
-    )  # fmt: skip
-    with bars(quiet=quiet or as_json) as progress:
-        outcome = request.run(verify=verify, progress=progress)
+    _report(options, lambda progress: run(options, source, progress))
+
+
+def _report(options: OutputOptions, work: Callable[[Bars], "Outcome"]) -> None:
+    """Do the work with progress bars, and print what came of it."""
+    with bars(quiet=options.quiet or options.as_json) as progress:
+        try:
+            outcome = work(progress)
+        except BaseException as error:
+            # What an interrupted run keeps, to go on from.
+            notes(getattr(error, "__notes__", ()))
+            raise
     notes(outcome.notes)
-    print_json(render.outcome_record(outcome)) if as_json else render.outcome(outcome)
+    print_json(render.outcome_record(outcome)) if options.as_json else render.outcome(outcome)
 
 
 @app.command(epilog="Example: quarot-onnx verify model.onnx rotated/model.onnx")

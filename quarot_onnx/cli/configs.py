@@ -1,44 +1,22 @@
 """The options of the command line as configurations."""
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 from quarot_onnx.cli.options import CalibrationChoice, Precision, Scheme
+from quarot_onnx.cli.typed import Typed
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
 
+_ROTATION = "rotation."
 
-def quarot_config(
-    *,
-    r1: bool | None,
-    r2: bool | None,
-    r3: bool | None,
-    r4: bool | None,
-    rotation_config: Path | None,
-    r_matrix_dim: int | None,
-    random_had: bool,
-    seed: int,
-    block_size: int | None = None,
-    r1_matrix: Path | None = None,
-    r2_matrix: Path | None = None,
-) -> QuarotConfig:
+
+def quarot_config(typed: Mapping[str, Typed]) -> QuarotConfig:
     """The rotation options as a configuration."""
-    return QuarotConfig(
-        r_matrix_dim=r_matrix_dim,
-        use_random_had=random_had,
-        r_config_path=rotation_config,
-        r1=r1,
-        r2=r2,
-        r3=r3,
-        r4=r4,
-        seed=seed,
-        block_size=block_size,
-        r1_matrix_path=r1_matrix,
-        r2_matrix_path=r2_matrix,
-    )
+    given = {key.removeprefix(_ROTATION): item.value for key, item in typed.items() if key.startswith(_ROTATION)}
+    return QuarotConfig(**given)
 
 
 def scheme_config(

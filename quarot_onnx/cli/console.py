@@ -18,6 +18,7 @@ _PHASES = {
     "rotate": "rotating weights",
     "verify": "comparing with the original",
     "calibrate": "calibrating",
+    "round": "rounding weights",
     "quantize": "quantizing",
     "save": "writing",
     "evaluate": "evaluating",

@@ -8,7 +8,13 @@ import typer
 
 from quarot_onnx.errors import CalibrationError, ModelError, did_you_mean
 
-ROTATION, CALIBRATION, SCHEME = "Rotation", "Calibration data", "Scheme"
+ROTATION, CALIBRATION, SCHEME, WEIGHTS, ACTIVATIONS = (
+    "Rotation",
+    "Calibration data",
+    "Scheme",
+    "Weights",
+    "Activations",
+)
 
 
 class Scheme(StrEnum):
@@ -17,6 +23,24 @@ class Scheme(StrEnum):
     W8A8_DYNAMIC = "w8a8-dynamic"
     W8A8_STATIC = "w8a8-static"
     W8 = "w8"
+
+
+class Rounding(StrEnum):
+    """How weights are rounded."""
+
+    RTN = "rtn"
+    GPTQ = "gptq"
+    GPTAQ = "gptaq"
+    QRONOS = "qronos"
+
+
+class Format(StrEnum):
+    """How quantized Linears are written."""
+
+    W4A8 = "w4a8"
+    NBITS = "nbits"
+    W8 = "w8"
+    FAKE = "fake"
 
 
 class CalibrationChoice(StrEnum):
@@ -38,6 +62,7 @@ class Precision(StrEnum):
 
     FLOAT = "float"
     INT8 = "int8"
+    INT4 = "int4"
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file, or a folder with one.")]
@@ -69,7 +94,8 @@ RandomHad = Annotated[
     bool, typer.Option("--random-had", help="Randomised Hadamards for R1 and R2.", rich_help_panel=ROTATION)
 ]
 Seed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random signs.", rich_help_panel=ROTATION)
+    int | None,
+    typer.Option("--seed", min=0, metavar="S", help="Seed of the random signs. Default: 0.", rich_help_panel=ROTATION),
 ]
 BlockSize = Annotated[
     int | None,
@@ -82,6 +108,9 @@ R1Matrix = Annotated[
 R2Matrix = Annotated[
     Path | None,
     typer.Option("--r2-matrix", metavar="NPY", help="An orthogonal matrix for R2.", rich_help_panel=ROTATION),
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the rotation changed nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

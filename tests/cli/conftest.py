@@ -1,11 +1,19 @@
 """A writable copy of a tiny export, and a shell."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import exports
 import pytest
 from command_line import Shell
+from passed import Asks, Passed
+
+from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.cli import quantizing
+from quarot_onnx.model_io import SavedModel
+from quarot_onnx.pipeline import Outcome
+from quarot_onnx.quantization.config import QConfig
 
 
 @pytest.fixture
@@ -26,3 +34,32 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     return path
+
+
+@pytest.fixture
+def asks(shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asks:
+    """Run ``quantize`` up to the pipeline."""
+
+    def ask(*options: object, source: Path = model) -> Passed:
+        passed = Passed()
+
+        def instead(source: Path, target: Path, config: QConfig, reader: TextReader | None, **more: object) -> Outcome:
+            passed.config, passed.reader = config, reader
+            return Outcome(SavedModel(target, None, 0, None), {}, None, config.notes, {})
+
+        monkeypatch.setattr(quantizing, "quantize", instead)
+        passed.notes = shell.ok("quantize", source, tmp_path / "out.onnx", *options).err
+        return passed
+
+    return ask
+
+
+@pytest.fixture
+def refused_early(shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run ``quantize`` with what must fail before the pipeline."""
+    monkeypatch.setattr(quantizing, "quantize", lambda *_, **__: pytest.fail("reached the pipeline"))
+
+    def check(*options: object, source: Path = model) -> str:
+        return shell.fails("quantize", source, tmp_path / "out.onnx", *options)
+
+    return check

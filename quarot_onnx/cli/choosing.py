@@ -1,0 +1,242 @@
+"""What is quantized and how: said by a QConfig file, a recipe, numbers of bits, or a scheme."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.cli import configs
+from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.quantize_options import QuantizeOptions
+from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged
+from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.provenance import Recipe as Record
+from quarot_onnx.provenance import is_rotated, summary
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.recipes.build import Places, head_note, quantization_config
+from quarot_onnx.recipes.loading import Loaded, load
+from quarot_onnx.recipes.own import Calibration, Recipe
+from quarot_onnx.recipes.rules import refuse_contradictions
+from quarot_onnx.recipes.wording import parse
+from quarot_onnx.sites.detect import detect
+
+_CALIBRATION, _ROTATION, _SEED = "calibration.", "rotation.", "rotation.seed"
+_BITS = ("weights.method", "weights.bits", "activations.bits")
+_OF_SCHEMES = ("scheme", "calib_method", "percentile")
+_BESIDE_SCHEMES = frozenset(
+    {"weights.symmetric", "weights.per_channel", "activations.symmetric", "lm_head", "embedding", "exclude"}
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was asked for.
+
+    Attributes:
+        config: As the pipeline takes it.
+        calibration: The text, should any be needed.
+        notes: What the user should know.
+        calibration_notes: What the user should know where something is calibrated.
+    """
+
+    config: QConfig
+    calibration: Calibration
+    notes: tuple[str, ...] = ()
+    calibration_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the choice depends on.
+
+    Attributes:
+        options: All options.
+        typed: Those that stand for keys of a recipe.
+        model: The model.
+        record: What was done to it before.
+        target: The file to be written.
+    """
+
+    options: QuantizeOptions
+    typed: Mapping[str, Typed]
+    model: ir.Model
+    record: Record | None
+    target: Path
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the model brings its rotation."""
+        return is_rotated(self.record)
+
+    def rotation(self) -> list[Typed]:
+        """The rotation options that were typed, without the seed."""
+        return [item for key, item in self.typed.items() if key.startswith(_ROTATION) and key != _SEED]
+
+    def of_schemes(self) -> list[str]:
+        """The options that only schemes know, as typed."""
+        given = [(name, getattr(self.options, name)) for name in _OF_SCHEMES]
+        return [f"--{name.replace('_', '-')} {value}" for name, value in given if value is not None]
+
+
+def choose(question: Question) -> Chosen:
+    """Find out what was asked for.
+
+    Raises:
+        ConfigError: Options contradict each other, a file or the model.
+        ModelError: The model is rotated already, or quantized.
+    """
+    if question.options.config is not None:
+        return _from_config(question, question.options.config)
+    if question.options.recipe is not None or any(key in question.typed for key in _BITS):
+        return _from_recipe(question)
+    return _from_scheme(question)
+
+
+def _from_config(question: Question, path: Path) -> Chosen:
+    """The configuration in a file."""
+    given = [item.words for key, item in question.typed.items() if not key.startswith(_CALIBRATION) and key != _SEED]
+    given = [*question.of_schemes(), *given, *(["--no-rotate"] if question.options.no_rotate else [])]
+    given += ["--recipe"] if question.options.recipe is not None else []
+    if given:
+        raise ConfigError(f"{given[0]} and --config say the same thing twice; write it into {path}")
+    return Chosen(QConfig.load(path), _calibration(question))
+
+
+def _calibration(question: Question) -> Calibration:
+    """The text, from options alone."""
+    given = {key: item.value for key, item in question.typed.items() if key.startswith(_CALIBRATION)}
+    return Calibration(**{key.removeprefix(_CALIBRATION): value for key, value in given.items()})
+
+
+def _from_scheme(question: Question) -> Chosen:
+    """One of the 8-bit schemes."""
+    options, typed = question.options, question.typed
+    for key, item in typed.items():
+        if key not in _BESIDE_SCHEMES and not key.startswith((_CALIBRATION, _ROTATION)):
+            raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
+    for name in ("lm_head", "embedding"):
+        if getattr(options, name) is opt.Precision.INT4:
+            raise ConfigError(f"{typed[name].words} goes with numbers of bits: add --w-bits, or use int8")
+    scheme = options.scheme or opt.Scheme.W8A8_DYNAMIC
+    head = options.lm_head or (opt.Precision.INT8 if scheme is opt.Scheme.W8A8_DYNAMIC else opt.Precision.FLOAT)
+    if options.calib_method is not None and scheme is not opt.Scheme.W8A8_STATIC:
+        raise ConfigError(f"--calib-method: the scheme {scheme} is not calibrated; use --scheme w8a8-static")
+    rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
+    config = configs.scheme_config(
+        scheme,
+        per_channel=options.per_channel is not False,
+        activation_symmetric=options.a_sym,
+        weight_symmetric=options.w_sym is not False,
+        method=options.calib_method or opt.CalibrationChoice.MINMAX,
+        percentile=options.percentile,
+        head=[linear.name for linear in detect(question.model).head] if head is opt.Precision.FLOAT else (),
+        embedding=options.embedding or opt.Precision.FLOAT,
+        exclude=options.exclude or (),
+        rotation=configs.quarot_config(typed) if rotates else None,
+    )
+    return Chosen(config, _calibration(question))
+
+
+def _rotates(question: Question, late: frozenset[str]) -> bool:
+    """Whether the model is still to be rotated.
+
+    Args:
+        question: What the choice depends on.
+        late: Switches that come too late on a rotated model, besides all other rotation options.
+
+    Raises:
+        ConfigError: A rotation is asked for beside --no-rotate.
+        ModelError: A rotation is asked for, and the model is rotated.
+    """
+    if question.options.no_rotate:
+        switched_on = [item.words for item in question.rotation() if item.value is not False]
+        if switched_on:
+            raise ConfigError(f"{switched_on[0]} contradicts --no-rotate; leave out one of them")
+        return False
+    if not question.rotated:
+        return True
+    for key, item in question.typed.items():
+        switch = key in ROTATION_SWITCHES and key not in late
+        if key.startswith(_ROTATION) and key != _SEED and not switch:
+            assert question.record is not None
+            raise ModelError(
+                f"the model is already rotated ({summary(question.record)}): {item.words} comes too late; "
+                "leave it out, or start from the original"
+            )
+    return False
+
+
+def _from_recipe(question: Question) -> Chosen:
+    """A recipe from a file, from options, or from both."""
+    options = question.options
+    loaded = None if options.recipe is None else load(options.recipe)
+    for words in question.of_schemes():
+        other = (
+            "--recipe" if loaded is not None else next(question.typed[k].words for k in _BITS if k in question.typed)
+        )
+        raise ConfigError(f"{words} goes with 8-bit schemes and contradicts {other}; leave out one of them")
+    if loaded is not None:
+        _check_step(question, loaded)
+    wording = OptionWording(question.typed, loaded)
+    typed = dict(question.typed)
+    rotates = _rotates(question, frozenset())
+    if options.no_rotate:
+        if loaded is not None and "rotation" in loaded.data:
+            raise ConfigError(f"--no-rotate contradicts {wording.named('rotation')}; leave out one of them")
+        typed = {key: item for key, item in typed.items() if not key.startswith(_ROTATION)}
+    data = merged(typed, loaded, rotates=rotates and loaded is None)
+    recipe = parse(data, wording, None if loaded is None else loaded.folder)
+    refuse_contradictions(recipe, wording)
+    config = quantization_config(recipe, Places.of(question.model), _rotation(question, recipe, loaded), wording)
+    note = head_note(recipe, config, wording)
+    notes = () if note is None else (note,)
+    if loaded is None:
+        return Chosen(config, recipe.calibration, notes)
+    notes = (*file_notes(loaded, question.target), *notes)
+    texted = "calibration.text" in question.typed
+    return Chosen(config, recipe.calibration, notes, () if texted else loaded.calibration_notes)
+
+
+def _rotation(question: Question, recipe: Recipe, loaded: Loaded | None) -> QuarotConfig | None:
+    """The rotation to do, or that the model must agree with."""
+    if loaded is None or not loaded.second_step:
+        return recipe.rotation
+    if not question.rotated or loaded.online_rotate is None:
+        return None
+    return QuarotConfig(r4=loaded.online_rotate)
+
+
+def _check_step(question: Question, loaded: Loaded) -> None:
+    """Refuse a file of two steps at the wrong one."""
+    if loaded.only_rotates:
+        raise ConfigError(
+            f"{loaded.source}: save.save_trans: true saves the rotated model and no more; use rotate --recipe, or set "
+            "it to false"
+        )
+    if not loaded.second_step:
+        return
+    if rotation := question.rotation():
+        raise ConfigError(f"{rotation[0].words}: {loaded.source} rotates nothing; leave it out, or rotate before")
+    if loaded.online_rotate and not question.rotated:
+        raise ConfigError(
+            f"{loaded.source}: quant.special.online_rotate: true, but the model is not rotated; rotate it before, "
+            "with rotate --recipe and the file of the first step, or set it to false"
+        )
+
+
+def file_notes(loaded: Loaded, target: Path) -> tuple[str, ...]:
+    """What the user should know of a recipe file.
+
+    Args:
+        loaded: The file.
+        target: The model that will be written.
+    """
+    path = loaded.save_path
+    if path is None or target.resolve().is_relative_to(path.resolve()):
+        return loaded.notes
+    return (
+        *loaded.notes,
+        f"{loaded.source}: save.save_path: {path} is not used: {target} was named on the command line",
+    )

@@ -1,0 +1,246 @@
+"""The options of ``quantize`` and ``rotate``; None where nothing was typed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, SCHEME, WEIGHTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArguments:
+    """What is read and what is written."""
+
+    model: opt.Model
+    out: opt.Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeOptions:
+    """8-bit schemes, files, and what concerns single places."""
+
+    scheme: Annotated[
+        opt.Scheme | None,
+        Option(
+            help="8 bits in one word. Default: w8a8-dynamic (per token). Not with --w-bits, --weights, --a-bits.",
+            rich_help_panel=SCHEME,
+        ),
+    ] = None
+    config: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="A QConfig as JSON or YAML, in place of options.", rich_help_panel=SCHEME),
+    ] = None
+    recipe: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.", rich_help_panel=SCHEME),
+    ] = None
+    format: Annotated[
+        opt.Format | None,
+        Option(help="How low bits are written. Default: what holds them.", rich_help_panel=SCHEME),
+    ] = None
+    accuracy_level: Annotated[
+        int | None,
+        Option(metavar="L", min=0, max=4, help="For --format nbits: 4 computes with int8.", rich_help_panel=SCHEME),
+    ] = None
+    lm_head: Annotated[
+        opt.Precision | None,
+        Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=SCHEME),
+    ] = None
+    embedding: Annotated[opt.Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME)] = None
+    exclude: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NODE", help="A node, or a pattern, to leave in float; may be repeated.", rich_help_panel=SCHEME
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOptions:
+    """Weights, with the names of the GPTAQ authors' code."""
+
+    weights: Annotated[
+        opt.Rounding | None,
+        Option(help="Rounding. Default: gptq up to 4 bits, rtn at 8.", rich_help_panel=WEIGHTS),
+    ] = None
+    w_bits: Annotated[
+        int | None,
+        Option(metavar="N", help="2, 3, 4, 8; 16 is float. Default: 4 with --weights.", rich_help_panel=WEIGHTS),
+    ] = None
+    w_groupsize: Annotated[
+        int | None,
+        Option(
+            metavar="G", help="Input features that share a scale. Default: -1, all of them.", rich_help_panel=WEIGHTS
+        ),
+    ] = None
+    w_sym: Annotated[bool | None, Option("--w-sym/--w-asym", help="Default: symmetric.", rich_help_panel=WEIGHTS)] = (
+        None
+    )
+    per_channel: Annotated[
+        bool | None,
+        Option("--per-channel/--per-tensor", help="Scales. Default: per channel.", rich_help_panel=WEIGHTS),
+    ] = None
+    w_clip: Annotated[
+        bool | None,
+        Option("--w-clip/--no-w-clip", help="Search each low-bit range. Default: on.", rich_help_panel=WEIGHTS),
+    ] = None
+    w_rtn: Annotated[bool | None, Option("--w-rtn", help="The same as --weights rtn.", rich_help_panel=WEIGHTS)] = None
+    use_v2: Annotated[bool | None, Option("--use-v2", help="The same as --weights gptaq.", rich_help_panel=WEIGHTS)] = (
+        None
+    )
+    asym_calibrate: Annotated[
+        bool | None, Option("--asym-calibrate", help="The same as --use-v2.", rich_help_panel=WEIGHTS)
+    ] = None
+    percdamp: Annotated[
+        float | None, Option(metavar="P", help="Damping of the Hessian. Default: 0.01.", rich_help_panel=WEIGHTS)
+    ] = None
+    act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=WEIGHTS)] = (
+        None
+    )
+    static_groups: Annotated[
+        bool | None, Option("--static-groups", help="Fix the grids of groups beforehand.", rich_help_panel=WEIGHTS)
+    ] = None
+    gptq_block_size: Annotated[
+        int | None, Option(metavar="B", help="Input features at a time. Default: 128.", rich_help_panel=WEIGHTS)
+    ] = None
+    alpha: Annotated[
+        float | None, Option(metavar="A", help="gptaq's correction. Default: 0.25.", rich_help_panel=WEIGHTS)
+    ] = None
+    enable_aq_calibration: Annotated[
+        bool | None,
+        Option(
+            "--enable-aq-calibration",
+            help="Measure inputs behind quantized activations. Default with gptaq and qronos.",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None
+    no_enable_aq_calibration: Annotated[
+        bool | None,
+        Option("--no-enable-aq-calibration", help="Behind float ones. Default with gptq.", rich_help_panel=WEIGHTS),
+    ] = None
+    int8_down_proj: Annotated[
+        bool | None, Option("--int8-down-proj", help="8 bits for down_proj and its input.", rich_help_panel=WEIGHTS)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationOptions:
+    """Activations."""
+
+    a_bits: Annotated[
+        int | None,
+        Option(metavar="N", help="2 to 8, per token; 16 is float. Default: 16.", rich_help_panel=ACTIVATIONS),
+    ] = None
+    a_groupsize: Annotated[
+        int | None,
+        Option(
+            metavar="G",
+            help="Features of a token that share a scale. Default: -1, all of them.",
+            rich_help_panel=ACTIVATIONS,
+        ),
+    ] = None
+    a_sym: Annotated[
+        bool | None,
+        Option(
+            "--a-sym/--a-asym",
+            help="Default: symmetric per token, asymmetric for w8a8-static.",
+            rich_help_panel=ACTIVATIONS,
+        ),
+    ] = None
+    a_clip_ratio: Annotated[
+        float | None, Option(metavar="R", help="Factor of the range. Default: 1.", rich_help_panel=ACTIVATIONS)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """Calibration."""
+
+    calib_method: Annotated[
+        opt.CalibrationChoice | None, Option(help="For w8a8-static. Default: minmax.", rich_help_panel=CALIBRATION)
+    ] = None
+    percentile: Annotated[
+        float | None,
+        Option(metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=CALIBRATION),
+    ] = None
+    calib_text: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="UTF-8 text. Default: Python's own documentation.", rich_help_panel=CALIBRATION),
+    ] = None
+    tokenizer: Annotated[
+        Path | None,
+        Option(
+            metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.", rich_help_panel=CALIBRATION
+        ),
+    ] = None
+    calib_samples: Annotated[
+        int | None,
+        Option(
+            "--calib-samples",
+            "--nsamples",
+            metavar="N",
+            min=1,
+            help="Windows of text. Default: 16.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
+    calib_seq_len: Annotated[
+        int | None,
+        Option(
+            metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=CALIBRATION
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationOptions:
+    """Rotations."""
+
+    r1: opt.R1 = None
+    r2: opt.R2 = None
+    r3: opt.R3 = None
+    r4: opt.R4 = None
+    rotation_config: opt.RotationFile = None
+    r_matrix_dim: opt.RMatrixDim = None
+    random_had: opt.RandomHad = False
+    seed: opt.Seed = None
+    block_size: opt.BlockSize = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is checked and what is printed."""
+
+    verify: opt.Verify = True
+    as_json: opt.Json = False
+    quiet: opt.Quiet = False
+
+
+# The panels of the help come in the order of the bases, last to first.
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(
+    OutputOptions,
+    RotationOptions,
+    CalibrationOptions,
+    ActivationOptions,
+    WeightOptions,
+    SchemeOptions,
+    ModelArguments,
+):
+    """All options of ``quantize``."""
+
+    no_rotate: Annotated[bool, Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=ROTATION)] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotateOptions(OutputOptions, RotationOptions, ModelArguments):
+    """All options of ``rotate``."""
+
+    recipe: opt.RecipeFile = None
+    r1_matrix: opt.R1Matrix = None
+    r2_matrix: opt.R2Matrix = None

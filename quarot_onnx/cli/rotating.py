@@ -1,0 +1,46 @@
+"""The ``rotate`` command: options and a recipe's rotation, put into one call of the pipeline."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from quarot_onnx.cli import configs
+from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.choosing import file_notes
+from quarot_onnx.cli.quantize_options import RotateOptions
+from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.pipeline import Outcome, Progress, rotate
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.recipes.loading import load
+from quarot_onnx.recipes.wording import parse
+
+
+def run(options: RotateOptions, source: Path, progress: Progress) -> Outcome:
+    """Rotate.
+
+    Args:
+        options: What was typed.
+        source: The model's file.
+        progress: Called as the work goes on.
+
+    Raises:
+        QuarotError: See ``pipeline.rotate``; ConfigError also for options that contradict a recipe.
+    """
+    target = opt.target_file(options.out, source)
+    config, notes = _config(options, target)
+    outcome = rotate(source, target, config, verify=options.verify, progress=progress)
+    return replace(outcome, notes=(*outcome.notes, *notes))
+
+
+def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[str, ...]]:
+    """The rotation, and what the user should know of the recipe."""
+    typed = typed_keys(options)
+    if options.recipe is None:
+        return configs.quarot_config(typed), ()
+    loaded = load(options.recipe)
+    if loaded.data.get("rotation") is None:
+        way = "use quantize --recipe" if loaded.second_step else "add the section rotation"
+        raise ConfigError(f"{loaded.source}: the recipe rotates nothing; {way}, or leave out --recipe")
+    recipe = parse(merged(typed, loaded, rotates=False), OptionWording(typed, loaded), loaded.folder)
+    assert recipe.rotation is not None
+    return recipe.rotation, file_notes(loaded, target)

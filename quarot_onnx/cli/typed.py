@@ -1,0 +1,207 @@
+"""What was typed, as keys of a recipe: ``--w-bits 4`` is ``weights.bits``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.recipes.loading import Loaded
+from quarot_onnx.recipes.wording import Wording
+
+_VALUES = {
+    "weights": "weights.method",
+    "w_bits": "weights.bits",
+    "w_groupsize": "weights.group_size",
+    "percdamp": "weights.perc_damp",
+    "gptq_block_size": "weights.block_size",
+    "alpha": "weights.alpha",
+    "a_bits": "activations.bits",
+    "a_groupsize": "activations.group_size",
+    "a_clip_ratio": "activations.clip_ratio",
+    "lm_head": "lm_head",
+    "embedding": "embedding",
+    "format": "format",
+    "accuracy_level": "accuracy_level",
+    "calib_text": "calibration.text",
+    "tokenizer": "calibration.tokenizer",
+    "calib_samples": "calibration.samples",
+    "calib_seq_len": "calibration.seq_len",
+    "rotation_config": "rotation.r_config_path",
+    "r_matrix_dim": "rotation.r_matrix_dim",
+    "block_size": "rotation.block_size",
+    "seed": "rotation.seed",
+    "r1_matrix": "rotation.r1_matrix_path",
+    "r2_matrix": "rotation.r2_matrix_path",
+}
+"""Options with a value; ``a_b`` is typed ``--a-b``."""
+
+_SWITCHES = {
+    "per_channel": ("weights.per_channel", "--per-channel", "--per-tensor"),
+    "w_sym": ("weights.symmetric", "--w-sym", "--w-asym"),
+    "w_clip": ("weights.clip", "--w-clip", "--no-w-clip"),
+    "act_order": ("weights.act_order", "--act-order", ""),
+    "static_groups": ("weights.static_groups", "--static-groups", ""),
+    "int8_down_proj": ("int8_down_proj", "--int8-down-proj", ""),
+    "a_sym": ("activations.symmetric", "--a-sym", "--a-asym"),
+    "random_had": ("rotation.use_random_had", "--random-had", ""),
+    "r1": ("rotation.r1", "--r1", "--no-r1"),
+    "r2": ("rotation.r2", "--r2", "--no-r2"),
+    "r3": ("rotation.r3", "--r3", "--no-r3"),
+    "r4": ("rotation.r4", "--r4", "--no-r4"),
+}
+"""Options that are on or off: key, and what is typed for each."""
+
+_METHODS = {
+    "w_rtn": ("rtn", ("rtn",)),
+    "use_v2": ("gptaq", ("gptq", "gptaq")),
+    "asym_calibrate": ("gptaq", ("gptq", "gptaq")),
+}
+"""Other ways to name a rounding, and the names that may stand beside them: GPTAQ is GPTQ in its second version."""
+
+_AQ = {True: "enable_aq_calibration", False: "no_enable_aq_calibration"}
+
+ROTATION_SWITCHES = frozenset({"rotation.r1", "rotation.r2", "rotation.r3", "rotation.r4"})
+_OVERRIDING = frozenset({"calibration.text", "calibration.tokenizer", "rotation.seed"})
+"""What may be typed although a file says it too: what differs between one run and the next."""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A key that was typed.
+
+    Attributes:
+        value: Its value.
+        words: What was typed.
+    """
+
+    value: Any
+    words: str
+
+
+def typed_keys(options: object) -> dict[str, Typed]:
+    """The keys that options set.
+
+    Args:
+        options: ``QuantizeOptions`` or ``RotateOptions``.
+
+    Raises:
+        ConfigError: The rounding, or where inputs are measured, is said twice and differently.
+    """
+    found: dict[str, Typed] = {}
+    for name, key in _VALUES.items():
+        value = getattr(options, name, None)
+        if value is not None:
+            found[key] = Typed(value, f"{_flag(name)} {value}")
+    for name, (key, yes, no) in _SWITCHES.items():
+        value = getattr(options, name, None)
+        if value or (value is False and no):
+            found[key] = Typed(value, yes if value else no)
+    _method(options, found)
+    _aq_calibration(options, found)
+    if exclude := getattr(options, "exclude", None):
+        found["exclude"] = Typed(list(exclude), f"--exclude {exclude[0]}")
+    return found
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _method(options: object, found: dict[str, Typed]) -> None:
+    """Take in the other ways to name a rounding."""
+    for name, (method, includes) in _METHODS.items():
+        if not getattr(options, name, None):
+            continue
+        before = found.get("weights.method")
+        if before is not None and before.value not in includes:
+            raise ConfigError(f"{_flag(name)} is {method} and contradicts {before.words}; leave out one of them")
+        words = _flag(name) if before is None else f"{before.words} {_flag(name)}"
+        found["weights.method"] = Typed(method, words)
+
+
+def _aq_calibration(options: object, found: dict[str, Typed]) -> None:
+    """Take in where inputs are measured, for which there is an option for each way."""
+    given = [value for value, name in _AQ.items() if getattr(options, name, None)]
+    if len(given) > 1:
+        raise ConfigError(f"{_flag(_AQ[True])} contradicts {_flag(_AQ[False])}; leave out one of them")
+    for value in given:
+        found["weights.enable_aq_calibration"] = Typed(value, _flag(_AQ[value]))
+
+
+class OptionWording(Wording):
+    """Options that were typed are named as typed; the rest as in the file beside them, or as options."""
+
+    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None) -> None:
+        """Speak of ``typed``, and of ``loaded`` where there is a file."""
+        super().__init__("command line" if loaded is None else loaded.source)
+        self._typed = typed
+        self._file = None if loaded is None else loaded.wording
+
+    def named(self, key: str) -> str:
+        """The words that were typed, or the key in its file."""
+        if key in self._typed:
+            return self._typed[key].words
+        file = self._holder(key)
+        return self.word(key) if file is None else file.named(key)
+
+    def valued(self, key: str, value: object) -> str:
+        """The same; words that were typed hold the value."""
+        return self._typed[key].words if key in self._typed else super().valued(key, value)
+
+    def word(self, key: str) -> str:
+        """The key in its file, or its option."""
+        file = self._holder(key)
+        if file is not None:
+            return file.word(key)
+        flags = {key: _flag(name) for name, key in _VALUES.items()}
+        flags |= {key: yes for key, yes, _ in _SWITCHES.values()}
+        return flags.get(key, key)
+
+    def advised(self, key: str, value: object) -> str:
+        """A line of the file, or an option with its value."""
+        file = self._holder(key)
+        if file is not None:
+            return file.advised(key, value)
+        return self.word(key) if isinstance(value, bool) else f"{self.word(key)} {value}"
+
+    def _holder(self, key: str) -> Wording | None:
+        """The file, where there is one that can hold the key."""
+        return self._file if self._file is not None and self._file.knows(key) else None
+
+
+def merged(typed: Mapping[str, Typed], loaded: Loaded | None, *, rotates: bool) -> dict[str, Any]:
+    """A file's data with what was typed beside it.
+
+    Args:
+        typed: What was typed.
+        loaded: The file, if there is one.
+        rotates: Whether there is a rotation even where nothing says so.
+
+    Raises:
+        ConfigError: Both speak of the same key.
+    """
+    data: dict[str, Any] = {} if loaded is None else {key: _copy(value) for key, value in loaded.data.items()}
+    if rotates:
+        data["rotation"] = {}
+    for key, item in typed.items():
+        *sections, last = key.split(".")
+        if key == "rotation.seed" and data.get("rotation") is None:
+            continue  # a seed alone asks for no rotation
+        section = data
+        for name in sections:
+            if section.get(name) is None:
+                section[name] = {}
+            section = section[name]
+        if loaded is not None and last in section and key not in _OVERRIDING:
+            raise ConfigError(
+                f"{item.words} and --recipe say the same thing twice: {loaded.wording.named(key)}; leave out the "
+                "option, or change the file"
+            )
+        # A path that was typed is meant from here, not from the folder of the file.
+        section[last] = item.value.absolute() if isinstance(item.value, Path) else item.value
+    return data
+
+
+def _copy(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,190 @@
+"""From a recipe and the places of a model to a `QConfig`."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config._formats import BLOCKS
+from quarot_onnx.quantization.config.algorithm import (
+    GPTAQConfig,
+    GPTQConfig,
+    QronosConfig,
+    QuarotConfig,
+    RoundingConfig,
+    RTNConfig,
+)
+from quarot_onnx.quantization.config.data_type import DataType
+from quarot_onnx.quantization.config.enums import OpType, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.spec import (
+    Int4Spec,
+    Int8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    UInt8Spec,
+    spec_class,
+)
+from quarot_onnx.recipes.own import Activations, Method, Precision, Recipe, Weights
+from quarot_onnx.recipes.wording import Wording
+from quarot_onnx.sites.detect import detect
+
+_BLOCK = 128
+_ROUNDINGS: dict[Method, type[RoundingConfig]] = {
+    Method.RTN: RTNConfig,
+    Method.GPTQ: GPTQConfig,
+    Method.GPTAQ: GPTAQConfig,
+    Method.QRONOS: QronosConfig,
+}
+_ALGORITHM_KEYS = ("perc_damp", "act_order", "static_groups", "block_size", "alpha", "enable_aq_calibration")
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a recipe names by its part in the model.
+
+    Attributes:
+        head: The language model head's nodes and the number of their input features.
+        down: The down projections' nodes.
+        hidden: Columns of the embedding; None where there is none.
+    """
+
+    head: tuple[tuple[str, int], ...] = ()
+    down: tuple[str, ...] = ()
+    hidden: int | None = None
+
+    @classmethod
+    def of(cls, model: ir.Model) -> "Places":
+        """The places of a model, found by structure."""
+        sites = detect(model)
+        return cls(
+            head=tuple((linear.name, linear.in_features) for linear in sites.head),
+            down=tuple(linear.name for linear in sites.mlps),
+            hidden=sites.embeddings[0].table.shape[1] if sites.embeddings else None,
+        )
+
+
+def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig | None, wording: Wording) -> QConfig:
+    """The configuration that does what a recipe says.
+
+    Args:
+        recipe: Free of contradictions, see ``rules``.
+        places: Of the model.
+        rotation: The rotation that is still to be done, or that the model is to be compared with.
+        wording: Whose words errors use.
+
+    Raises:
+        ConfigError: The model has no such place, or the format cannot hold what is asked for.
+    """
+    layer = QLayerConfig(activation=activation_spec(recipe.activations), weight=weight_spec(recipe.weights))
+    rounding = rounding_config(recipe.weights)
+    written = QConfig(layer, algo_config=[rounding], output_format=recipe.format).resolved_format
+    head = recipe.lm_head or Precision.FLOAT
+    if head is not Precision.FLOAT and not places.head:
+        raise ConfigError(f"{wording.named('lm_head')}: the graph has no language model head; leave it out")
+    rules = [] if head is Precision.FLOAT else _head_rules(recipe, places, head, written)
+    if recipe.int8_down_proj:
+        if not places.down:
+            raise ConfigError(f"{wording.named('int8_down_proj')}: the graph has no down projection; leave it out")
+        rules.append((_eight_bits(recipe, written), list(places.down)))
+    types, tables = [OpType.MatMul, OpType.Gemm], []
+    if recipe.embedding not in {None, Precision.FLOAT}:
+        types.append(OpType.Gather)
+        # A Gather has no activation to quantize; naming the global one says that nothing is left out.
+        tables.append((QLayerConfig(activation=layer.activation, weight=_table(recipe, places)), [OpType.Gather]))
+    return QConfig(
+        layer,
+        specific_layer_config=rules,
+        layer_type_config=tables,
+        exclude=[*([name for name, _ in places.head] if head is Precision.FLOAT else ()), *recipe.exclude],
+        algo_config=[rounding] if rotation is None else [rotation, rounding],
+        OpTypesToQuantize=types,
+        output_format=recipe.format,
+        accuracy_level=recipe.accuracy_level,
+    )
+
+
+def head_note(recipe: Recipe, config: QConfig, wording: Wording) -> str | None:
+    """What to say where the head is left in float for want of a word, in a model that is to run fast."""
+    if recipe.lm_head is not None or config.resolved_format is OutputFormat.FAKE:
+        return None
+    return f"the head stays in float; {wording.advised('lm_head', 'int8')} makes decoding faster"
+
+
+def weight_spec(weights: Weights) -> QTensorConfig:
+    """The spec of weights: signed integers where symmetric, unsigned ones of less than 8 bits elsewhere."""
+    bits = weights.resolved_bits
+    # 8-bit weights stay signed: onnxruntime's kernels are fastest with them.
+    kind = DataType.of(bits, signed=weights.symmetric or bits == 8)
+    granularity = QuantGranularity.Channel if weights.per_channel else QuantGranularity.Tensor
+    return spec_class(kind)(
+        data_type=kind,
+        symmetric=weights.symmetric,
+        quant_granularity=granularity if weights.group_size is None else QuantGranularity.Group,
+        group_size=weights.group_size,
+    )
+
+
+def activation_spec(activations: Activations) -> QTensorConfig | None:
+    """The spec of activations; None where they stay in float."""
+    if not activations.quantized:
+        return None
+    kind = DataType.of(activations.bits, signed=False)
+    return spec_class(kind)(
+        data_type=kind,
+        symmetric=activations.symmetric,
+        quant_granularity=activations.granularity,
+        group_size=activations.group_size,
+        clip_ratio=activations.clip_ratio,
+    )
+
+
+def rounding_config(weights: Weights) -> RoundingConfig:
+    """The rounding algorithm."""
+    given = {key: getattr(weights, key) for key in _ALGORITHM_KEYS}
+    known = {key: value for key, value in given.items() if value not in {None, False}}
+    if weights.enable_aq_calibration is False:
+        known["enable_aq_calibration"] = False
+    return _ROUNDINGS[weights.resolved_method](mse=weights.clip, **known)
+
+
+def _head_rules(
+    recipe: Recipe, places: Places, head: Precision, written: OutputFormat | None
+) -> list[tuple[QLayerConfig, list[str]]]:
+    """A rule for each Linear of the head."""
+    kind = Int8Spec if head is Precision.INT8 else Int4Spec
+    if written is OutputFormat.NBITS:
+        wanted = recipe.weights.group_size or _BLOCK
+        rules = []
+        for name, features in places.head:
+            divides = features % wanted == 0
+            weight = kind(group_size=wanted) if divides else kind(quant_granularity=QuantGranularity.Channel)
+            rules.append((QLayerConfig(weight=weight), [name]))
+        return rules
+    weight = kind(quant_granularity=QuantGranularity.Channel)
+    activation: QTensorConfig | None = None
+    if recipe.activations.quantized:
+        # Symmetric whatever the other activations are: integer kernels can do no other.
+        activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
+    return [(QLayerConfig(activation=activation, weight=weight), [name for name, _ in places.head])]
+
+
+def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
+    """8 bits, weights per channel and activations per token, otherwise as the recipe has them."""
+    weight = Int8Spec(symmetric=recipe.weights.symmetric, quant_granularity=QuantGranularity.Channel)
+    if not recipe.activations.quantized or written is OutputFormat.NBITS:
+        return QLayerConfig(weight=weight)
+    activation = UInt8Spec(
+        symmetric=recipe.activations.symmetric,
+        quant_granularity=QuantGranularity.Token,
+        clip_ratio=recipe.activations.clip_ratio,
+    )
+    return QLayerConfig(activation=activation, weight=weight)
+
+
+def _table(recipe: Recipe, places: Places) -> QTensorConfig:
+    """The spec of an embedding: 8 bits per row, or 4 bits in the largest groups that fit."""
+    if recipe.embedding is Precision.INT8:
+        return Int8Spec(symmetric=recipe.weights.symmetric, quant_granularity=QuantGranularity.Channel)
+    sizes = [size for size in BLOCKS if size <= _BLOCK and places.hidden is not None and places.hidden % size == 0]
+    return Int4Spec(group_size=max(sizes)) if sizes else Int4Spec()

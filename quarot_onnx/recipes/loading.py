@@ -1,0 +1,82 @@
+"""Recipe files, read: ours or LLMC's, told apart by their keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.recipes.llmc import LlmcWording, as_own
+from quarot_onnx.recipes.llmc_file import TOP_KEYS, LlmcFile
+from quarot_onnx.recipes.own import Recipe
+from quarot_onnx.recipes.wording import Wording
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe file.
+
+    Attributes:
+        source: The file.
+        data: What it sets, under our own keys, as plain data.
+        folder: The folder against which relative paths in ``data`` are resolved.
+        wording: How messages speak of its keys.
+        notes: What a user should know whatever the command.
+        calibration_notes: What a user should know where something is calibrated.
+        save_path: Where the file would have the result.
+        second_step: The file quantizes models that another one rotates.
+        online_rotate: What a second step says of the first one's R4.
+        only_rotates: The file asks for the rotated model and no more.
+    """
+
+    source: Path
+    data: Mapping[str, Any]
+    folder: Path
+    wording: Wording
+    notes: tuple[str, ...] = ()
+    calibration_notes: tuple[str, ...] = ()
+    save_path: Path | None = None
+    second_step: bool = False
+    online_rotate: bool | None = None
+    only_rotates: bool = False
+
+
+class _Content(FileConfig):
+    """Any mapping in a file, before it is known whose it is."""
+
+    content: dict[Any, Any]
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {"content": data}
+
+
+def load(path: Path) -> Loaded:
+    """Read a recipe.
+
+    Args:
+        path: A ``.yaml``, ``.yml`` or ``.json`` file.
+
+    Raises:
+        ConfigError: It cannot be read, a key is unknown, a value is not allowed, or something is not supported.
+    """
+    content, folder = _Content.load(path).content, path.resolve().parent
+    if not TOP_KEYS & content.keys():
+        Recipe.from_dict(content, source=path, folder=folder)
+        return Loaded(path, content, folder, Wording(path))
+    file = LlmcFile.from_dict(content, source=path)
+    data, calibration_notes = as_own(file, path, folder)
+    ignored = file.ignored()
+    notes = (f"{path}: of no effect here: {', '.join(ignored)}",) if ignored else ()
+    return Loaded(
+        path,
+        data,
+        folder,
+        LlmcWording(path),
+        notes,
+        tuple(f"{path}: {note}" for note in calibration_notes),
+        save_path=None if file.save.save_path is None else Path(file.save.save_path),
+        second_step=not file.quant.rotates,
+        online_rotate=file.quant.special.online_rotate,
+        only_rotates=file.quant.rotates and file.save.save_trans,
+    )

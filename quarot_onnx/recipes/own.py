@@ -1,0 +1,194 @@
+"""Our own recipe: what ``rotate`` and ``quantize`` do to a model, in one strict file.
+
+::
+
+    rotation: {use_random_had: true, seed: 0, r4: true}
+    weights: {method: gptq, bits: 4}
+    activations: {bits: 4, symmetric: false, clip_ratio: 0.9}
+    format: fake
+    calibration: {samples: 16, seq_len: 512}
+
+It speaks of bits, as the papers do; :mod:`.build` makes a `QConfig` of it. ``docs/recipes.md`` lists all keys.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StrictBool
+
+from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.quantization.config._rules import Pattern
+from quarot_onnx.quantization.config._strict import Strict
+from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
+from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
+from quarot_onnx.quantization.config.enums import Choice, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.tensor import GroupSize
+
+FLOAT_BITS = 16
+"""The number of bits that leaves a tensor in float."""
+
+_DEFAULT_BITS = 4
+_ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+class Method(Choice):
+    """How weights are rounded."""
+
+    RTN = "rtn"
+    GPTQ = "gptq"
+    GPTAQ = "gptaq"
+    QRONOS = "qronos"
+
+
+class Precision(Choice):
+    """How the head or the embedding is stored."""
+
+    FLOAT = "float"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+def _weight_bits(value: object) -> object:
+    if value is not None and (type(value) is not int or value not in (*WEIGHT_BITS, FLOAT_BITS)):
+        raise ValueError("weights have 2, 3, 4, 8 or 16 bits; 16 leaves them in float")
+    return value
+
+
+def _activation_bits(value: object) -> object:
+    if type(value) is not int or value not in (*_ACTIVATION_BITS, FLOAT_BITS):
+        raise ValueError("activations have 2 to 8 bits, or 16, which leaves them in float")
+    return value
+
+
+def _activation_granularity(value: object) -> object:
+    found = QuantGranularity.parse(value)
+    if found not in {QuantGranularity.Token, QuantGranularity.Tensor}:
+        raise ValueError("activations are quantized per token, or per tensor with a fixed scale; use token or tensor")
+    return found
+
+
+def _optional(choice: type[Choice]) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value is None else choice.parse(value))
+
+
+class Weights(Strict):
+    """The weights of Linears.
+
+    Attributes:
+        method: How they are rounded; None for gptq up to 4 bits and rtn at 8.
+        bits: 2, 3, 4, 8, or 16 for float; None for 4 where a method is given, else 16.
+        group_size: Consecutive input features that share a scale; None or -1 for all of them.
+        per_channel: A scale for each output; False for one for the whole weight.
+        symmetric: The zero point is the middle of the integers.
+        clip: Search each range for the factor with the smallest error.
+        perc_damp: Damping, as a part of the mean of the Hessian's diagonal. Not for rtn, as all that follow.
+        act_order: Round the input features with the largest diagonal first.
+        static_groups: Fix the grids of all groups beforehand.
+        block_size: Input features that are rounded before the rest is updated.
+        alpha: Factor of GPTAQ's correction for the inputs.
+        enable_aq_calibration: Measure inputs behind quantized activations; None for the method's own way.
+    """
+
+    method: Annotated[Method | None, _optional(Method)] = None
+    bits: Annotated[int | None, BeforeValidator(_weight_bits)] = None
+    group_size: GroupSize = None
+    per_channel: StrictBool = True
+    symmetric: StrictBool = True
+    clip: StrictBool = True
+    perc_damp: float | None = Field(default=None, gt=0, le=1, strict=True)
+    act_order: StrictBool = False
+    static_groups: StrictBool = False
+    block_size: int | None = Field(default=None, ge=1, strict=True)
+    alpha: float | None = Field(default=None, ge=0, strict=True)
+    enable_aq_calibration: StrictBool | None = None
+
+    @property
+    def resolved_bits(self) -> int:
+        """`bits`, or the default."""
+        if self.bits is not None:
+            return self.bits
+        return FLOAT_BITS if self.method is None else _DEFAULT_BITS
+
+    @property
+    def resolved_method(self) -> Method:
+        """`method`, or the default."""
+        if self.method is not None:
+            return self.method
+        return Method.GPTQ if self.resolved_bits <= _DEFAULT_BITS else Method.RTN
+
+
+class Activations(Strict):
+    """The inputs of Linears.
+
+    Attributes:
+        bits: 2 to 8, or 16 for float.
+        symmetric: The zero point is the middle of the integers.
+        group_size: Consecutive features of a token that share a scale; None or -1 for all of them.
+        clip_ratio: Factor of the range; values beyond it are cut off.
+        granularity: Token, or Tensor with a scale that calibration fixes.
+    """
+
+    bits: Annotated[int, BeforeValidator(_activation_bits)] = FLOAT_BITS
+    symmetric: StrictBool = True
+    group_size: GroupSize = None
+    clip_ratio: float = Field(default=1.0, gt=0, le=1, strict=True)
+    granularity: Annotated[QuantGranularity, BeforeValidator(_activation_granularity)] = QuantGranularity.Token
+
+    @property
+    def quantized(self) -> bool:
+        """Whether they are."""
+        return self.bits < FLOAT_BITS
+
+
+class Calibration(Strict):
+    """The text that statistics are taken on.
+
+    Attributes:
+        text: A UTF-8 file; None for Python's own documentation.
+        tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
+        samples: Windows of text.
+        seq_len: Tokens of a window, BOS among them.
+    """
+
+    text: ConfigPath = None
+    tokenizer: ConfigPath = None
+    samples: int = Field(default=16, ge=1, strict=True)
+    seq_len: int = Field(default=512, ge=2, strict=True)
+
+
+class Recipe(FileConfig):
+    """All that is done to a model.
+
+    Attributes:
+        rotation: Which rotations; None for none.
+        weights: How weights are rounded.
+        activations: How their inputs are.
+        lm_head: How the head is stored; None for float.
+        embedding: How the embedding is stored; None for float.
+        int8_down_proj: Down projections have 8 bits, weights per channel, activations per token.
+        format: How quantized Linears are written; None chooses what holds them.
+        accuracy_level: What the format nbits computes with.
+        exclude: Nodes to leave in float.
+        calibration: The text.
+    """
+
+    rotation: QuarotConfig | None = None
+    weights: Weights = Field(default_factory=Weights)
+    activations: Activations = Field(default_factory=Activations)
+    lm_head: Annotated[Precision | None, _optional(Precision)] = None
+    embedding: Annotated[Precision | None, _optional(Precision)] = None
+    int8_down_proj: StrictBool = False
+    format: Annotated[OutputFormat | None, _optional(OutputFormat)] = None
+    accuracy_level: int | None = Field(default=None, ge=0, le=4, strict=True)
+    exclude: tuple[Pattern, ...] = ()
+    calibration: Calibration = Field(default_factory=Calibration)
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a section without content: it could mean nothing, or the defaults."""
+        for name in ("weights", "activations", "calibration"):
+            if name in data and data[name] is None:
+                raise ValueError(f"the section {name} is empty; write {name}: {{}} for its defaults, or take it out")
+        return data
+
+
+__all__ = ["FLOAT_BITS", "Activations", "Calibration", "Method", "Precision", "Recipe", "Weights"]

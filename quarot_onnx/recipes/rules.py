@@ -1,0 +1,132 @@
+"""Settings of a recipe that contradict each other, refused in the words of whoever wrote them."""
+
+from collections.abc import Iterator
+
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.quantization.config._formats import BLOCKS
+from quarot_onnx.quantization.config.enums import OutputFormat, QuantGranularity
+from quarot_onnx.recipes.own import FLOAT_BITS, Method, Recipe
+from quarot_onnx.recipes.wording import Wording
+
+_SECOND_ORDER = ("perc_damp", "act_order", "static_groups", "block_size", "enable_aq_calibration")
+_OUT = "or leave it out"
+
+
+def refuse_contradictions(recipe: Recipe, wording: Wording) -> None:
+    """Refuse a recipe that cannot be carried out, before a model is looked at.
+
+    Args:
+        recipe: What to quantize.
+        wording: Whose words errors use.
+
+    Raises:
+        ConfigError: Naming the setting, why it cannot be, and the way out.
+    """
+    for check in (_bits, _rounding, _groups, _activations, _format, _level, _down):
+        for message in check(recipe, wording):
+            raise ConfigError(message)
+
+
+def _bits(recipe: Recipe, say: Wording) -> Iterator[str]:
+    weights, eight = recipe.weights, say.advised("weights.bits", 8)
+    if weights.resolved_bits < FLOAT_BITS:
+        return
+    bits = say.named("weights.bits")
+    if recipe.activations.quantized:
+        yield (
+            f"{bits}: weights of 16 bits stay in float, and activations alone cannot be quantized; use {eight} or fewer"
+        )
+    elif weights.method is not None:
+        rounding = say.named("weights.method")
+        yield f"{rounding}: weights of 16 bits stay in float and are not rounded; use {eight} or fewer, {_OUT}"
+    yield f"{bits}: with 16 bits for weights and activations there is nothing to quantize; use {eight} or fewer"
+
+
+def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
+    weights, method = recipe.weights, recipe.weights.resolved_method
+    default = "" if weights.method is not None else f", the default at {weights.resolved_bits} bits"
+    for name in _SECOND_ORDER:
+        if method is Method.RTN and getattr(weights, name) not in {None, False}:
+            other = say.advised("weights.method", "gptq")
+            yield f"{say.named(f'weights.{name}')}: not for rounding to nearest (rtn{default}); use {other}, {_OUT}"
+    if weights.alpha is not None and method is not Method.GPTAQ:
+        other = say.advised("weights.method", "gptaq")
+        yield f"{say.named('weights.alpha')}: only gptaq has it, not {method}{default}; use {other}, {_OUT}"
+
+
+def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:
+    weights = recipe.weights
+    if weights.group_size is None:
+        return
+    size = f"groups of {weights.group_size}"
+    if weights.act_order and not weights.static_groups:
+        static = say.advised("weights.static_groups", True)  # noqa: FBT003 - a value
+        yield f"{say.named('weights.act_order')}: with {size} it needs static groups; add {static}, {_OUT}"
+    if not weights.per_channel:
+        yield f"{say.named('weights.per_channel')}: {size} lie within channels; leave out one of them"
+
+
+def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
+    activations = recipe.activations
+    if not activations.quantized:
+        for name in sorted(activations.model_fields_set - {"bits"}):
+            eight = say.advised("activations.bits", 8)
+            yield f"{say.named(f'activations.{name}')}: activations stay in float; give {eight} or fewer, {_OUT}"
+    elif activations.granularity is QuantGranularity.Tensor:
+        if activations.bits < 8:
+            yield f"{say.named('activations.bits')}: fixed scales go with 8 bits only; use granularity token"
+        if activations.group_size is not None:
+            yield f"{say.named('activations.group_size')}: groups are within a token; use granularity token, {_OUT}"
+
+
+def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
+    found, weights, activations = recipe.format, recipe.weights, recipe.activations
+    if found is None or found is OutputFormat.FAKE:
+        return
+    here, fake = say.named("format"), say.advised("format", "fake")
+    blocked = say.advised("format", "nbits")
+    if found is OutputFormat.NBITS:
+        if activations.quantized:
+            level = say.advised("accuracy_level", 4)
+            yield f"{here}: nbits leaves activations in float; leave out their bits ({level} computes with int8)"
+        if weights.group_size not in (None, *BLOCKS):
+            known = ", ".join(map(str, BLOCKS))
+            yield f"{say.named('weights.group_size')}: nbits has groups of {known}; use one of them, or {fake}"
+        return
+    if weights.group_size is not None:
+        yield f"{say.named('weights.group_size')}: {found} has a scale per channel; use {blocked} or {fake}, {_OUT}"
+    if found is OutputFormat.W4A8:
+        if weights.resolved_bits == 8:
+            yield f"{here}: w4a8 holds weights of up to 4 bits, not 8; use {say.advised('format', 'w8')}"
+        if not activations.quantized:
+            yield f"{here}: w4a8 needs 8-bit activations; add {say.advised('activations.bits', 8)}, or use {blocked}"
+        if not weights.per_channel:
+            yield f"{say.named('weights.per_channel')}: w4a8 has a scale per channel; use {fake}, {_OUT}"
+    yield from _integer_activations(recipe, say, f"use {fake}")
+
+
+def _integer_activations(recipe: Recipe, say: Wording, way: str) -> Iterator[str]:
+    """Why onnxruntime cannot compute with the activations in integers."""
+    found, activations = recipe.format, recipe.activations
+    if not activations.quantized:
+        return
+    if activations.bits < 8:
+        yield f"{say.named('activations.bits')}: {found} has activations of 8 bits, not {activations.bits}; {way}"
+    if activations.group_size is not None:
+        yield f"{say.named('activations.group_size')}: {found} has one scale per token; {way}, {_OUT}"
+    if not activations.symmetric and activations.granularity is QuantGranularity.Token:
+        yield f"{say.named('activations.symmetric')}: {found} has symmetric activations per token; {way}, {_OUT}"
+
+
+def _level(recipe: Recipe, say: Wording) -> Iterator[str]:
+    others = recipe.format not in {None, OutputFormat.NBITS}
+    if recipe.accuracy_level is not None and (others or recipe.activations.quantized):
+        nbits = say.advised("format", "nbits")
+        yield f"{say.named('accuracy_level')}: only nbits has it, with activations in float; use {nbits}, {_OUT}"
+
+
+def _down(recipe: Recipe, say: Wording) -> Iterator[str]:
+    weights, activations = recipe.weights, recipe.activations
+    plain = weights.resolved_bits == 8 and weights.group_size is None and activations.group_size is None
+    if recipe.int8_down_proj and plain and activations.bits in {8, FLOAT_BITS}:
+        yield f"{say.named('int8_down_proj')}: all Linears have 8 bits already; leave it out"

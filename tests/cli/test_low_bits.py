@@ -1,0 +1,194 @@
+"""``quantize`` with numbers of bits: what reaches the pipeline, and what is refused before it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Shell
+from passed import Asks
+
+from quarot_onnx.cli import quantizing
+from quarot_onnx.errors import OutputError
+from quarot_onnx.pipeline import Outcome
+from quarot_onnx.quantization.config import GPTAQConfig, GPTQConfig, QronosConfig, RTNConfig
+
+HEAD = "/lm_head/MatMul"
+DOWN = "/model/layers.0/mlp/down_proj/MatMul"
+QUERY = "/model/layers.0/self_attn/q_proj/MatMul"
+
+
+@pytest.mark.parametrize(
+    ("options", "rounding"),
+    [
+        ("--w-bits 4", GPTQConfig()),
+        ("--weights gptq", GPTQConfig()),
+        ("--w-bits 8", RTNConfig()),
+        ("--w-bits 8 --weights qronos", QronosConfig()),
+        ("--w-bits 4 --w-rtn", RTNConfig()),
+        ("--w-bits 4 --w-rtn --weights rtn --no-w-clip", RTNConfig(mse=False)),
+        ("--w-bits 3 --use-v2", GPTAQConfig()),
+        ("--weights gptq --asym-calibrate --alpha 0.5", GPTAQConfig(alpha=0.5)),
+        ("--weights gptaq --use-v2 --no-enable-aq-calibration", GPTAQConfig(enable_aq_calibration=False)),
+        ("--weights gptq --a-bits 8 --enable-aq-calibration", GPTQConfig(enable_aq_calibration=True)),
+        (
+            "--weights gptq --percdamp 0.1 --act-order --static-groups --gptq-block-size 64 --w-groupsize 32 --w-clip",
+            GPTQConfig(perc_damp=0.1, act_order=True, static_groups=True, block_size=64),
+        ),
+    ],
+    ids=str,
+)
+def test_roundings(asks: Asks, options: str, rounding: object) -> None:
+    passed = asks(*options.split(), "--calib-samples", 1, "--calib-seq-len", 16)
+    assert passed.config.rounding == rounding
+    assert (passed.reader is not None) == (not isinstance(rounding, RTNConfig))
+
+
+@pytest.mark.parametrize(
+    ("options", "weight", "activation"),
+    [
+        ("--w-bits 4", ("Int4", True, "Channel", None), None),
+        ("--w-bits 2 --w-asym --w-groupsize 16", ("UInt2", False, "Group", 16), None),
+        ("--w-bits 3 --w-groupsize -1 --w-sym", ("Int3", True, "Channel", None), None),
+        ("--w-bits 8 --w-asym --per-tensor", ("Int8", False, "Tensor", None), None),
+        ("--weights rtn --a-bits 16", ("Int4", True, "Channel", None), None),
+        ("--w-bits 4 --a-bits 8", ("Int4", True, "Channel", None), ("UInt8", True, None, 1.0)),
+        (
+            "--w-bits 4 --a-bits 4 --a-asym --a-groupsize 16 --a-clip-ratio 0.9",
+            ("Int4", True, "Channel", None),
+            ("UInt4", False, 16, 0.9),
+        ),
+    ],
+    ids=str,
+)
+def test_grids(asks: Asks, options: str, weight: tuple[Any, ...], activation: tuple[Any, ...] | None) -> None:
+    layer = asks(*options.split(), *([] if "rtn" in options else ["--w-rtn"])).layer
+    spec = layer.weight
+    assert (spec.data_type.name, spec.symmetric, spec.quant_granularity.name, spec.group_size) == weight
+    found = layer.activation
+    if activation is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.quant_granularity.name == "Token"
+        assert (found.data_type.name, found.symmetric, found.group_size, found.clip_ratio) == activation
+
+
+@pytest.mark.parametrize(
+    ("options", "written", "level"),
+    [
+        ("--w-bits 4", "nbits", None),
+        ("--w-bits 4 --accuracy-level 4", "nbits", 4),
+        ("--w-bits 4 --a-bits 8", "w4a8", None),
+        ("--w-bits 4 --a-bits 8 --format fake", "fake", None),
+        ("--w-bits 8 --a-bits 8", "w8", None),
+        ("--w-bits 8 --format w8", "w8", None),
+        ("--w-bits 4 --a-bits 4", "fake", None),
+    ],
+    ids=str,
+)
+def test_formats(asks: Asks, options: str, written: str, level: int | None) -> None:
+    passed = asks(*options.split(), "--w-rtn")
+    assert (passed.config.resolved_format, passed.config.accuracy_level) == (written, level)
+    assert ("the head stays in float; --lm-head int8" in passed.notes) == (written != "fake")
+
+
+def test_head_embedding_and_down_projections_are_found_by_structure(asks: Asks) -> None:
+    plain = asks("--w-bits", 4, "--w-rtn", "--exclude", QUERY).config
+    assert plain.exclude == (HEAD, QUERY)
+    assert plain.layer_config_for(DOWN, "MatMul") == plain.global_config
+    assert plain.layer_config_for("x", "Gather") is None
+    more = ("--lm-head", "int8", "--embedding", "int4", "--int8-down-proj")
+    passed = asks("--w-bits", 4, "--a-bits", 8, "--w-rtn", *more)
+    assert "head stays" not in passed.notes
+    bits = {name: passed.config.layer_config_for(name, "MatMul").weight.bits for name in (HEAD, DOWN, QUERY)}  # type: ignore[union-attr]
+    assert bits == {HEAD: 8, DOWN: 8, QUERY: 4}
+    table = passed.config.layer_config_for("x", "Gather")
+    assert table is not None
+    assert table.weight.described() == "Int4Spec(group_size=64)"
+    assert "head stays" not in asks("--w-bits", 4, "--w-rtn", "--lm-head", "float").notes
+
+
+def test_rotation_options_arrive(asks: Asks) -> None:
+    quarot = asks("--w-bits", 4, "--w-rtn", "--random-had", "--seed", 3, "--no-r2", "--block-size", 32).config.quarot
+    assert quarot is not None
+    assert (quarot.use_random_had, quarot.seed, quarot.r2, quarot.r4, quarot.block_size) == (True, 3, False, None, 32)
+    assert asks("--w-bits", 4, "--w-rtn", "--seed", 3).config.quarot is not None
+    assert asks("--w-bits", 4, "--w-rtn", "--seed", 3, "--no-rotate").config.quarot is None
+
+
+def test_calibration_options(asks: Asks, text: Path) -> None:
+    passed = asks("--w-bits", 4, "--calib-text", text, "--nsamples", 3, "--calib-seq-len", 20)
+    assert passed.reader is not None
+    assert passed.reader.token_windows.shape == (3, 20)
+    assert "calib-text" not in passed.notes
+    assert "nothing is calibrated: --calib-text not used" in asks("--w-bits", 8, "--calib-text", text).notes
+    assert asks("--w-bits", 4, "--calib-samples", 2).reader.token_windows.shape == (2, 512)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "way_out"),
+    [
+        ("--w-bits 5", "--w-bits 5: weights have 2, 3, 4, 8 or 16 bits", "16"),
+        ("--w-bits 4 --a-bits 1", "--a-bits 1: activations have 2 to 8 bits", "16"),
+        ("--w-bits 16", "--w-bits 16: with 16 bits for weights and activations there is nothing", "--w-bits 8"),
+        ("--w-bits 16 --a-bits 4", "--w-bits 16: weights of 16 bits stay in float, and activations", "--w-bits 8"),
+        ("--a-bits 4", "activations alone cannot be quantized", "--w-bits 8"),
+        ("--w-bits 16 --weights gptq", "--weights gptq: weights of 16 bits stay in float", "--w-bits 8"),
+        ("--weights rtn --act-order", "--act-order: not for rounding to nearest (rtn)", "--weights gptq"),
+        ("--w-bits 8 --percdamp 0.1", "--percdamp 0.1: not for rounding to nearest", "--weights gptq"),
+        ("--w-rtn --w-bits 4 --gptq-block-size 8", "--gptq-block-size 8: not for rounding to nearest", "--weights"),
+        ("--weights rtn --enable-aq-calibration", "--enable-aq-calibration: not for", "--weights gptq"),
+        ("--w-bits 4 --alpha 1", "--alpha 1.0: only gptaq has it", "--weights gptaq"),
+        ("--w-bits 4 --percdamp 0", "--percdamp 0.0: ", "greater than 0"),
+        ("--w-bits 4 --w-groupsize 1", "--w-groupsize 1: a group has 2 or more", "-1"),
+        ("--w-bits 4 --w-groupsize 16 --act-order", "--act-order: with groups of 16", "add --static-groups"),
+        ("--w-bits 4 --w-groupsize 16 --per-tensor", "--per-tensor: groups of 16 lie within channels", "leave out"),
+        ("--w-bits 4 --w-groupsize 48 --format nbits", "--w-groupsize 48: nbits has groups of 16", "--format fake"),
+        ("--w-bits 4 --a-asym", "--a-asym: activations stay in float", "--a-bits 8"),
+        ("--w-bits 4 --a-clip-ratio 0.9", "--a-clip-ratio 0.9: activations stay in float", "--a-bits 8"),
+        ("--w-bits 4 --a-bits 8 --a-asym --format w4a8", "--a-asym: w4a8 has symmetric", "--format fake"),
+        ("--w-bits 4 --a-bits 8 --accuracy-level 4", "--accuracy-level 4: only nbits", "--format nbits"),
+        ("--w-bits 4 --format w4a8", "--format w4a8: w4a8 needs 8-bit activations", "--a-bits 8"),
+        ("--w-bits 8 --int8-down-proj", "--int8-down-proj: all Linears have 8 bits", "leave it out"),
+        ("--w-rtn --weights gptq", "--w-rtn is rtn and contradicts --weights gptq", "leave out one"),
+        ("--use-v2 --weights qronos", "--use-v2 is gptaq and contradicts --weights qronos", "leave out one"),
+        ("--asym-calibrate --w-rtn", "contradicts --w-rtn", "leave out one"),
+        (
+            "--weights gptq --enable-aq-calibration --no-enable-aq-calibration",
+            "--enable-aq-calibration contradicts --no-enable-aq-calibration",
+            "leave out one",
+        ),
+        ("--scheme w8 --w-bits 4", "--scheme w8 goes with 8-bit schemes and contradicts --w-bits 4", "leave out one"),
+        ("--w-bits 4 --percentile 99", "--percentile 99.0 goes with 8-bit schemes", "leave out one"),
+        ("--percdamp 0.1", "--percdamp 0.1 goes with numbers of bits", "--w-bits"),
+        ("--format fake", "--format fake goes with numbers of bits", "--w-bits"),
+        ("--int8-down-proj --scheme w8", "--int8-down-proj goes with numbers of bits", "--w-bits"),
+        ("--lm-head int4", "--lm-head int4 goes with numbers of bits", "int8"),
+        ("--w-bits 4 --no-rotate --r1", "--r1 contradicts --no-rotate", "leave out one"),
+        ("--w-bits 4 --config q.json", "--w-bits 4 and --config say the same thing twice", "q.json"),
+        ("--recipe r.yaml --config q.json", "--recipe and --config say the same thing twice", "q.json"),
+        ("--w-bits 4 --weights awq", "'awq'", "gptaq"),
+    ],
+    ids=str,
+)
+def test_refusals_name_the_option_and_the_way_out(
+    refused_early: Callable[..., str], options: str, said: str, way_out: str
+) -> None:
+    line = refused_early(*options.split())
+    assert said in line
+    assert way_out in line
+
+
+def test_what_an_interrupted_run_keeps_is_told(
+    shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Outcome:
+        error = OutputError("no space is left")
+        error.add_note("finished blocks are kept in here")
+        raise error
+
+    monkeypatch.setattr(quantizing, "quantize", full)
+    result = shell("quantize", model, tmp_path / "out.onnx", "--w-bits", 4, "--w-rtn")
+    assert result.status == 2
+    assert result.err.splitlines() == ["note: finished blocks are kept in here", "error: no space is left"]
