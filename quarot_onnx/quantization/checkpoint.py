@@ -2,11 +2,12 @@
 
 ::
 
-    .model.onnx.quarot/
+    .model.onnx.quarot/     (.new.model.onnx.quarot/ in the folder above, while the output folder "new" does not exist)
       run.json        what is being done: source, configuration, calibration data, versions
       weights/        a file for every rounded weight
       block-7/        the hidden states at the beginning of block 7, and notes.json
       scratch/        the rotated model, hidden states that do not fit into memory
+      lock            held while a run is at work
 
 Files and folders appear whole or not at all. A run that does something else starts over; a run that ends well removes
 the folder.
@@ -23,6 +24,11 @@ from pathlib import Path
 from quarot_onnx.errors import OutputError, QuarotError
 from quarot_onnx.quantization.weights.store import WeightStore
 from quarot_onnx.staging import nearest_existing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _BLOCK = "block-"
 
@@ -44,13 +50,9 @@ class Checkpoint:
         Raises:
             OutputError: It cannot be made.
         """
-        folder = nearest_existing(target.absolute().parent)
-        self.folder = folder / f".{target.name}.quarot"
+        self.folder = _made(target)
         self._weights = self.folder / "weights"
-        try:
-            self._weights.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another output folder") from error
+        self._weights.mkdir(exist_ok=True)
         self.store = WeightStore(self._weights)
         self.scratch = self.folder / "scratch"
         """For what need not outlive the run."""
@@ -120,6 +122,40 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _made(target: Path) -> Path:
+    """The folder that belongs to an output; made if it is not there.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    target = target.absolute()
+    beside = nearest_existing(target.parent)
+    folder = beside / f".{'.'.join(target.relative_to(beside).parts)}.quarot"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {beside}: {error.strerror}; choose another output folder") from error
+    return folder
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Keep other runs away from an output's folder; without effect where the system has no such locks.
+
+    Raises:
+        OutputError: Another run has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (_made(target) / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"another run is writing {target}; wait for it, or choose another output") from error
+        yield
+
+
 @contextmanager
 def open_checkpoint(target: Path, run: Mapping[str, object]) -> Iterator[Checkpoint]:
     """The checkpoint of an output, removed when the run ends well or cannot be ended by running it again.
@@ -131,21 +167,22 @@ def open_checkpoint(target: Path, run: Mapping[str, object]) -> Iterator[Checkpo
         run: What this run does, JSON types only.
 
     Raises:
-        OutputError: It cannot be made, or the disk is full.
+        OutputError: It cannot be made, another run has it, or the disk is full.
     """
-    checkpoint = Checkpoint(target)
-    checkpoint.resume(run)
-    try:
-        yield checkpoint
-    except BaseException as error:
-        shutil.rmtree(checkpoint.scratch, ignore_errors=True)
-        at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError)
-        if at_fault or checkpoint.last_block() is None:
-            checkpoint.remove()
-        else:
-            error.add_note(f"finished blocks are kept in {checkpoint.folder}: the same command goes on from there")
-        if isinstance(error, OSError) and error.errno in _FULL:
-            folder = checkpoint.folder.parent
-            raise OutputError(f"no space is left in {folder}: free some, and run the same command again") from error
-        raise
-    checkpoint.remove()
+    with _locked(target):
+        checkpoint = Checkpoint(target)
+        checkpoint.resume(run)
+        try:
+            yield checkpoint
+        except BaseException as error:
+            shutil.rmtree(checkpoint.scratch, ignore_errors=True)
+            at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError)
+            if at_fault or checkpoint.last_block() is None:
+                checkpoint.remove()
+            else:
+                error.add_note(f"finished blocks are kept in {checkpoint.folder}: the same command goes on from there")
+            if isinstance(error, OSError) and error.errno in _FULL:
+                folder = checkpoint.folder.parent
+                raise OutputError(f"no space is left in {folder}: free some, and run the same command again") from error
+            raise
+        checkpoint.remove()

@@ -15,7 +15,8 @@ Weight-only: DequantizeLinear ─ MatMul, which onnxruntime runs as MatMulNBits;
 Gather of integers, times Gather of the rows' scales.
 
 Weights that were rounded beforehand (``Given``) come in four formats: INT4 ─ Cast ─ DequantizeLinear in the patterns
-above, MatMulNBits, 8 bits, and real numbers with activations that are rounded and go on in float.
+above, MatMulNBits, 8 bits, and real numbers with activations that are rounded and go on in float. A weight that stays
+as it is, in the model's own type, leaves all of its Linear but the input, which is rounded and goes on in that type.
 
 A Gemm becomes a product and an Add, its alpha folded into the weight and its beta into the bias.
 """
@@ -58,20 +59,26 @@ class Emitter:
         self._tables = TableWriter(self._writer)
 
     def linear(
-        self, linear: Linear, weight: WeightGrid | Given, activation: Activation, output: Static | None = None
+        self, linear: Linear, weight: WeightGrid | Given | None, activation: Activation, output: Static | None = None
     ) -> None:
         """Quantize one Linear in place.
 
         Args:
             linear: The Linear.
-            weight: Gives the 8-bit grid of alpha · W: [in, out]; or the integers of alpha · W and their format.
+            weight: Gives the 8-bit grid of alpha · W: [in, out]; or the integers of alpha · W and their format; None
+                leaves it as it is.
             activation: How its input is quantized; None for weight-only.
-            output: The grid of a Q/DQ after the product and the bias; None for no Q/DQ there.
+            output: The grid of a Q/DQ after the product and the bias; None for no Q/DQ there, and beside a weight that
+                stays.
 
         Raises:
             ConfigError: 4-bit integers beside 8-bit activations, and the model's opset cannot be raised for them.
         """
         _check(linear, weight, activation)
+        if weight is None:
+            assert output is None, output
+            self._input_alone(linear, activation)
+            return
         node, edit = linear.node, self._editor
         dtype, may_be_matrix = linear.weight.dtype, _may_be_matrix(linear.input)
         tail = self._product(linear, weight, activation)
@@ -105,6 +112,20 @@ class Emitter:
             self._tables.given(node, table, weight)
         else:
             self._tables.from_grid(node, table, weight)
+
+    def _input_alone(self, linear: Linear, activation: Activation) -> None:
+        """Round the input of a Linear, which otherwise stays what it is."""
+        node, dtype, x = linear.node, linear.weight.dtype, linear.input
+        assert activation is not None, "nothing would be quantized"
+        if linear.transposed_input:
+            x = self._writer.add(node, "Transpose", x, perm=[1, 0])
+        x, amax = self._activations.quantized(node, x, dtype, activation)
+        if amax is not None:
+            x = self._writer.add(node, "Mul", x, amax)
+        x = self._writer.cast(node, x, ir.DataType.FLOAT, dtype)
+        if linear.transposed_input:
+            x = self._writer.add(node, "Transpose", x, perm=[1, 0])
+        self._editor.replace_input(node, 0, x)
 
     def _product(self, linear: Linear, weight: WeightGrid | Given, activation: Activation) -> list[ir.Node]:
         """The nodes, not yet inserted, from the product to its result in the Linear's own type."""
@@ -169,8 +190,11 @@ class Emitter:
         )
 
 
-def _check(linear: Linear, weight: WeightGrid | Given, activation: Activation) -> None:
+def _check(linear: Linear, weight: WeightGrid | Given | None, activation: Activation) -> None:
     """Hold our own callers to what the formats can do."""
+    if weight is None:
+        _check_groups(linear, activation)
+        return
     if not isinstance(weight, Given):
         assert not isinstance(activation, FakeQuantized), "8-bit grids go with 8-bit activations"
         return
@@ -183,8 +207,12 @@ def _check(linear: Linear, weight: WeightGrid | Given, activation: Activation) -
         case WeightFormat.W8:
             assert not isinstance(activation, FakeQuantized), activation
         case WeightFormat.FAKE:
-            group = activation.group_size if isinstance(activation, FakePerToken) else None
-            assert linear.in_features % (group or 1) == 0, (linear.in_features, group)
+            _check_groups(linear, activation)
+
+
+def _check_groups(linear: Linear, activation: Activation) -> None:
+    group = activation.group_size if isinstance(activation, FakePerToken) else None
+    assert linear.in_features % (group or 1) == 0, (linear.in_features, group)
 
 
 def _is_blocked(given: Given, activation: Activation) -> bool:

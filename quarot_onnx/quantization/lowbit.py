@@ -1,7 +1,8 @@
 """From a selection and a configuration to rounded weights: the way of all weights that are not plain 8-bit Q/DQ.
 
 Linears of the decoder are rounded with the configured method; the head and embeddings to nearest, since no Hessian
-helps a table, and the head's would cost more than all others together.
+helps a table, and the head's would cost more than all others together. Linears whose weights stay in float are no
+stages of their own: while others are rounded they run as in the float model, their inputs not quantized either.
 """
 
 from collections import Counter
@@ -61,7 +62,8 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
         ModelError: Two of the nodes have one name, which rounded weights go by.
         CalibrationError: The method needs calibration data, and the reader is missing or none.
     """
-    names = Counter([*(job.linear.name for job in selection.linears), *(label(job.node) for job in selection.tables)])
+    linears = [job.linear.name for job in selection.linears if job.config.weight is not None]
+    names = Counter([*linears, *(label(job.node) for job in selection.tables)])
     name, count = next(iter(names.most_common(1)), ("", 0))
     if count > 1 and config.low_bit:
         raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
@@ -69,7 +71,7 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
         for what, spec in (("weight", job.config.weight), ("activation", job.config.activation)):
             _check_group(job.linear.name, job.linear.in_features, what, spec)
     for table in selection.tables:
-        _check_group(label(table.node), table.table.shape[1], "weight", table.config.weight)
+        _check_group(label(table.node), table.table.shape[1], "weight", table.weight)
     if config.rounding is None or not config.rounding.needs_statistics:
         return
     if reader is None:
@@ -116,8 +118,9 @@ def check_tokens(model: ir.Model, selection: Selection, samples: list[Feeds]) ->
         CalibrationError: They hold fewer tokens than a Linear has columns.
     """
     tokens = next((name for name, role in _roles(model).items() if role is InputRole.TOKENS), None)
-    if samples and selection.linears and all(tokens in sample for sample in samples):
-        widest = max((job.linear for job in selection.linears), key=lambda linear: linear.in_features)
+    rounded = [job.linear for job in selection.linears if job.config.weight is not None]
+    if samples and rounded and all(tokens in sample for sample in samples):
+        widest = max(rounded, key=lambda linear: linear.in_features)
         require_tokens(sum(sample[str(tokens)].size for sample in samples), widest)
 
 
@@ -172,11 +175,16 @@ class Task:
     samples: list[Feeds]
 
     def jobs(self) -> list[WeightJob]:
-        """The Linears, in graph order; those that quantize their input alike have the same activation object."""
+        """The Linears whose weights are rounded, in graph order.
+
+        Those that quantize their input alike have the same activation object.
+        """
         activations: dict[object, Activation] = {}
         jobs = []
         for job in self.selection.linears:
             linear, spec = job.linear, job.config.activation
+            if job.config.weight is None:
+                continue
             if (linear.input, spec) not in activations:
                 activations[linear.input, spec] = activation_of(spec, linear.input.name or "", self.ranges)
             activation, grids = activations[linear.input, spec], scheme(job.config.weight)
@@ -185,9 +193,7 @@ class Task:
 
     def tables(self) -> list[WeightJob]:
         """The embeddings."""
-        return [
-            WeightJob(label(job.node), _turned(job.table), scheme(job.config.weight)) for job in self.selection.tables
-        ]
+        return [WeightJob(label(job.node), _turned(job.table), scheme(job.weight)) for job in self.selection.tables]
 
 
 def round_weights(

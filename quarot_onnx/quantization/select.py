@@ -12,13 +12,13 @@ from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.spec import QLayerConfig
+from quarot_onnx.quantization.config.spec import QLayerConfig, QTensorConfig
 from quarot_onnx.sites.detect import detect, refuse_quantized
 
 
 @dataclass(frozen=True, eq=False)
 class LinearJob:
-    """A Linear to quantize."""
+    """A Linear to quantize; one without a weight spec keeps its weight."""
 
     linear: Linear
     config: QLayerConfig
@@ -31,6 +31,12 @@ class TableJob:
     node: ir.Node
     table: Constant
     config: QLayerConfig
+
+    @property
+    def weight(self) -> QTensorConfig:
+        """How the table is stored."""
+        assert self.config.weight is not None, "a configuration refuses embeddings without one"
+        return self.config.weight
 
 
 @dataclass(frozen=True, eq=False)

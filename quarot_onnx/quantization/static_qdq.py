@@ -106,7 +106,7 @@ class GivenWeights:
     """Weights that were rounded beforehand.
 
     Attributes:
-        weights: By node name, every selected one.
+        weights: By node name, every selected one that is quantized.
         format: How they are written.
         accuracy_level: That of MatMulNBits; None computes 4-bit products in float32, and 8-bit ones, which would then
             take more than ten times the float model's time, with activations of 8 bits per block.
@@ -147,15 +147,16 @@ def emit(
         before, after = names[job.linear.node]
         emitter.linear(
             job.linear,
-            _weight(job.config.weight, job.linear.name) if given is None else given.of(job.linear.name),
+            _weight(job.config.weight, job.linear.name, given),
             activation_of(job.config.activation, before, ranges),
             _static(job.config.output_tensors, after, ranges) if job.config.output_tensors is not None else None,
         )
         if progress is not None:
             progress(done, total)
     for done, table in enumerate(selection.tables, start=len(selection.linears) + 1):
-        name = label(table.node)
-        emitter.table(table.node, table.table, _weight(table.config.weight, name) if given is None else given.of(name))
+        weight = _weight(table.weight, label(table.node), given)
+        assert weight is not None, "a table has nothing else to quantize"
+        emitter.table(table.node, table.table, weight)
         if progress is not None:
             progress(done, total)
 
@@ -201,7 +202,14 @@ def _integers(spec: QTensorConfig) -> IntegerType:
     return IntegerType(signed=spec.data_type is DataType.Int8)
 
 
-def _weight(spec: QTensorConfig, name: str) -> WeightGrid:
+def _weight(spec: QTensorConfig | None, name: str, given: GivenWeights | None) -> WeightGrid | Given | None:
+    """The weight of a node as the emitter takes it; None leaves it in float."""
+    if spec is None:
+        return None
+    return _nearest(spec, name) if given is None else given.of(name)
+
+
+def _nearest(spec: QTensorConfig, name: str) -> WeightGrid:
     per_channel = spec.quant_granularity is QuantGranularity.Channel
 
     def grid(weight: NDArray[np.floating]) -> Grid:

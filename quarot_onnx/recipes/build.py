@@ -25,7 +25,7 @@ from quarot_onnx.quantization.config.spec import (
     UInt8Spec,
     spec_class,
 )
-from quarot_onnx.recipes.own import Activations, Method, Precision, Recipe, Weights
+from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Method, Precision, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.detect import detect
 
@@ -78,7 +78,8 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
     """
     layer = QLayerConfig(activation=activation_spec(recipe.activations), weight=weight_spec(recipe.weights))
     rounding = rounding_config(recipe.weights)
-    written = QConfig(layer, algo_config=[rounding], output_format=recipe.format).resolved_format
+    roundings = [] if rounding is None else [rounding]
+    written = QConfig(layer, algo_config=roundings, output_format=recipe.format).resolved_format
     head = recipe.lm_head or Precision.FLOAT
     if head is not Precision.FLOAT and not places.head:
         raise ConfigError(f"{wording.named('lm_head')}: the graph has no language model head; leave it out")
@@ -97,7 +98,7 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
         specific_layer_config=rules,
         layer_type_config=tables,
         exclude=[*([name for name, _ in places.head] if head is Precision.FLOAT else ()), *recipe.exclude],
-        algo_config=[rounding] if rotation is None else [rotation, rounding],
+        algo_config=roundings if rotation is None else [rotation, *roundings],
         OpTypesToQuantize=types,
         output_format=recipe.format,
         accuracy_level=recipe.accuracy_level,
@@ -111,9 +112,14 @@ def head_note(recipe: Recipe, config: QConfig, wording: Wording) -> str | None:
     return f"the head stays in float; {wording.advised('lm_head', 'int8')} makes decoding faster"
 
 
-def weight_spec(weights: Weights) -> QTensorConfig:
-    """The spec of weights: signed integers where symmetric, unsigned ones of less than 8 bits elsewhere."""
+def weight_spec(weights: Weights) -> QTensorConfig | None:
+    """The spec of weights: signed integers where symmetric, unsigned ones of less than 8 bits elsewhere.
+
+    None where they stay in float.
+    """
     bits = weights.resolved_bits
+    if bits == FLOAT_BITS:
+        return None
     # 8-bit weights stay signed: onnxruntime's kernels are fastest with them.
     kind = DataType.of(bits, signed=weights.symmetric or bits == 8)
     granularity = QuantGranularity.Channel if weights.per_channel else QuantGranularity.Tensor
@@ -139,8 +145,10 @@ def activation_spec(activations: Activations) -> QTensorConfig | None:
     )
 
 
-def rounding_config(weights: Weights) -> RoundingConfig:
-    """The rounding algorithm."""
+def rounding_config(weights: Weights) -> RoundingConfig | None:
+    """The rounding algorithm; None where weights stay in float."""
+    if weights.resolved_bits == FLOAT_BITS:
+        return None
     given = {key: getattr(weights, key) for key in _ALGORITHM_KEYS}
     known = {key: value for key, value in given.items() if value not in {None, False}}
     if weights.enable_aq_calibration is False:
@@ -170,8 +178,9 @@ def _head_rules(
 
 
 def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
-    """8 bits, weights per channel and activations per token, otherwise as the recipe has them."""
+    """8 bits, weights per channel or in float and activations per token, otherwise as the recipe has them."""
     weight = Int8Spec(symmetric=recipe.weights.symmetric, quant_granularity=QuantGranularity.Channel)
+    in_float = recipe.weights.resolved_bits == FLOAT_BITS
     if not recipe.activations.quantized or written is OutputFormat.NBITS:
         return QLayerConfig(weight=weight)
     activation = UInt8Spec(
@@ -179,7 +188,7 @@ def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
         quant_granularity=QuantGranularity.Token,
         clip_ratio=recipe.activations.clip_ratio,
     )
-    return QLayerConfig(activation=activation, weight=weight)
+    return QLayerConfig(activation=activation, weight=None if in_float else weight)
 
 
 def _table(recipe: Recipe, places: Places) -> QTensorConfig:

@@ -164,7 +164,8 @@ class Recipe(FileConfig):
         activations: How their inputs are.
         lm_head: How the head is stored; None for float.
         embedding: How the embedding is stored; None for float.
-        int8_down_proj: Down projections have 8 bits, weights per channel, activations per token.
+        int8_down_proj: Down projections have 8 bits, weights per channel, activations per token; weights in float stay
+            so.
         format: How quantized Linears are written; None chooses what holds them.
         accuracy_level: What the format nbits computes with.
         exclude: Nodes to leave in float.

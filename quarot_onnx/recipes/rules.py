@@ -32,14 +32,16 @@ def _bits(recipe: Recipe, say: Wording) -> Iterator[str]:
     if weights.resolved_bits < FLOAT_BITS:
         return
     bits = say.named("weights.bits")
-    if recipe.activations.quantized:
-        yield (
-            f"{bits}: weights of 16 bits stay in float, and activations alone cannot be quantized; use {eight} or fewer"
-        )
-    elif weights.method is not None:
+    if weights.method is not None:
         rounding = say.named("weights.method")
         yield f"{rounding}: weights of 16 bits stay in float and are not rounded; use {eight} or fewer, {_OUT}"
-    yield f"{bits}: with 16 bits for weights and activations there is nothing to quantize; use {eight} or fewer"
+    if not recipe.activations.quantized:
+        yield f"{bits}: with 16 bits for weights and activations there is nothing to quantize; use {eight} or fewer"
+    for name in sorted(weights.model_fields_set - {"bits", "method"}):
+        yield f"{say.named(f'weights.{name}')}: weights of 16 bits stay in float; use {eight} or fewer, {_OUT}"
+    if recipe.format not in {None, OutputFormat.FAKE}:
+        here, fake = say.named("format"), say.advised("format", "fake")
+        yield f"{here}: activations beside weights of 16 bits, which stay in float, need {fake}; use it, {_OUT}"
 
 
 def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -72,11 +74,8 @@ def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
         for name in sorted(activations.model_fields_set - {"bits"}):
             eight = say.advised("activations.bits", 8)
             yield f"{say.named(f'activations.{name}')}: activations stay in float; give {eight} or fewer, {_OUT}"
-    elif activations.granularity is QuantGranularity.Tensor:
-        if activations.bits < 8:
-            yield f"{say.named('activations.bits')}: fixed scales go with 8 bits only; use granularity token"
-        if activations.group_size is not None:
-            yield f"{say.named('activations.group_size')}: groups are within a token; use granularity token, {_OUT}"
+    elif activations.granularity is QuantGranularity.Tensor and activations.group_size is not None:
+        yield f"{say.named('activations.group_size')}: groups are within a token; use granularity token, {_OUT}"
 
 
 def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -127,6 +126,7 @@ def _level(recipe: Recipe, say: Wording) -> Iterator[str]:
 
 def _down(recipe: Recipe, say: Wording) -> Iterator[str]:
     weights, activations = recipe.weights, recipe.activations
-    plain = weights.resolved_bits == 8 and weights.group_size is None and activations.group_size is None
+    plain = weights.resolved_bits >= 8 and weights.group_size is None and activations.group_size is None
     if recipe.int8_down_proj and plain and activations.bits in {8, FLOAT_BITS}:
-        yield f"{say.named('int8_down_proj')}: all Linears have 8 bits already; leave it out"
+        what = "inputs" if weights.resolved_bits == FLOAT_BITS else "Linears"
+        yield f"{say.named('int8_down_proj')}: all {what} have 8 bits already; leave it out"

@@ -93,6 +93,25 @@ def test_formats(asks: Asks, options: str, written: str, level: int | None) -> N
     assert ("the head stays in float; --lm-head int8" in passed.notes) == (written != "fake")
 
 
+@pytest.mark.parametrize("options", ["--w-bits 16 --a-bits 4 --a-asym", "--a-bits 4 --a-asym --format fake"])
+def test_activations_alone(asks: Asks, options: str) -> None:
+    passed = asks(*options.split(), "--int8-down-proj")
+    layer, config = passed.layer, passed.config
+    assert layer.weight is None
+    assert layer.activation is not None
+    assert (layer.activation.data_type.name, layer.activation.symmetric) == ("UInt4", False)
+    assert (config.resolved_format, config.rounding, passed.reader) == ("fake", None, None)
+    assert config.quarot is not None
+    assert config.exclude == (HEAD,)
+    down = config.layer_config_for(DOWN, "MatMul")
+    assert down is not None
+    assert down.weight is None
+    assert down.activation is not None
+    assert down.activation.bits == 8
+    said = "the output is fake-quantized float32, for studies only, as weights stay in float" in passed.notes
+    assert said == ("--format" not in options)
+
+
 def test_head_embedding_and_down_projections_are_found_by_structure(asks: Asks) -> None:
     plain = asks("--w-bits", 4, "--w-rtn", "--exclude", QUERY).config
     assert plain.exclude == (HEAD, QUERY)
@@ -132,8 +151,13 @@ def test_calibration_options(asks: Asks, text: Path) -> None:
         ("--w-bits 5", "--w-bits 5: weights have 2, 3, 4, 8 or 16 bits", "16"),
         ("--w-bits 4 --a-bits 1", "--a-bits 1: activations have 2 to 8 bits", "16"),
         ("--w-bits 16", "--w-bits 16: with 16 bits for weights and activations there is nothing", "--w-bits 8"),
-        ("--w-bits 16 --a-bits 4", "--w-bits 16: weights of 16 bits stay in float, and activations", "--w-bits 8"),
-        ("--a-bits 4", "activations alone cannot be quantized", "--w-bits 8"),
+        ("--w-bits 16 --a-bits 16", "--w-bits 16: with 16 bits for weights and activations there is", "--w-bits 8"),
+        ("--w-bits 16 --a-bits 4 --weights gptq", "--weights gptq: weights of 16 bits stay in float", "--w-bits 8"),
+        ("--w-bits 16 --a-bits 4 --w-rtn", "--w-rtn: weights of 16 bits stay in float", "--w-bits 8"),
+        ("--a-bits 4 --w-groupsize 32", "--w-groupsize 32: weights of 16 bits stay in float", "--w-bits 8"),
+        ("--a-bits 4 --format w4a8", "--format w4a8: activations beside weights of 16 bits", "--format fake"),
+        ("--a-bits 4 --format nbits", "--format nbits: activations beside weights of 16 bits", "--format fake"),
+        ("--a-bits 8 --int8-down-proj", "--int8-down-proj: all inputs have 8 bits", "leave it out"),
         ("--w-bits 16 --weights gptq", "--weights gptq: weights of 16 bits stay in float", "--w-bits 8"),
         ("--weights rtn --act-order", "--act-order: not for rounding to nearest (rtn)", "--weights gptq"),
         ("--w-bits 8 --percdamp 0.1", "--percdamp 0.1: not for rounding to nearest", "--weights gptq"),

@@ -110,8 +110,23 @@ def test_scratch_is_new_in_every_run(tmp_path: Path) -> None:
 def test_a_run_that_ends_well_leaves_nothing(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "new" / "q.onnx", RUN) as checkpoint:
         checkpoint.begin_block(1, [], save)
-        assert names(tmp_path) == {".q.onnx.quarot"}, "the output's folder is made with the output"
+        assert names(tmp_path) == {".new.q.onnx.quarot"}, "the output's folder is made with the output"
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_of_one_name_in_new_folders_do_not_meet(tmp_path: Path) -> None:
+    with open_checkpoint(tmp_path / "a" / "q.onnx", RUN) as one, open_checkpoint(tmp_path / "b" / "q.onnx", RUN) as two:
+        assert one.folder != two.folder
+
+
+def test_two_runs_to_one_output_are_refused(tmp_path: Path) -> None:
+    with (
+        open_checkpoint(tmp_path / "q.onnx", RUN) as checkpoint,
+        pytest.raises(OutputError, match=r"another run is writing .*q\.onnx; wait for it, or choose another output"),
+        open_checkpoint(tmp_path / "q.onnx", RUN),
+    ):
+        pass
+    assert not checkpoint.folder.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, OutputError, ZeroDivisionError])
@@ -126,7 +141,7 @@ def test_what_stops_a_run_from_outside(begun: bool, error: type[BaseException], 
         return
     folder = tmp_path / ".q.onnx.quarot"
     assert notes == [f"finished blocks are kept in {folder}: the same command goes on from there"]
-    assert names(folder) == {"run.json", "weights", "block-1"}
+    assert names(folder) == {"run.json", "weights", "block-1", "lock"}
 
 
 @pytest.mark.parametrize("error", [ConfigError, VerificationError])
@@ -140,7 +155,7 @@ def test_what_would_only_fail_again_is_forgotten(error: type[Exception], tmp_pat
 def test_a_full_disk_anywhere_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no space is left in .*: free some, and run the same command again"):
         begin_and_fail(tmp_path / "q.onnx", OSError(28, "No space left on device"))
-    assert names(tmp_path / ".q.onnx.quarot") == {"run.json", "weights", "block-1"}
+    assert names(tmp_path / ".q.onnx.quarot") == {"run.json", "weights", "block-1", "lock"}
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def kept(folder: Path) -> set[str]:
-    return {path.name for path in (folder / ".q.onnx.quarot").iterdir()}
+    return {path.name for path in (folder / ".q.onnx.quarot").iterdir()} - {"lock"}
 
 
 def interrupted(source: Path, folder: Path, count: int) -> list[str]:

@@ -59,6 +59,9 @@ def test_defaults_of_bits_and_method(weights: dict[str, Any], bits: int, method:
         ({"weights": {"bits": 4}, "activations": {"bits": 4}}, OutputFormat.FAKE),
         ({"weights": {"bits": 4}, "activations": {"bits": 8}, "format": "fake"}, OutputFormat.FAKE),
         ({"weights": {"bits": 8}, "activations": {"bits": 8, "granularity": "tensor"}}, OutputFormat.W8),
+        ({"weights": {"bits": 4}, "activations": {"bits": 6, "granularity": "tensor"}}, OutputFormat.FAKE),
+        ({"activations": {"bits": 6, "granularity": "tensor"}}, OutputFormat.FAKE),
+        ({"weights": {"bits": 16}, "activations": {"bits": 8}, "format": "fake"}, OutputFormat.FAKE),
     ],
 )
 def test_formats(sections: dict[str, Any], written: OutputFormat) -> None:
@@ -81,6 +84,20 @@ def test_weights_and_activations_as_specs() -> None:
     assert eight is not None
     assert (eight.weight.data_type.name, eight.weight.symmetric) == ("Int8", False)
     assert eight.weight.quant_granularity is QuantGranularity.Tensor
+
+
+def test_weights_in_float() -> None:
+    config = built(activations={"bits": 6, "granularity": "tensor"}, lm_head="int8", embedding="int4")
+    assert config.global_config is not None
+    assert config.global_config.weight is None
+    assert config.global_config.activation is not None
+    assert config.global_config.activation.described() == "UInt6Spec(Tensor)"
+    assert config.rounding is None
+    for name, op_type, spec in (("head", "MatMul", "Int8Spec(Channel)"), ("x", "Gather", "Int4Spec(group_size=32)")):
+        found = config.layer_config_for(name, op_type)
+        assert found is not None
+        assert found.weight is not None
+        assert found.weight.described() == spec
 
 
 def test_rounding_settings_arrive() -> None:
@@ -166,7 +183,10 @@ FOUR = {"bits": 4}
     ("sections", "named", "way_out"),
     [
         ({}, "weights.bits: with 16 bits", "weights.bits: 8"),
-        ({"activations": FOUR}, "weights.bits: weights of 16 bits stay in float", "weights.bits: 8"),
+        ({"weights": {"bits": 16}, "activations": {"bits": 16}}, "weights.bits: with 16 bits", "weights.bits: 8"),
+        ({"weights": {"bits": 16, "method": "rtn"}, "activations": FOUR}, "weights.method: weights", "weights.bits: 8"),
+        ({"weights": {"symmetric": False}, "activations": FOUR}, "weights.symmetric: weights of 16", "weights.bits: 8"),
+        ({"activations": FOUR, "format": "w8"}, "format: activations beside weights of 16 bits", "format: fake"),
         ({"weights": {"bits": 16, "method": "gptq"}}, "weights.method", "weights.bits: 8"),
         ({"weights": {"bits": 5}}, "weights.bits: 5: weights have 2, 3, 4, 8 or 16 bits", "16"),
         ({"weights": FOUR, "activations": {"bits": 1}}, "activations.bits: 1: activations have 2 to 8 bits", "16"),
@@ -181,7 +201,16 @@ FOUR = {"bits": 4}
         ({"weights": {"bits": 4, "per_channel": False, "group_size": 32}}, "weights.per_channel", "leave out one"),
         ({"weights": FOUR, "activations": {"clip_ratio": 0.9}}, "activations.clip_ratio", "activations.bits: 8"),
         ({"weights": FOUR, "activations": {"bits": 4, "clip_ratio": 0}}, "activations.clip_ratio: 0", "greater"),
-        ({"weights": FOUR, "activations": {"bits": 4, "granularity": "tensor"}}, "activations.bits", "token"),
+        (
+            {"weights": FOUR, "activations": {"bits": 4, "granularity": "tensor"}, "format": "w4a8"},
+            "activations.bits: w4a8 has activations of 8 bits",
+            "format: fake",
+        ),
+        (
+            {"weights": FOUR, "activations": {"bits": 4, "granularity": "tensor", "group_size": 8}},
+            "activations.group_size: groups are within a token",
+            "token",
+        ),
         ({"weights": FOUR, "activations": {"bits": 8, "granularity": "channel"}}, "granularity", "token or tensor"),
         ({"weights": FOUR, "activations": EIGHT, "accuracy_level": 4}, "accuracy_level", "format: nbits"),
         ({"weights": FOUR, "format": "fake", "accuracy_level": 4}, "accuracy_level", "format: nbits"),

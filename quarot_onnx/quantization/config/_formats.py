@@ -10,7 +10,7 @@ W4A8             2 to 4 bits per channel; of     8 bits, static or symmetric per
 NBITS            any, groups of 16 to 256        none                                 accuracy_level
 W8               any, per channel or tensor      8 bits, static or symmetric per      clip_ratio
                                                  token, or none
-FAKE             any                             any                                  clip_ratio
+FAKE             any, or in float                any; not none for weights in float   clip_ratio
 ================ =============================== ==================================== ==============================
 
 Embeddings are stored alike in all formats: 8 bits per row or tensor, 4 bits per row or in groups of 16 to 256.
@@ -117,20 +117,22 @@ def refuse_misfits(found: Sequence[Placed], output_format: OutputFormat, *, name
         if reason := item.misfit(output_format):
             raise ValueError(
                 f"output_format={output_format}{source} does not take {item.place} "
-                f"with weight={item.config.weight.described()}: {reason}"
+                f"with weight={_described(item.config.weight)}: {reason}"
             )
 
 
 def is_new(config: QLayerConfig) -> bool:
     """Whether a configuration asks for more than 8-bit Q/DQ."""
     weight, activation = config.weight, config.activation
-    if weight.bits < 8 or weight.group_size is not None:
+    if weight is None or weight.bits < 8 or weight.group_size is not None:
         return True
     return activation is not None and (_activation_misfit(activation) is not None or activation.clip_ratio < 1)
 
 
 def first_choice(config: QLayerConfig) -> OutputFormat:
     """The format that suits a configuration, if it can hold it."""
+    if config.weight is None:
+        return OutputFormat.FAKE
     if config.activation is None:
         return OutputFormat.NBITS
     return OutputFormat.W4A8 if config.weight.bits < 8 else OutputFormat.W8
@@ -152,27 +154,35 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
     """
     if config.output_tensors is not None:
         return "output_tensors goes only with plain 8-bit Q/DQ; leave it out, or leave out rounding and output_format"
-    if output_format is OutputFormat.NBITS:
-        return _nbits_misfit(config)
     if output_format is OutputFormat.FAKE:
         return None
     weight = config.weight
+    if weight is None:
+        return (
+            "activations beside weights in float need fake; use output_format='fake', give a weight, or exclude the "
+            "nodes to leave all in float"
+        )
+    if output_format is OutputFormat.NBITS:
+        return _nbits_misfit(config, weight)
     if weight.group_size is not None:
         return f"group_size={weight.group_size} of the weight needs nbits or fake; use one of them, or leave it out"
-    reason = _w4a8_misfit(config, single=single) if output_format is OutputFormat.W4A8 else None
+    reason = _w4a8_misfit(config, weight, single=single) if output_format is OutputFormat.W4A8 else None
     return reason if reason or config.activation is None else _activation_misfit(config.activation)
 
 
-def _nbits_misfit(config: QLayerConfig) -> str | None:
+def _described(weight: QTensorConfig | None) -> str:
+    return "None" if weight is None else weight.described()
+
+
+def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> str | None:
     if config.activation is not None:
         return "activations are not quantized there; leave out activation and use accuracy_level=4 for int8 activations"
-    if config.weight.group_size not in (None, *BLOCKS):
-        return f"group_size={config.weight.group_size} of the weight is none of {_BLOCKS}; use one of them, or fake"
+    if weight.group_size not in (None, *BLOCKS):
+        return f"group_size={weight.group_size} of the weight is none of {_BLOCKS}; use one of them, or fake"
     return None
 
 
-def _w4a8_misfit(config: QLayerConfig, *, single: bool) -> str | None:
-    weight = config.weight
+def _w4a8_misfit(config: QLayerConfig, weight: QTensorConfig, *, single: bool) -> str | None:
     if weight.bits == 8:
         return None if single else "the weight has 8 bits; use w8, or a weight of 4 bits or fewer"
     if weight.quant_granularity is not QuantGranularity.Channel:
@@ -193,8 +203,13 @@ def _activation_misfit(spec: QTensorConfig) -> str | None:
     return None
 
 
-def table_misfit(weight: QTensorConfig) -> str | None:
+def table_misfit(weight: QTensorConfig | None) -> str | None:
     """Why the table of an embedding cannot be stored so, with the way out; None where it can."""
+    if weight is None:
+        return (
+            "embeddings have no activation to quantize; leave out Gather, or give them a rule with a weight: "
+            "layer_type_config={...: ['Gather']}"
+        )
     if weight.bits not in {4, 8}:
         return (
             f"embeddings have 4 or 8 bits, not {weight.bits}; give them a rule: layer_type_config={{...: ['Gather']}}"

@@ -31,7 +31,8 @@ def notes(
     static = [spec for spec in activations if spec.quant_granularity is not QuantGranularity.Token]
     if any(spec.data_type is DataType.Int8 for spec in static):
         found.append("int8 activations run several times slower than uint8 on onnxruntime's CPU; use UInt8Spec")
-    if any(config.weight.calibration_method is not CalibMethod.MinMax for config in configs):
+    weights = [config.weight for config in configs if config.weight is not None]
+    if any(spec.calibration_method is not CalibMethod.MinMax for spec in weights):
         found.append("the calibration method of a weight has no effect: weights take their true range")
     if percentile is not None and all(spec.calibration_method is not CalibMethod.Percentile for spec in activations):
         found.append("Percentile has no effect: no activation is calibrated by Percentile")
@@ -49,10 +50,11 @@ def rounding_notes(rounding: RoundingConfig, configs: Sequence[QLayerConfig | No
         configs: The global layer configuration and those of all rules.
     """
     found = []
-    if configs[0] is None:
+    if configs[0] is None or configs[0].weight is None:
+        why = "there is no global_config" if configs[0] is None else "global_config leaves weights in float"
         given = ("bits", "group_size", "per_channel", "weight_symmetric")
         found += [
-            f"{name} of {rounding.name} has no effect: there is no global_config, and rules keep their own specs"
+            f"{name} of {rounding.name} has no effect: {why}, and rules keep their own specs"
             for name in given
             if getattr(rounding, name) is not None
         ]
@@ -61,7 +63,10 @@ def rounding_notes(rounding: RoundingConfig, configs: Sequence[QLayerConfig | No
     layers = [config for config in configs if config is not None]
     if rounding.enable_aq_calibration and all(layer.activation is None for layer in layers):
         found.append("enable_aq_calibration has no effect: no activation is quantized")
-    if rounding.static_groups and all(layer.weight.group_size is None for layer in layers):
+    weights = [layer.weight for layer in layers if layer.weight is not None]
+    if rounding.aq_calibration and len(weights) < len(layers):
+        found.append("while weights are rounded, inputs of Linears whose weights stay in float are not quantized")
+    if rounding.static_groups and all(spec.group_size is None for spec in weights):
         found.append("static_groups has no effect: no weight has a group_size")
     return tuple(found)
 
@@ -79,6 +84,8 @@ def format_notes(
     deciding = next((item.config for item in placed if item.linear), None)
     if given is not None or resolved is not OutputFormat.FAKE or deciding is None:
         return ()
+    if deciding.weight is None:
+        return ("the output is fake-quantized float32, for studies only, as weights stay in float",)
     first = first_choice(deciding)
     reason = misfit(deciding, first)
     return (f"the output is fake-quantized float32, for studies only, as {first} does not hold it: {reason}",)

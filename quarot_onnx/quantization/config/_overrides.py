@@ -42,12 +42,18 @@ class Overrides:
         if config is None:
             return None
         if self.weights_only:
+            if config.weight is None:
+                raise ValueError(
+                    "WeightsOnly=True leaves nothing to quantize of a config with weight=None; give a weight, or None "
+                    "in place of the config"
+                )
             config = config.model_copy(update={"activation": None, "output_tensors": None})
+        weight = config.weight
         return config.model_copy(
             update={
                 "activation": self._activation(config.activation),
                 "output_tensors": self._activation(config.output_tensors),
-                "weight": _with_defaults(config.weight, symmetric=self.weight_symmetric),
+                "weight": None if weight is None else _with_defaults(weight, symmetric=self.weight_symmetric),
             }
         )
 
@@ -62,12 +68,14 @@ class Overrides:
 
 
 def rounded_as(rounding: RoundingConfig, config: QLayerConfig) -> QLayerConfig:
-    """The global configuration with the grid of a rounding algorithm written into its weight spec.
+    """The global configuration with the grid of a rounding algorithm written into its weight spec, if it has one.
 
     Raises:
         ValueError: The weight spec sets something else itself; names both.
     """
     spec, owner = config.weight, f"{type(rounding).__name__}"
+    if spec is None:
+        return config
     if rounding.bits not in (None, spec.bits):
         raise ValueError(
             f"bits={rounding.bits} of {owner} contradicts weight={type(spec).__name__}(...) of global_config; "

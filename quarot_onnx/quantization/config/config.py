@@ -170,10 +170,7 @@ class QConfig(FileConfig):
         return self
 
     def _check_format(self) -> None:
-        if isinstance(self.rounding, HessianConfig):
-            for item in self._placed():
-                if item.linear:
-                    self.rounding.refuse_order_with_groups(item.config.weight.group_size)
+        self._check_rounding()
         found = self.resolved_format
         if self.accuracy_level is not None and found is not OutputFormat.NBITS:
             raise ValueError(
@@ -182,6 +179,18 @@ class QConfig(FileConfig):
             )
         if found is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
+
+    def _check_rounding(self) -> None:
+        found = self._placed()
+        if self.rounding is not None and found and all(item.config.weight is None for item in found):
+            raise ValueError(
+                f"{self.rounding.name} has nothing to round: all weights stay in float; leave it out of algo_config, "
+                "or give a weight"
+            )
+        if isinstance(self.rounding, HessianConfig):
+            for item in found:
+                if item.linear and item.config.weight is not None:
+                    self.rounding.refuse_order_with_groups(item.config.weight.group_size)
 
     def _placed(self) -> list[Placed]:
         return placed(self.global_config, self.specific_layer_config, self.layer_type_config, self.op_types_to_quantize)
@@ -203,7 +212,7 @@ class QConfig(FileConfig):
         None, plain 8-bit Q/DQ, where no format was named, all weights have 8 bits without groups, no rounding
         algorithm runs and activations are static or symmetric per token, 8-bit and not clipped. Otherwise W4A8 for
         weights of fewer bits with such activations, NBITS for weights alone, W8 for 8 bits, and FAKE where
-        onnxruntime has no way to compute it in integers.
+        onnxruntime has no way to compute it in integers, as with activations beside weights in float.
         """
         return resolved(self._placed(), self.output_format, rounds=self.rounding is not None)
 

@@ -41,7 +41,8 @@ class QLayerConfig(Strict):
         activation: The input, static per tensor or per token (also in groups), with 2 to 8 bits; None quantizes the
             weight only.
         weight: The constant weight of 2, 3, 4 or 8 bits, per tensor, per output channel or in groups of input
-            features.
+            features. None, which must be said, leaves it in float and quantizes the activation only, in the format
+            FAKE.
         output_tensors: The output, per tensor; None, which is better, puts no Q/DQ there.
     """
 
@@ -52,7 +53,7 @@ class QLayerConfig(Strict):
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     activation: Annotated[QTensorConfig | None, BeforeValidator(as_spec)] = None
-    weight: Spec
+    weight: Spec | None
     output_tensors: Annotated[QTensorConfig | None, BeforeValidator(as_spec)] = None
 
     @classmethod
@@ -72,7 +73,9 @@ class QLayerConfig(Strict):
             data["activation"] = inputs
         if data.pop("bias", None) is not None:
             raise ValueError("bias cannot be set: biases are not quantized on their own; leave it out")
-        if data.keys() <= cls.model_fields.keys() and data.get("weight") is None:
+        # None is a weight in float only where it is said, and where an activation is left to quantize.
+        left_out = data.get("weight") is None and ("weight" not in data or data.get("activation") is None)
+        if data.keys() <= cls.model_fields.keys() and left_out:
             raise ValueError("weight is missing; give weight=Int8Spec(), or exclude the nodes to leave them in float")
         return data
 
@@ -87,7 +90,10 @@ class QLayerConfig(Strict):
             raise ValueError("output_tensors without activation; give both, or none to quantize the weight only")
         if self.output_tensors is not None:
             _check_static("output_tensors", self.output_tensors)
-        _check_weight(self.weight)
+        if self.weight is not None:
+            _check_weight(self.weight)
+        elif self.output_tensors is not None:
+            raise ValueError("output_tensors with a weight in float is not supported; leave it out")
         return self
 
     @property
