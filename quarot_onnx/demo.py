@@ -17,11 +17,11 @@ from quarot_onnx.evaluation.perplexity import Perplexity, perplexity, prefill_sp
 from quarot_onnx.evaluation.report import perplexity_record
 from quarot_onnx.export import export, packaged_model
 from quarot_onnx.model_io import load
-from quarot_onnx.pipeline import quantize
+from quarot_onnx.pipeline import Progress, quantize
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.config.algorithm import QronosConfig, QuarotConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
 SEQ_LEN = 512
@@ -56,10 +56,17 @@ def _static(*, rotated: bool) -> Callable[[list[str]], QConfig]:
     return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
 
 
+_TOKEN = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
+_INT8 = QLayerConfig(activation=_TOKEN, weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
+
+
 def _per_token(_head: list[str]) -> QConfig:
-    activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
-    layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
-    return QConfig(layer, algo_config=[QuarotConfig()])
+    return QConfig(_INT8, algo_config=[QuarotConfig()])
+
+
+def _w4a8(head: list[str]) -> QConfig:
+    layer = QLayerConfig(activation=_TOKEN, weight=Int4Spec())
+    return QConfig(layer, specific_layer_config={_INT8: head}, algo_config=[QuarotConfig(), QronosConfig()])
 
 
 VARIANTS = (
@@ -69,6 +76,7 @@ VARIANTS = (
     Variant("W8A8 static", "w8a8-static", _static(rotated=False)),
     Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
     Variant("W8A8 token, R1+R2+R4", "w8a8-token-quarot", _per_token),
+    Variant("W4A8 token, R1+R2+R4, Qronos", "w4a8-token-quarot", _w4a8),
 )
 
 
@@ -103,7 +111,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
             config = variant.config(head)
             start = time.perf_counter()
             reader = TextReader(source, calibration, samples=CALIBRATION_SAMPLES, seq_len=SEQ_LEN)
-            quantize(source, model, config, reader)
+            quantize(source, model, config, reader, progress=_quarters(tell))
             seconds = time.perf_counter() - start
         result = perplexity(model, evaluation, source.parent, seq_len=SEQ_LEN, windows=windows)
         reference = result.perplexity if reference is None else reference
@@ -117,6 +125,16 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
     }
     (out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content | {"out": str(out)}
+
+
+def _quarters(tell: Say) -> Progress:
+    """A line after each quarter of the weights that are rounded one after the other, which takes minutes."""
+
+    def progress(phase: str, done: int, total: int | None) -> None:
+        if phase == "round" and total and done * 4 // total > (done - 1) * 4 // total:
+            tell(f"  {done} of {total} weights rounded")
+
+    return progress
 
 
 def _texts(out: Path) -> tuple[Path, Path]:

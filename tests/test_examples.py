@@ -128,7 +128,8 @@ def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory)
 
 COMMANDS = [
     line
-    for block in blocks("README.md", "bash")
+    for document in ("README.md", "docs/low_bit.md")
+    for block in blocks(document, "bash")
     for line in block.splitlines()
     if line.startswith(("quarot-onnx ", "python benchmarks/")) and not line.startswith("quarot-onnx export ")
 ]
@@ -163,7 +164,7 @@ def test_readme_python(reader_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             exec(compile(block, f"README.md, block {number}", "exec"), {})
 
 
-@pytest.mark.parametrize("document", ["docs/maths.md", "docs/adding_an_exporter.md"])
+@pytest.mark.parametrize("document", ["docs/maths.md", "docs/adding_an_exporter.md", "docs/low_bit.md"])
 def test_documents_python(document: str, reader_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document share their names, top to bottom."""
     monkeypatch.chdir(reader_folder)

@@ -95,7 +95,8 @@ class WeightOptions:
         bool | None, Option("--asym-calibrate", help="The same as --use-v2.", rich_help_panel=WEIGHTS)
     ] = None
     percdamp: Annotated[
-        float | None, Option(metavar="P", help="Damping of the Hessian. Default: 0.01.", rich_help_panel=WEIGHTS)
+        float | None,
+        Option(metavar="P", help="Damping of the Hessian. Default: 0.01, qronos 0.1.", rich_help_panel=WEIGHTS),
     ] = None
     act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=WEIGHTS)] = (
         None

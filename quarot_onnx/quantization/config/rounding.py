@@ -173,9 +173,12 @@ class QronosConfig(_AsymmetricConfig):
 
     Attributes:
         name: ``"qronos"``.
+        perc_damp: As for the others; 0.1 by default, since the whole correction rests on an inverse that 0.01 leaves to
+            the noise of few calibration tokens (docs/accuracy.md has the figures).
     """
 
     name: Literal["qronos"] = "qronos"
+    perc_damp: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
 
 
 __all__ = ["GPTAQConfig", "GPTQConfig", "HessianConfig", "QronosConfig", "RTNConfig", "RoundingConfig"]

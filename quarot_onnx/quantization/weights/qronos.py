@@ -29,7 +29,14 @@ from quarot_onnx.quantization.weights.solve import GptqOptions, Problem, Rounded
 
 @dataclass(frozen=True)
 class QronosOptions(GptqOptions):
-    """Options of Qronos: those of GPTQ."""
+    """Options of Qronos: those of GPTQ.
+
+    Attributes:
+        damping: As in GPTQ, but ten times as much by default: the correction is a regression on X̃, and with few tokens
+            it fits their noise.
+    """
+
+    damping: float = 0.1
 
 
 def qronos(
