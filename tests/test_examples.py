@@ -113,6 +113,20 @@ def test_memory_benchmark(llama_optimum: Path) -> None:
     assert all(float(peak) > 50 for _, peak, _ in lines), "a process with NumPy and onnx is larger than 50 MB"
 
 
+def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
+    text, results = tmp_path / "text.txt", tmp_path / "accuracy.json"
+    text.write_text(default_text(), encoding="utf-8")
+    command = [sys.executable, ROOT / "benchmarks" / "accuracy.py", llama_optimum, "--calib", text, "--text", text]
+    options = ["--schemes", "w4a4", "--methods", "rtn", "gptq", "--seeds", 1, "--samples", 1, "--windows", 1]
+    printed = run(*command, "--results", results, *options)
+    rows = [line.split(" | ")[1:4] for line in printed.splitlines() if line.startswith("| W4A4")]
+    assert rows == [["none", "rtn", "1"], ["R1+R2+R4", "rtn", "1"], ["R1+R2+R4", "gptq", "1"]]
+    assert set(json.loads(results.read_text())) == {"float", "w4a4/rtn/none", "w4a4/rtn/1", "w4a4/gptq/1"}
+    again = run(*command, "--results", results, *options)
+    assert "w4a4/" not in again, "what is known is not run again"
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "accuracy.json"}
+
+
 @pytest.fixture(scope="module")
 def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the README's reader has it: an export in ``onnx``, texts, and the results of the commands.
