@@ -100,7 +100,9 @@ def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
     """
     rotation = recipe.get("rotation")
     assert isinstance(rotation, dict), "only a rotated model comes here"
-    counts, before, now = rotation.get("counts", {}), rotation.get("config", {}), config.to_dict()
+    counts, before, now = rotation.get("counts", {}), dict(rotation.get("config", {})), config.to_dict()
+    # The size that was asked for may have been left to the graph; the one that was taken is known.
+    before["r_matrix_dim"] = rotation.get("rotations", {}).get("R1", {}).get("size", before.get("r_matrix_dim"))
     for kind in ("R1", "R2", "R3", "R4"):
         asked, done = now.pop(kind.lower()), bool(counts.get(kind))
         if asked is not None and asked != done:

@@ -172,7 +172,8 @@ def test_a_rotated_model_is_quantized_as_it_is(source: Path, tmp_path: Path) -> 
 
     done = QuarotConfig(use_random_had=True, seed=7, block_size=2)
     rotate(source, tmp_path / "r.onnx", done, verify=False)
-    for agreeing in (done, QuarotConfig(), QuarotConfig(r1=True, r2=True, r3=False, r4=True, seed=7), None):
+    same = QuarotConfig(r_matrix_dim=HIDDEN, r1=True, r2=True, r3=False, r4=True, seed=7)
+    for agreeing in (done, QuarotConfig(), same, None):
         quantizer = ModelQuantizer(QConfig(W8, algo_config=[] if agreeing is None else [agreeing]))
         quantizer.quantize_model(tmp_path / "r.onnx", tmp_path / "q.onnx")
         assert quantizer.outcome is not None
@@ -187,6 +188,7 @@ def test_a_rotated_model_is_quantized_as_it_is(source: Path, tmp_path: Path) -> 
         ({"r3": True}, r"rotated without R3 \(.*asks for r3=True"),
         ({"r1": False, "r4": True}, r"rotated with R1 .*asks for r1=False"),
         ({"seed": 8}, r"rotated with seed=7, and the configuration asks for seed=8; rotate the original anew"),
+        ({"r_matrix_dim": 32}, r"rotated with r_matrix_dim=64, and the configuration asks for r_matrix_dim=32"),
         ({"block_size": 4}, r"rotated with block_size=None, and the configuration asks for block_size=4"),
         ({"r1_matrix_path": "other.npy"}, r"rotated with r1_matrix_path=None, .* asks for r1_matrix_path=other.npy"),
     ],
