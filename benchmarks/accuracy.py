@@ -23,11 +23,9 @@ from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.config import QConfig, QLayerConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
-from quarot_onnx.quantization.config.spec import QTensorConfig
-from quarot_onnx.quantization.config.tensor import spec_class
+from quarot_onnx.recipes.build import activation_spec, weight_spec
+from quarot_onnx.recipes.own import Activations, Weights
 from quarot_onnx.sites.detect import detect
 
 METHODS: dict[str, RoundingConfig] = {
@@ -40,35 +38,23 @@ METHODS: dict[str, RoundingConfig] = {
 
 @dataclass(frozen=True)
 class Scheme:
-    """Bits of weights and activations, and the rotations that go with them."""
+    """Weights and activations, and the rotations that go with them."""
 
-    weight_bits: int
-    activation: QTensorConfig | None
+    weights: Weights
+    activations: Activations
 
     @property
     def r4(self) -> bool:
         """R4 pays where activations are quantized."""
-        return self.activation is not None
-
-    def weight(self) -> QTensorConfig:
-        """The weight's grid."""
-        data_type = DataType.of(self.weight_bits, signed=True)
-        return spec_class(data_type)(symmetric=True, quant_granularity=QuantGranularity.Channel, data_type=data_type)
-
-
-def _per_token(bits: int, *, symmetric: bool = True, clip_ratio: float = 1.0) -> QTensorConfig:
-    data_type = DataType.of(bits, signed=symmetric)
-    return spec_class(data_type)(
-        symmetric=symmetric, quant_granularity=QuantGranularity.Token, data_type=data_type, clip_ratio=clip_ratio
-    )
+        return self.activations.quantized
 
 
 SCHEMES = {
-    "w4a16": Scheme(4, None),
-    "w3a16": Scheme(3, None),
-    "w4a8": Scheme(4, _per_token(8)),
-    "w4a4": Scheme(4, _per_token(4, symmetric=False, clip_ratio=0.9)),
-    "w8a8": Scheme(8, _per_token(8)),
+    "w4a16": Scheme(Weights(bits=4), Activations()),
+    "w3a16": Scheme(Weights(bits=3), Activations()),
+    "w4a8": Scheme(Weights(bits=4), Activations(bits=8)),
+    "w4a4": Scheme(Weights(bits=4), Activations(bits=4, symmetric=False, clip_ratio=0.9)),
+    "w8a8": Scheme(Weights(bits=8), Activations(bits=8)),
 }
 
 
@@ -96,7 +82,7 @@ class Study:
         source = self.model if seed is None else self.rotated(r4=scheme.r4, seed=seed)
         head = [linear.name for linear in detect(model_io.load(source)).head]
         config = QConfig(
-            QLayerConfig(activation=scheme.activation, weight=scheme.weight()),
+            QLayerConfig(activation=activation_spec(scheme.activations), weight=weight_spec(scheme.weights)),
             exclude=head,
             algo_config=[METHODS[method]],
             output_format="fake",

@@ -135,6 +135,7 @@ def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory)
     """
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(qwen2_optimum.parent, folder / "onnx")
+    shutil.copytree(ROOT / "rotation_configs", folder / "rotation_configs")
     for name in ("train.txt", "test.txt"):
         (folder / name).write_text(default_text(), encoding="utf-8")
     return folder
@@ -142,10 +143,12 @@ def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory)
 
 COMMANDS = [
     line
-    for document in ("README.md", "docs/low_bit.md")
+    for document in ("README.md", "docs/low_bit.md", "docs/recipes.md")
     for block in blocks(document, "bash")
     for line in block.splitlines()
-    if line.startswith(("quarot-onnx ", "python benchmarks/")) and not line.startswith("quarot-onnx export ")
+    if line.startswith(("quarot-onnx ", "python benchmarks/"))
+    and not line.startswith("quarot-onnx export ")
+    and "--recipe step_" not in line  # LLMC's own files, which the reader brings
 ]
 
 

@@ -95,11 +95,12 @@ class StageRunner:
         replaced = self._replaced(segment, number, before)
         linear = stage.linears[0]
         sums = Accumulator(linear.in_features, drift=self._float is not None)
+        weights = {} if before is None else self._weights(number - 1, before)
         for sample, feeds in enumerate(self._samples):
             if self._float is not None and followed:
                 self._advance(self._float, segment, session, sample, feeds)
-            extra = {} if before is None else self._operands(number, before, sample)
-            self._advance(self._quantized, segment, replaced, sample, {**feeds, **extra})
+            extra = {} if before is None else {_INPUT: self._input(number - 1, before, sample)}
+            self._advance(self._quantized, segment, replaced, sample, {**feeds, **weights, **extra})
             if self._float is not None and not followed:
                 for name in segment.outputs:
                     self._float[sample, name] = self._quantized[sample, name]
@@ -156,21 +157,25 @@ class StageRunner:
         """A session; None where there is nothing to run, as a stage reads an input of the graph."""
         return open_augmented(segment.model, threads=self._threads) if segment.outputs else None
 
-    def _operands(self, number: int, before: Replacement, sample: int) -> Feeds:
-        """The input and the weights of the stage before, as its Linears' nodes take them."""
-        previous = self._stages[number - 1]
-        name = previous.input.name or ""
+    def _weights(self, number: int, replacement: Replacement) -> Feeds:
+        """The weights of a stage that are fed, in the types of its Linears."""
+        linears = self._stages[number].linears
+        return {
+            f"{_WEIGHT}_{index}": weight.astype(linear.weight.dtype.numpy(), copy=False)
+            for index, (linear, weight) in enumerate(zip(linears, replacement.weights, strict=True))
+        }
+
+    def _input(self, number: int, replacement: Replacement, sample: int) -> NDArray[Any]:
+        """The input of a stage on the quantized path, as its Linears' nodes take it."""
+        stage = self._stages[number]
+        name = stage.input.name or ""
         raw = self._samples[sample][name] if name in self._samples[sample] else self._quantized[sample, name]
-        x = raw
-        if before.activation is not None:
-            rows = self._rows(self._quantized, number - 1, sample)
-            changed = before.activation(rows).astype(raw.dtype, copy=False)
-            flipped = previous.linears[0].transposed_input
-            x = np.ascontiguousarray(changed.T) if flipped else changed.reshape(raw.shape)
-        feeds: Feeds = {_INPUT: x}
-        for index, (linear, weight) in enumerate(zip(previous.linears, before.weights, strict=True)):
-            feeds[f"{_WEIGHT}_{index}"] = weight.astype(linear.weight.dtype.numpy(), copy=False)
-        return feeds
+        if replacement.activation is None:
+            return raw
+        rows = self._rows(self._quantized, number, sample)
+        changed = replacement.activation(rows).astype(raw.dtype, copy=False)
+        flipped = stage.linears[0].transposed_input
+        return np.ascontiguousarray(changed.T) if flipped else changed.reshape(raw.shape)
 
     def _advance(self, states: States, segment: Segment, session: Any, sample: int, given: Feeds) -> None:
         """Run one segment on one sample and keep what it leaves."""

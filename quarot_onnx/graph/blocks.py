@@ -90,6 +90,7 @@ class Segments:
         self._level: dict[ir.Value, int] = {}
         self._by_level: list[list[ir.Node]] = [[] for _ in stages]
         self._last_use: dict[ir.Value, int] = {}
+        self._order = {node: i for i, node in enumerate(model.graph)}
         self._label()
 
     def __len__(self) -> int:
@@ -171,8 +172,7 @@ class Segments:
             elif node not in nodes:
                 nodes.add(node)
                 frontier.extend(_operands(node))
-        order = {node: i for i, node in enumerate(self._model.graph)} if nodes else {}
-        return sorted(nodes, key=order.__getitem__), list(initializers)
+        return sorted(nodes, key=self._order.__getitem__), list(initializers)
 
 
 def _operands(node: ir.Node) -> Iterator[ir.Value]:

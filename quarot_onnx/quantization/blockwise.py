@@ -4,7 +4,7 @@ Inside a block the order is that of the graph, which is q, k, v; o; gate, up; do
 Weights that no Hessian is asked for (round to nearest, the head, the embedding) need no calibration.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.calibration.runner import Fake, Replacement, StageRunner
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.blocks import Stage, find_stages
@@ -27,8 +28,6 @@ from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.quantization.weights.solve import GptqOptions
 from quarot_onnx.quantization.weights.store import RoundedWeight
-
-Progress = Callable[[int, int | None], None]
 
 HIDDEN_STATES = 2 << 30
 """Bytes of hidden states that are kept in memory; the rest goes to disk."""

@@ -6,7 +6,7 @@ stages of their own: while others are rounded they run as in the float model, th
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant, label
@@ -39,14 +40,12 @@ from quarot_onnx.quantization.select import Selection
 from quarot_onnx.quantization.static_qdq import GivenWeights, Ranges, activation_of
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.gptaq import GptaqOptions
-from quarot_onnx.quantization.weights.methods import RoundingOptions
+from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_statistics
 from quarot_onnx.quantization.weights.qronos import QronosOptions
 from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
 from quarot_onnx.quantization.weights.solve import GptqOptions
 from quarot_onnx.sites.detect import detect
-
-Progress = Callable[[int, int | None], None]
 
 
 def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
@@ -218,7 +217,7 @@ def round_weights(
     rounding = Rounding(options, checkpoint, progress, len(jobs) + len(tables))
     sites = detect(task.model)
     head = {linear.node for linear in sites.head}
-    aware = [] if isinstance(options, RtnOptions) else [j for j in jobs if j.linear and j.linear.node not in head]
+    aware = [j for j in jobs if j.linear and j.linear.node not in head] if needs_statistics(options) else []
     if aware:
         assert task.config.rounding is not None
         starts = {attention.value.node for attention in sites.attentions if attention.value is not None}

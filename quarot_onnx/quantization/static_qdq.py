@@ -1,12 +1,13 @@
-"""8-bit Q/DQ with fixed activation grids (W8A8 static), per-token W8A8, and weight-only W8.
+"""Fixed activation grids from calibration, and every selected node written with its weight and activation.
 
 Calibration runs the float model once over the reader's samples and keeps a minimum and a maximum per tensor. The
-graph is then written by :mod:`quarot_onnx.quantization.emit`, one weight at a time. onnxruntime's own
+graph is then written by :mod:`quarot_onnx.quantization.emit`, one weight at a time: 8-bit weights are rounded to
+nearest as they are written, others were rounded beforehand (:mod:`quarot_onnx.quantization.lowbit`). onnxruntime's own
 ``quantize_static`` gives the same grids from the same ranges (a test holds the two together), but it loads every
 weight several times over, and quantizes the Hadamards and attention's MatMuls unless told otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.ranges import CalibrationMethod, Range, collect_ranges
+from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import label
@@ -28,7 +29,6 @@ from quarot_onnx.quantization.rounding import Grid, IntegerType, grid_for_range,
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.quantization.weights.store import RoundedWeight
 
-Progress = Callable[[int, int | None], None]
 Ranges = Mapping[tuple[str, CalibMethod, float], Range]
 
 
