@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from quarot_onnx.choices import OutputFormat
     from quarot_onnx.quantization.config import QConfig
     from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
-    from quarot_onnx.quantization.config.enums import CalibMethod, OutputFormat, QuantGranularity, ScaleType
+    from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
     from quarot_onnx.quantization.config.spec import (
         Int2Spec,
         Int3Spec,
@@ -30,7 +31,7 @@ _HOMES = {
     "Int4Spec": "quarot_onnx.quantization.config.spec",
     "Int8Spec": "quarot_onnx.quantization.config.spec",
     "ModelQuantizer": "quarot_onnx.quantizer",
-    "OutputFormat": "quarot_onnx.quantization.config.enums",
+    "OutputFormat": "quarot_onnx.choices",
     "QConfig": "quarot_onnx.quantization.config",
     "QLayerConfig": "quarot_onnx.quantization.config.spec",
     "QronosConfig": "quarot_onnx.quantization.config.algorithm",

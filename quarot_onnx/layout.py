@@ -70,12 +70,6 @@ class Layout:
                 if progress is not None:
                     progress(done, total)
 
-    def to_bytes(self) -> bytes:
-        """The ``.onnx`` file in memory."""
-        return b"".join(
-            piece if isinstance(piece, bytes) else self.tensors[piece.index].tobytes() for piece in self.pieces
-        )
-
 
 def lay_out(model: ir.Model, *, data_name: str | None) -> Layout:
     """Lay a model out.

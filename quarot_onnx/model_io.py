@@ -33,7 +33,6 @@ __all__ = [
     "read_array",
     "read_rows",
     "save",
-    "serialize",
     "source_of",
 ]
 
@@ -100,17 +99,6 @@ def source_of(model: ir.Model) -> Path | None:
     """The absolute path of the file that a model was loaded from; None for a model made in memory."""
     source = model.meta.get(_SOURCE)
     return source if isinstance(source, Path) else None
-
-
-def serialize(model: ir.Model) -> bytes:
-    """A model as one protobuf in memory; the peak is about twice its size.
-
-    Raises:
-        OutputError: If the model is larger than a protobuf can be (2 GB).
-    """
-    layout = lay_out(model, data_name=None)
-    _check_protobuf_size(layout, "the model")
-    return layout.to_bytes()
 
 
 def save(

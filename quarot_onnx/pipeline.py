@@ -28,7 +28,8 @@ from quarot_onnx.provenance import (
     refuse_other_rotation,
     summary,
 )
-from quarot_onnx.quantization import lowbit, static_qdq
+from quarot_onnx.quantization import lowbit, static_ranges
+from quarot_onnx.quantization.apply import GivenWeights, apply_selection
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import select
@@ -162,7 +163,7 @@ def quantize(
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     selection = select(model, config)
     lowbit.check(selection, config, reader)
-    static_qdq.require_reader(selection, reader)
+    static_ranges.require_reader(selection, reader)
     rotating = _still_to_rotate(model, config)
     samples = lowbit.calibration_samples(config, reader)
     lowbit.check_tokens(model, selection, samples)
@@ -182,19 +183,19 @@ def quantize(
                 clock.lap("verify")
             model = model_io.load(base)
             selection = select(model, config)
-        ranges = static_qdq.calibrate(
+        ranges = static_ranges.calibrate(
             base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
         )
         if ranges:
             clock.lap("calibrate")
-        given: static_qdq.GivenWeights | None = None
+        given: GivenWeights | None = None
         notes: tuple[str, ...] = ()
         if work.checkpoint is not None:
             task = lowbit.Task(model, selection, config, ranges, work.samples)
             given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(progress, "round"))
             clock.lap("round")
         earlier = recorded(model)
-        static_qdq.emit(model, selection, ranges, _phase(progress, "quantize"), given)
+        apply_selection(model, selection, ranges, _phase(progress, "quantize"), given)
         done = (plan, rotating) if plan is not None and rotating is not None else None
         recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, selection))
         record(model, recipe)

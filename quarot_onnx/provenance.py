@@ -89,14 +89,14 @@ def is_rotated(recipe: Recipe | None) -> bool:
 def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
     """Refuse a configuration that contradicts how a model was rotated.
 
-    Switches that the configuration leaves open (None) contradict nothing.
+    What the configuration leaves open contradicts nothing.
 
     Args:
         recipe: Of a rotated model.
         config: What is asked for now.
 
     Raises:
-        ConfigError: A rotation is in one and not in the other.
+        ConfigError: A rotation is in one and not in the other, or was done in another way.
     """
     rotation = recipe.get("rotation")
     assert isinstance(rotation, dict), "only a rotated model comes here"
@@ -111,8 +111,9 @@ def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
                 f"the model was rotated {'with' if done else 'without'} {kind} ({summary(recipe)}), and "
                 f"the configuration asks for {kind.lower()}={asked}{online}; make them agree, or rotate anew"
             )
-    for name, asked in now.items():
-        if asked != QuarotConfig.model_fields[name].default and asked != before.get(name):
+    for name in sorted(config.model_fields_set & now.keys()):
+        asked = now[name]
+        if asked is not None and asked != before.get(name):
             raise ConfigError(
                 f"the model was rotated with {name}={before.get(name)}, and the configuration asks for {name}={asked}; "
                 "rotate the original anew, or make the two agree"

@@ -3,7 +3,6 @@
 onnxruntime is imported when a session is made, not with this module.
 """
 
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ import onnx_ir as ir
 from quarot_onnx import wire
 from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.external import damaged, model_file
-from quarot_onnx.layout import streamed_weights
-from quarot_onnx.model_io import save, serialize
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -54,38 +51,6 @@ def session(
         domains, threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
     )
     return _open(str(source), options, str(source))
-
-
-def session_from_model(
-    model: ir.Model,
-    *,
-    threads: int | None = None,
-    optimize: bool = True,
-    optimized_path: Path | None = None,
-    low_memory: bool = False,
-) -> "ort.InferenceSession":
-    """A CPU session on a model in memory; one of 1.5 GB or more goes through a temporary folder.
-
-    Args:
-        model: The model; left as it is.
-        threads: As for ``session``.
-        optimize: As for ``session``.
-        optimized_path: As for ``session``.
-        low_memory: As for ``session``.
-
-    Raises:
-        ModelError: If onnxruntime cannot load it.
-        MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
-    """
-    options = session_options(
-        graph_domains(model), threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
-    )
-    label = f"the model in memory ({model.graph.name or 'unnamed graph'})"
-    if sum(tensor.nbytes for tensor in streamed_weights(model).values()) < _IN_MEMORY_BELOW:
-        return _open(serialize(model), options, label)
-    with tempfile.TemporaryDirectory(prefix="quarot-", ignore_cleanup_errors=True) as folder:
-        saved = save(model, Path(folder) / "model.onnx", use_external_data=True)
-        return _open(str(saved.path), options, label)
 
 
 def graph_domains(model: ir.Model) -> frozenset[str]:

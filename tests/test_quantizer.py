@@ -187,6 +187,8 @@ def test_a_rotated_model_is_quantized_as_it_is(source: Path, tmp_path: Path) -> 
         ({"r4": False}, r"rotated with R4 \(R1 at 5 places.*\), and the .* asks for r4=False \(online_rotate\)"),
         ({"r3": True}, r"rotated without R3 \(.*asks for r3=True"),
         ({"r1": False, "r4": True}, r"rotated with R1 .*asks for r1=False"),
+        ({"seed": 0}, r"rotated with seed=7, and the configuration asks for seed=0; rotate the original anew"),
+        ({"use_random_had": False}, r"rotated with use_random_had=True, and .* asks for use_random_had=False"),
         ({"seed": 8}, r"rotated with seed=7, and the configuration asks for seed=8; rotate the original anew"),
         ({"r_matrix_dim": 32}, r"rotated with r_matrix_dim=64, and the configuration asks for r_matrix_dim=32"),
         ({"block_size": 4}, r"rotated with block_size=None, and the configuration asks for block_size=4"),

@@ -5,7 +5,6 @@ import sys
 
 import io_models
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -43,15 +42,6 @@ def test_without_optimization_the_graph_is_left_alone(path, tmp_path):
     assert [node.op_type for node in model_io.load(tmp_path / "o.onnx").graph] == ["MatMul", "MatMul", "Add"]
 
 
-@pytest.mark.parametrize("limit", [runtime._IN_MEMORY_BELOW, 0])
-def test_models_in_memory_run_the_same_bits(path, monkeypatch, limit):
-    monkeypatch.setattr(runtime, "_IN_MEMORY_BELOW", limit)
-    model = model_io.load(path)
-    result = runtime.session_from_model(model, threads=1, low_memory=True).run(None, {"x": X})[0]
-    np.testing.assert_array_equal(result, runtime.session(path, threads=1, low_memory=True).run(None, {"x": X})[0])
-    assert isinstance(model.graph.initializers["first"].const_value, ir.ExternalTensor)
-
-
 def test_domains_of_a_graph_include_subgraphs_and_imports(path):
     model = model_io.load(path)
     assert runtime.graph_domains(model) == {"", "com.microsoft"}
@@ -59,15 +49,14 @@ def test_domains_of_a_graph_include_subgraphs_and_imports(path):
     assert runtime.graph_domains(model) == {"", "com.microsoft", "ai.onnx.contrib"}
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_what_onnxruntime_refuses_is_a_one_line_model_error(tmp_path, in_memory):
+def test_what_onnxruntime_refuses_is_a_one_line_model_error(tmp_path):
     nodes = [helper.make_node("NoSuchOperator", ["x"], ["y"])]
     source = io_models.write(io_models.model_of(nodes, []), tmp_path / "odd.onnx")
     with pytest.raises(ModelError, match="NoSuchOperator") as caught:
-        runtime.session_from_model(model_io.load(source)) if in_memory else runtime.session(source)
+        runtime.session(source)
     message = str(caught.value)
     assert "\n" not in message
-    assert ("tiny" if in_memory else str(source)) in message
+    assert str(source) in message
 
 
 def test_errors_of_many_lines_become_one(path, monkeypatch):
@@ -100,8 +89,7 @@ def contrib_model(tmp_path):
 
 def test_onnxruntime_extensions_are_registered_when_the_graph_needs_them(tmp_path):
     path = contrib_model(tmp_path)
-    for made in (runtime.session(path), runtime.session_from_model(model_io.load(path))):
-        assert made.run(None, {"s": np.array(["abc"])})[0].tolist() == ["ABC"]
+    assert runtime.session(path).run(None, {"s": np.array(["abc"])})[0].tolist() == ["ABC"]
 
 
 def test_without_the_extensions_the_pip_line_is_given(tmp_path, monkeypatch):

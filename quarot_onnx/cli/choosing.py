@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from quarot_onnx.choices import Precision
 from quarot_onnx.cli import configs
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.quantize_options import QuantizeOptions
@@ -117,10 +118,10 @@ def _from_scheme(question: Question) -> Chosen:
         if key not in _BESIDE_SCHEMES and not key.startswith((_CALIBRATION, _ROTATION)):
             raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
     for name in ("lm_head", "embedding"):
-        if getattr(options, name) is opt.Precision.INT4:
+        if getattr(options, name) is Precision.INT4:
             raise ConfigError(f"{typed[name].words} goes with numbers of bits: add --w-bits, or use int8")
     scheme = options.scheme or opt.Scheme.W8A8_DYNAMIC
-    head = options.lm_head or (opt.Precision.INT8 if scheme is opt.Scheme.W8A8_DYNAMIC else opt.Precision.FLOAT)
+    head = options.lm_head or (Precision.INT8 if scheme is opt.Scheme.W8A8_DYNAMIC else Precision.FLOAT)
     if options.calib_method is not None and scheme is not opt.Scheme.W8A8_STATIC:
         raise ConfigError(f"--calib-method: the scheme {scheme} is not calibrated; use --scheme w8a8-static")
     rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
@@ -131,8 +132,8 @@ def _from_scheme(question: Question) -> Chosen:
         weight_symmetric=options.w_sym is not False,
         method=options.calib_method or opt.CalibrationChoice.MINMAX,
         percentile=options.percentile,
-        head=[linear.name for linear in detect(question.model).head] if head is opt.Precision.FLOAT else (),
-        embedding=options.embedding or opt.Precision.FLOAT,
+        head=[linear.name for linear in detect(question.model).head] if head is Precision.FLOAT else (),
+        embedding=options.embedding or Precision.FLOAT,
         exclude=options.exclude or (),
         rotation=configs.quarot_config(typed) if rotates else None,
     )

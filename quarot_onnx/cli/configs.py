@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from quarot_onnx.cli.options import CalibrationChoice, Precision, Scheme
+from quarot_onnx.choices import Precision
+from quarot_onnx.cli.options import CalibrationChoice, Scheme
 from quarot_onnx.cli.typed import Typed
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config import QConfig

@@ -25,24 +25,6 @@ class Scheme(StrEnum):
     W8 = "w8"
 
 
-class Rounding(StrEnum):
-    """How weights are rounded."""
-
-    RTN = "rtn"
-    GPTQ = "gptq"
-    GPTAQ = "gptaq"
-    QRONOS = "qronos"
-
-
-class Format(StrEnum):
-    """How quantized Linears are written."""
-
-    W4A8 = "w4a8"
-    NBITS = "nbits"
-    W8 = "w8"
-    FAKE = "fake"
-
-
 class CalibrationChoice(StrEnum):
     """How activation ranges are found."""
 
@@ -55,14 +37,6 @@ class Dtype(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
-
-
-class Precision(StrEnum):
-    """How the head or the embedding is stored."""
-
-    FLOAT = "float"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file, or a folder with one.")]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from typer import Option
 
+from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, SCHEME, WEIGHTS
 
@@ -38,7 +39,7 @@ class SchemeOptions:
         Option(metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.", rich_help_panel=SCHEME),
     ] = None
     format: Annotated[
-        opt.Format | None,
+        OutputFormat | None,
         Option(help="How low bits are written. Default: what holds them.", rich_help_panel=SCHEME),
     ] = None
     accuracy_level: Annotated[
@@ -46,10 +47,10 @@ class SchemeOptions:
         Option(metavar="L", min=0, max=4, help="For --format nbits: 4 computes with int8.", rich_help_panel=SCHEME),
     ] = None
     lm_head: Annotated[
-        opt.Precision | None,
+        Precision | None,
         Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=SCHEME),
     ] = None
-    embedding: Annotated[opt.Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME)] = None
+    embedding: Annotated[Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME)] = None
     exclude: Annotated[
         list[str] | None,
         Option(
@@ -63,7 +64,7 @@ class WeightOptions:
     """Weights, with the names of the GPTAQ authors' code."""
 
     weights: Annotated[
-        opt.Rounding | None,
+        Method | None,
         Option(help="Rounding. Default: gptq up to 4 bits, rtn at 8.", rich_help_panel=WEIGHTS),
     ] = None
     w_bits: Annotated[

@@ -13,7 +13,7 @@ from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.provenance import is_rotated, recorded, summary
-from quarot_onnx.quantization import static_qdq
+from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
@@ -53,7 +53,7 @@ def _needs_text(model: ir.Model, config: QConfig) -> bool:
     """Whether ranges, or a rounding's statistics, are taken on text."""
     rounding = config.rounding
     # Looked at first: it tells of wrong names.
-    calibrates = static_qdq.needs_calibration(select(model, config))
+    calibrates = static_ranges.needs_calibration(select(model, config))
     return calibrates or (rounding is not None and rounding.needs_statistics)
 
 

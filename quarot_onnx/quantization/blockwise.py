@@ -22,7 +22,7 @@ from quarot_onnx.graph.blocks import Stage, find_stages
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.quantization.activations import Activation, round_trip
-from quarot_onnx.quantization.checkpoint import DAMAGE, Checkpoint
+from quarot_onnx.quantization.checkpoint import DAMAGE, Checkpoint, notes_of
 from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_drift, round_weight
 from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
@@ -182,11 +182,12 @@ def _take_up(
     state = rounding.checkpoint.last_block()
     if state is None:
         return 0, None
-    block, notes, folder = state
+    block, folder = state
     first = next((k for k, stage in enumerate(stages) if stage.block >= block), len(stages))
     done = [by_node[linear.node] for stage in stages[:first] for linear in stage.linears]
     before = None
     try:
+        notes = notes_of(folder)
         earlier = [rounding.checkpoint.store.require(job.name, job.scheme, job.weight.shape) for job in done]
         if first < len(stages):
             runner.load(folder)

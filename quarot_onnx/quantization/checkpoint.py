@@ -30,12 +30,20 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_BLOCK = "block-"
+_BLOCK, _NOTES = "block-", "notes.json"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, KeyError, FileNotFoundError)
 """What reading a file raises that is not whole, as a power cut leaves it."""
+
+
+def notes_of(block: Path) -> list[str]:
+    """What was noted before a block, from its folder; raises what ``DAMAGE`` lists where that is not whole."""
+    notes = json.loads((block / _NOTES).read_text(encoding="utf-8"))
+    if not isinstance(notes, list):
+        raise ValueError(f"{block / _NOTES} holds no list")  # noqa: TRY004 - damage
+    return notes
 
 
 class Checkpoint:
@@ -68,13 +76,13 @@ class Checkpoint:
         Returns:
             Whether there is an earlier run of the same kind.
         """
-        file, text = self.folder / "run.json", json.dumps(run, sort_keys=True)
-        if file.is_file() and file.read_text(encoding="utf-8") == text:
+        file, text = self.folder / "run.json", json.dumps(run, sort_keys=True).encode()
+        if file.is_file() and file.read_bytes() == text:
             return True
         self.forget_blocks()
         shutil.rmtree(self._weights, ignore_errors=True)
         self._weights.mkdir()
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(text)
         return False
 
     def begin_block(self, block: int, notes: Sequence[str], save: Callable[[Path], None]) -> None:
@@ -94,7 +102,7 @@ class Checkpoint:
         try:
             partial.mkdir()
             save(partial)
-            (partial / "notes.json").write_text(json.dumps(list(notes)), encoding="utf-8")
+            (partial / _NOTES).write_text(json.dumps(list(notes)), encoding="utf-8")
             partial.rename(self.folder / f"{_BLOCK}{block}")
         except OSError as error:
             raise OutputError(
@@ -104,13 +112,13 @@ class Checkpoint:
         for path in earlier:
             shutil.rmtree(path, ignore_errors=True)
 
-    def last_block(self) -> tuple[int, list[str], Path] | None:
-        """The block to go on with, what was noted before it, and the folder of its hidden states; None at the start."""
+    def last_block(self) -> tuple[int, Path] | None:
+        """The block to go on with, and the folder of its notes and hidden states; None at the start."""
         found = {int(path.name.removeprefix(_BLOCK)): path for path in self.folder.glob(f"{_BLOCK}*")}
         if not found:
             return None
         block = max(found)
-        return block, json.loads((found[block] / "notes.json").read_text(encoding="utf-8")), found[block]
+        return block, found[block]
 
     def forget_blocks(self) -> None:
         """Forget where to go on."""

@@ -22,6 +22,7 @@ from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant, label
 from quarot_onnx.quantization.activations import Activation
+from quarot_onnx.quantization.apply import GivenWeights, activation_of
 from quarot_onnx.quantization.blockwise import (
     BlockwiseInputs,
     Rounding,
@@ -37,7 +38,7 @@ from quarot_onnx.quantization.config.rounding import GPTAQConfig, HessianConfig,
 from quarot_onnx.quantization.config.tensor import QTensorConfig
 from quarot_onnx.quantization.emission.formats import WeightFormat
 from quarot_onnx.quantization.select import Selection
-from quarot_onnx.quantization.static_qdq import GivenWeights, Ranges, activation_of
+from quarot_onnx.quantization.static_ranges import Ranges
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.gptaq import GptaqOptions
 from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_statistics
@@ -163,7 +164,7 @@ class Task:
         model: The float model, rotated where it is to be, its large weights external.
         selection: What is quantized.
         config: How.
-        ranges: Of static activations, from ``static_qdq.calibrate``.
+        ranges: Of static activations, from ``static_ranges.calibrate``.
         samples: From ``calibration_samples``.
     """
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config._formats import BLOCKS
@@ -16,7 +17,7 @@ from quarot_onnx.quantization.config.algorithm import (
     RTNConfig,
 )
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import OpType, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.enums import OpType, QuantGranularity
 from quarot_onnx.quantization.config.spec import (
     Int4Spec,
     Int8Spec,
@@ -25,7 +26,7 @@ from quarot_onnx.quantization.config.spec import (
     UInt8Spec,
     spec_class,
 )
-from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Method, Precision, Recipe, Weights
+from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.detect import detect
 

@@ -15,12 +15,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool
 
+from quarot_onnx.choices import Choice, Method, OutputFormat, Precision
 from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.quantization.config._rules import Pattern
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
 from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
-from quarot_onnx.quantization.config.enums import Choice, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.tensor import GroupSize
 
 FLOAT_BITS = 16
@@ -28,23 +29,6 @@ FLOAT_BITS = 16
 
 _DEFAULT_BITS = 4
 _ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8)
-
-
-class Method(Choice):
-    """How weights are rounded."""
-
-    RTN = "rtn"
-    GPTQ = "gptq"
-    GPTAQ = "gptaq"
-    QRONOS = "qronos"
-
-
-class Precision(Choice):
-    """How the head or the embedding is stored."""
-
-    FLOAT = "float"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 def _weight_bits(value: object) -> object:
@@ -192,4 +176,4 @@ class Recipe(FileConfig):
         return data
 
 
-__all__ = ["FLOAT_BITS", "Activations", "Calibration", "Method", "Precision", "Recipe", "Weights"]
+__all__ = ["FLOAT_BITS", "Activations", "Calibration", "Recipe", "Weights"]

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from quarot_onnx.choices import Method, OutputFormat
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config._formats import BLOCKS
-from quarot_onnx.quantization.config.enums import OutputFormat, QuantGranularity
-from quarot_onnx.recipes.own import FLOAT_BITS, Method, Recipe
+from quarot_onnx.quantization.config.enums import QuantGranularity
+from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 
 _SECOND_ORDER = ("perc_damp", "act_order", "static_groups", "block_size", "enable_aq_calibration")

@@ -26,7 +26,7 @@ main()
 PHASES = {
     "rotating": "pipeline.apply_plan",
     "verifying": "pipeline.compare",
-    "calibrating": "pipeline.static_qdq.calibrate",
+    "calibrating": "pipeline.static_ranges.calibrate",
     "writing": "layout._write_tensor",
 }
 

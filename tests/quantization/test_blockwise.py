@@ -17,7 +17,8 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.graph.query import seen
-from quarot_onnx.quantization import blockwise, lowbit, static_qdq
+from quarot_onnx.quantization import blockwise, lowbit, static_ranges
+from quarot_onnx.quantization.apply import GivenWeights
 from quarot_onnx.quantization.checkpoint import Checkpoint
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import GPTQConfig
@@ -48,11 +49,11 @@ class Work:
         model = model_io.load(source)
         selection = select(model, config)
         self.samples = feeds_of(source, count=4, length=40) if samples is None else samples
-        ranges = static_qdq.calibrate(source, selection, SampleReader(self.samples))
+        ranges = static_ranges.calibrate(source, selection, SampleReader(self.samples))
         self.task = lowbit.Task(model, selection, config, ranges, self.samples)
         self.checkpoint = Checkpoint(folder / "q.onnx")
 
-    def round(self) -> tuple[static_qdq.GivenWeights, tuple[str, ...]]:
+    def round(self) -> tuple[GivenWeights, tuple[str, ...]]:
         return lowbit.round_weights(self.task, self.checkpoint, self.checkpoint.scratch, lambda *_: None)
 
 

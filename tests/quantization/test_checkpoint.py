@@ -7,7 +7,7 @@ import pytest
 import rounded_weights
 
 from quarot_onnx.errors import ConfigError, OutputError, VerificationError
-from quarot_onnx.quantization.checkpoint import Checkpoint, open_checkpoint
+from quarot_onnx.quantization.checkpoint import Checkpoint, notes_of, open_checkpoint
 from quarot_onnx.quantization.weights.scheme import WeightScheme
 
 SCHEME = WeightScheme(4)
@@ -65,8 +65,9 @@ def test_only_the_last_block_is_kept(tmp_path: Path) -> None:
         checkpoint.begin_block(block, ["a note"] * block, save)
         found = checkpoint.last_block()
         assert found is not None
-        assert found[:2] == (block, ["a note"] * block)
-        assert (found[2] / "states").read_text() == "hidden"
+        assert found[0] == block
+        assert notes_of(found[1]) == ["a note"] * block
+        assert (found[1] / "states").read_text() == "hidden"
     assert names(checkpoint.folder) == {"weights", "scratch", "block-11"}
 
 
@@ -100,6 +101,17 @@ def test_the_same_run_goes_on_and_another_does_not(tmp_path: Path) -> None:
     assert again.last_block() is None
     assert again.store.find("w", SCHEME, (6, 5)) is None
     again.store.put("w", WEIGHT)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00", b'{"config": {"bi'])
+def test_a_damaged_description_is_another_run(damage: bytes, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "q.onnx")
+    checkpoint.resume(RUN)
+    checkpoint.begin_block(1, [], save)
+    (checkpoint.folder / "run.json").write_bytes(damage)
+    assert not checkpoint.resume(RUN)
+    assert checkpoint.last_block() is None
+    assert checkpoint.resume(RUN)
 
 
 def test_scratch_is_new_in_every_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization.activations import FakeStatic, Static, round_trip
+from quarot_onnx.quantization.apply import activation_of
 from quarot_onnx.quantization.config import (
     CalibMethod,
     GPTQConfig,
@@ -29,7 +30,6 @@ from quarot_onnx.quantization.config import (
     spec_class,
 )
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.static_qdq import activation_of
 
 LAYERS = 2
 RANGES = {("x", CalibMethod.MinMax, 99.999): Range(-3.0, 12.0), ("x", CalibMethod.Percentile, 99.0): Range(-1.0, 2.0)}

@@ -11,7 +11,7 @@ from lowbit_runs import METHODS, TOKEN, config_for, text_reader
 from quarot_onnx import model_io
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization import lowbit, static_qdq
+from quarot_onnx.quantization import lowbit, static_ranges
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import GPTQConfig, QuarotConfig, RTNConfig
 from quarot_onnx.quantization.config.spec import (
@@ -52,7 +52,7 @@ def test_linears_that_share_a_static_grid_share_the_object(llama_optimum: Path) 
     model = model_io.load(llama_optimum)
     selection = select(model, config)
     reader = text_reader(llama_optimum, samples=2, seq_len=16)
-    ranges = static_qdq.calibrate(llama_optimum, selection, reader)
+    ranges = static_ranges.calibrate(llama_optimum, selection, reader)
     jobs = lowbit.Task(model, selection, config, ranges, []).jobs()
     assert [job.linear for job in jobs] == [job.linear for job in selection.linears]
     q, k, v, o = jobs[:4]

@@ -219,6 +219,8 @@ DAMAGES = {
     "a weight": lambda folder: truncate(next((folder / "weights").glob("*.npz"))),
     "all weights": lambda folder: [path.unlink() for path in (folder / "weights").iterdir()],
     "hidden states": lambda folder: truncate(folder / "block-2" / "quantized.zip"),
+    "notes": lambda folder: truncate(folder / "block-2" / "notes.json"),
+    "no notes": lambda folder: (folder / "block-2" / "notes.json").unlink(),
     "no hidden states": lambda folder: (folder / "block-2" / "float.zip").unlink(),
 }
 

@@ -1,5 +1,6 @@
 """Configuration of a quantization: plain, frozen, strict, and keyword-compatible with AMD Quark ONNX."""
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.quantization.config.algorithm import (
     AlgoConfig,
     GPTAQConfig,
@@ -12,7 +13,7 @@ from quarot_onnx.quantization.config.algorithm import (
 )
 from quarot_onnx.quantization.config.config import QConfig
 from quarot_onnx.quantization.config.data_type import DataType, Int2, Int3, Int4, Int8, UInt4, UInt8
-from quarot_onnx.quantization.config.enums import CalibMethod, OpType, OutputFormat, QuantGranularity, ScaleType
+from quarot_onnx.quantization.config.enums import CalibMethod, OpType, QuantGranularity, ScaleType
 from quarot_onnx.quantization.config.spec import (
     Int2Spec,
     Int3Spec,

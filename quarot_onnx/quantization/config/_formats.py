@@ -19,8 +19,9 @@ Embeddings are stored alike in all formats: 8 bits per row or tensor, 4 bits per
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.quantization.config._rules import LayerRule
-from quarot_onnx.quantization.config.enums import OpType, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.enums import OpType, QuantGranularity
 from quarot_onnx.quantization.config.spec import QLayerConfig
 from quarot_onnx.quantization.config.tensor import QTensorConfig
 

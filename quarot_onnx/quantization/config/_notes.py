@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import CalibMethod, OutputFormat, QuantGranularity
+from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig
 

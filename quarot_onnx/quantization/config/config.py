@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_validator, model_validator
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.quantization.config._formats import Placed, misfit, placed, refuse_misfits, resolved, table_misfit
@@ -37,7 +38,7 @@ from quarot_onnx.quantization.config.algorithm import (
     as_algorithm,
     refuse_disorder,
 )
-from quarot_onnx.quantization.config.enums import OpType, OutputFormat
+from quarot_onnx.quantization.config.enums import OpType
 from quarot_onnx.quantization.config.spec import QLayerConfig
 
 

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from quarot_onnx.quantization.config.enums import Choice
+from quarot_onnx.choices import Choice
 
 WEIGHT_BITS = (2, 3, 4, 8)
 """The widths that weights can have; activations can have all from 2 to 8."""

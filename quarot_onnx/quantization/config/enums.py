@@ -4,46 +4,9 @@ Members that Quark knows and this package does not implement exist, so that they
 out instead of with an AttributeError.
 """
 
-from enum import StrEnum
 from typing import Self
 
-from quarot_onnx.errors import did_you_mean
-
-
-class Choice(StrEnum):
-    """An enum that is also written as a string, in files and arguments."""
-
-    @classmethod
-    def supported(cls) -> tuple[Self, ...]:
-        """The members that are implemented."""
-        return tuple(cls)
-
-    @classmethod
-    def parse(cls, value: object) -> Self:
-        """The member that a member or a string names: ``"MinMax"``, ``"min_max"`` or ``"CalibMethod.MinMax"``.
-
-        Raises:
-            ValueError: No member has this name, or it is not supported; names those that are.
-        """
-        member = value if isinstance(value, cls) else cls._named(value)
-        allowed = " or ".join(item.name for item in cls.supported())
-        if member is None:
-            near = did_you_mean(value, [item.name for item in cls.supported()]) if isinstance(value, str) else ""
-            raise ValueError(f"no {cls.__name__} has this name; use {allowed}{near}")
-        if member not in cls.supported():
-            raise ValueError(f"{cls.__name__}.{member.name} is not supported; use {allowed}")
-        return member
-
-    @classmethod
-    def _named(cls, value: object) -> Self | None:
-        if not isinstance(value, str) or isinstance(value, Choice):
-            return None
-        wanted = _plain(value.removeprefix(f"{cls.__name__}."))
-        return next((item for item in cls if _plain(item.name) == wanted), None)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").replace("-", "").casefold()
+from quarot_onnx.choices import Choice
 
 
 class ScaleType(Choice):
@@ -91,24 +54,6 @@ class QuantGranularity(Choice):
         if isinstance(value, str):
             value = value.removeprefix("per_").removeprefix("per-")
         return super()._named(value)
-
-
-class OutputFormat(Choice):
-    """How quantized Linears are written; ``"w4a8"`` and the like are understood in any case.
-
-    ============ =====================================================================================================
-    W4A8         weights of up to 4 bits per output channel, widened when they are loaded, and 8-bit activations:
-                 runs as fast as W8
-    NBITS        weights of up to 8 bits per channel or in groups, float activations (MatMulNBits)
-    W8           weights as 8-bit integers per output channel or tensor, activations in 8 bits or float
-    FAKE         float32 values that lie on the grids: for studies, at any number of bits; nothing gets smaller
-    ============ =====================================================================================================
-    """
-
-    W4A8 = "w4a8"
-    NBITS = "nbits"
-    W8 = "w8"
-    FAKE = "fake"
 
 
 class OpType(Choice):

@@ -1,104 +1,28 @@
-"""Fixed activation grids from calibration, and every selected node written with its weight and activation.
+"""Every selected node written with its weight and its activation, one weight at a time.
 
-Calibration runs the float model once over the reader's samples and keeps a minimum and a maximum per tensor. The
-graph is then written by :mod:`quarot_onnx.quantization.emit`, one weight at a time: 8-bit weights are rounded to
-nearest as they are written, others were rounded beforehand (:mod:`quarot_onnx.quantization.lowbit`). onnxruntime's own
-``quantize_static`` gives the same grids from the same ranges (a test holds the two together), but it loads every
-weight several times over, and quantizes the Hadamards and attention's MatMuls unless told otherwise.
+8-bit weights are rounded to nearest as they are written, others were rounded beforehand
+(:mod:`quarot_onnx.quantization.lowbit`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
-from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.graph.query import label
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.spec import QTensorConfig
 from quarot_onnx.quantization.emission.formats import Given, WeightFormat
 from quarot_onnx.quantization.emit import Emitter, WeightGrid
 from quarot_onnx.quantization.rounding import Grid, IntegerType, grid_for_range, weight_grid
 from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.static_ranges import Ranges
 from quarot_onnx.quantization.weights.store import RoundedWeight
-
-Ranges = Mapping[tuple[str, CalibMethod, float], Range]
-
-
-def needs_calibration(selection: Selection) -> bool:
-    """Whether any activation or output gets a fixed grid."""
-    return bool(_observed(selection))
-
-
-def require_reader(selection: Selection, reader: DataReader | None) -> None:
-    """Refuse a selection that needs calibration data where there are none.
-
-    Raises:
-        CalibrationError: Something is calibrated, and the reader is missing or none.
-    """
-    if not needs_calibration(selection):
-        return
-    if reader is None:
-        raise CalibrationError(
-            "static activation quantization needs calibration data: pass a CalibrationDataReader, quantize activations "
-            "per token, or leave activations out for weight-only"
-        )
-    wrap(reader)
-
-
-def calibrate(
-    model: str | Path,
-    selection: Selection,
-    reader: DataReader | None,
-    *,
-    max_samples: int | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> dict[tuple[str, CalibMethod, float], Range]:
-    """The ranges that the selection needs.
-
-    Args:
-        model: The float model's file, the one that the selection was made on.
-        selection: What will be quantized.
-        reader: Any onnxruntime calibration reader.
-        max_samples: Stop after so many samples.
-        threads: onnxruntime's intra-op threads.
-        progress: Called with samples done and, where known, their number.
-
-    Returns:
-        Ranges by tensor name, method and percentile.
-
-    Raises:
-        CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
-    """
-    require_reader(selection, reader)
-    observed = _observed(selection)
-    if reader is None or not observed:
-        return {}
-    ranges: dict[tuple[str, CalibMethod, float], Range] = {}
-    rewindable: RewindableReader = wrap(reader)
-    for number, ((method, percentile), names) in enumerate(observed.items()):
-        if number:
-            rewindable.rewind()
-        found = collect_ranges(
-            model,
-            names,
-            rewindable,
-            method=CalibrationMethod.MINMAX if method is CalibMethod.MinMax else CalibrationMethod.PERCENTILE,
-            percentile=percentile,
-            max_samples=max_samples,
-            threads=threads,
-            progress=progress,
-        )
-        ranges |= {(name, method, percentile): found[name] for name in names}
-    return ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +47,7 @@ class GivenWeights:
         return replace(given, accuracy_level=4) if slow else given
 
 
-def emit(
+def apply_selection(
     model: ir.Model,
     selection: Selection,
     ranges: Ranges,
@@ -135,7 +59,7 @@ def emit(
     Args:
         model: The model that the selection was made on.
         selection: What is quantized.
-        ranges: From ``calibrate``.
+        ranges: From ``static_ranges.calibrate``.
         progress: Called with nodes done and their number.
         given: The weights; None to round each to nearest, to 8 bits, when it is written.
     """
@@ -167,7 +91,7 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
     Args:
         spec: How it is quantized; None leaves it in float.
         name: The value's name, which its range goes by.
-        ranges: From ``calibrate``.
+        ranges: From ``static_ranges.calibrate``.
     """
     if spec is None:
         return None
@@ -179,23 +103,6 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
     if spec.bits == 8 and spec.symmetric and spec.group_size is None:
         return PerToken(spec.clip_ratio)
     return FakePerToken(spec.bits, spec.symmetric, spec.group_size, spec.clip_ratio)
-
-
-def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]]:
-    """The tensors to observe, by method and percentile."""
-    wanted: dict[tuple[CalibMethod, float], list[str]] = {}
-
-    def want(spec: QTensorConfig | None, value: ir.Value) -> None:
-        if spec is None or spec.quant_granularity is QuantGranularity.Token:
-            return
-        names = wanted.setdefault((spec.calibration_method, spec.percentile), [])
-        if value.name not in names:
-            names.append(value.name or "")
-
-    for job in selection.linears:
-        want(job.config.activation, job.linear.input)
-        want(job.config.output_tensors, job.linear.output)
-    return wanted
 
 
 def _integers(spec: QTensorConfig) -> IntegerType:

@@ -1,0 +1,108 @@
+"""The ranges of static activations.
+
+Calibration runs the float model once over the reader's samples and keeps a minimum and a maximum per tensor.
+
+The graph is then written by :mod:`quarot_onnx.quantization.apply`. onnxruntime's own ``quantize_static`` gives the same
+grids from the same ranges (a test holds the two together), but it loads every weight several times over, and quantizes
+the Hadamards and attention's MatMuls unless told otherwise.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
+from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.quantization.config.spec import QTensorConfig
+from quarot_onnx.quantization.select import Selection
+
+Ranges = Mapping[tuple[str, CalibMethod, float], Range]
+
+
+def needs_calibration(selection: Selection) -> bool:
+    """Whether any activation or output gets a fixed grid."""
+    return bool(_observed(selection))
+
+
+def require_reader(selection: Selection, reader: DataReader | None) -> None:
+    """Refuse a selection that needs calibration data where there are none.
+
+    Raises:
+        CalibrationError: Something is calibrated, and the reader is missing or none.
+    """
+    if not needs_calibration(selection):
+        return
+    if reader is None:
+        raise CalibrationError(
+            "static activation quantization needs calibration data: pass a CalibrationDataReader, quantize activations "
+            "per token, or leave activations out for weight-only"
+        )
+    wrap(reader)
+
+
+def calibrate(
+    model: str | Path,
+    selection: Selection,
+    reader: DataReader | None,
+    *,
+    max_samples: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, CalibMethod, float], Range]:
+    """The ranges that the selection needs.
+
+    Args:
+        model: The float model's file, the one that the selection was made on.
+        selection: What will be quantized.
+        reader: Any onnxruntime calibration reader.
+        max_samples: Stop after so many samples.
+        threads: onnxruntime's intra-op threads.
+        progress: Called with samples done and, where known, their number.
+
+    Returns:
+        Ranges by tensor name, method and percentile.
+
+    Raises:
+        CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
+    """
+    require_reader(selection, reader)
+    observed = _observed(selection)
+    if reader is None or not observed:
+        return {}
+    ranges: dict[tuple[str, CalibMethod, float], Range] = {}
+    rewindable: RewindableReader = wrap(reader)
+    for number, ((method, percentile), names) in enumerate(observed.items()):
+        if number:
+            rewindable.rewind()
+        found = collect_ranges(
+            model,
+            names,
+            rewindable,
+            method=CalibrationMethod.MINMAX if method is CalibMethod.MinMax else CalibrationMethod.PERCENTILE,
+            percentile=percentile,
+            max_samples=max_samples,
+            threads=threads,
+            progress=progress,
+        )
+        ranges |= {(name, method, percentile): found[name] for name in names}
+    return ranges
+
+
+def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]]:
+    """The tensors to observe, by method and percentile."""
+    wanted: dict[tuple[CalibMethod, float], list[str]] = {}
+
+    def want(spec: QTensorConfig | None, value: ir.Value) -> None:
+        if spec is None or spec.quant_granularity is QuantGranularity.Token:
+            return
+        names = wanted.setdefault((spec.calibration_method, spec.percentile), [])
+        if value.name not in names:
+            names.append(value.name or "")
+
+    for job in selection.linears:
+        want(job.config.activation, job.linear.input)
+        want(job.config.output_tensors, job.linear.output)
+    return wanted
