@@ -259,9 +259,12 @@ def test_as_a_program(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["recipe"]["quantization"]["linears"] == 15
     assert not done.stderr
-    missing = subprocess.run([script, "inspect", tmp_path / "no.onnx"], capture_output=True, text=True, check=False)
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr.startswith("error: no model at")
+    for program in ([script], [sys.executable, "-m", "quarot_onnx"]):
+        missing = subprocess.run(
+            [*program, "inspect", tmp_path / "no.onnx"], capture_output=True, text=True, check=False
+        )
+        assert (missing.returncode, missing.stdout) == (2, "")
+        assert missing.stderr.startswith("error: no model at")
 
 
 def test_a_written_config_does_not_replace_the_models_own(shell: Shell, model: Path) -> None:
