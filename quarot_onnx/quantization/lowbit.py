@@ -221,7 +221,9 @@ def round_weights(
     aware = [j for j in jobs if j.linear and j.linear.node not in head] if needs_statistics(options) else []
     if aware:
         assert task.config.rounding is not None
-        starts = {attention.value.node for attention in sites.attentions if attention.value is not None}
+        # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
+        marks = [attention.value or attention.output for attention in sites.attentions]
+        starts = {linear.node for linear in marks if linear is not None}
         quantize = task.config.rounding.aq_calibration
         round_blockwise(aware, rounding, BlockwiseInputs(task.model, starts, task.samples, quantize, scratch))
     done = {job.name for job in aware}

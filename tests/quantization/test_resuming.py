@@ -101,6 +101,19 @@ def test_stopped_three_times_at_random(
     assert files(tmp_path) == expected
 
 
+def test_blocks_where_v_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-NeoX mixes Q, K and V within heads; its blocks begin at O."""
+    source, config = exports.optimum_export("gpt_neox"), config_for("gptaq", "w4a8", use_external_data_format=True)
+    linears = 8
+    run(source, tmp_path / "whole", config)
+    with pytest.raises(StoppedError):
+        run(source, tmp_path / "again", config, progress=stop_at(linears, StoppedError))
+    with watched(monkeypatch) as seen:
+        run(source, tmp_path / "again", config)
+    assert rounded_again(seen.calls) <= linears // 2 + 1, "two blocks of four, and the head"
+    assert files(tmp_path / "again") == files(tmp_path / "whole")
+
+
 def test_stopped_before_a_block_is_done_nothing_is_kept(
     source: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
