@@ -151,7 +151,7 @@ def save(
     needed = layout.model_bytes + layout.data_bytes + sum(map(len, beside.values())) + _SLACK
     check_free_space(target.parent, needed)
     try:
-        with staged(target.parent) as batch:
+        with staged(target) as batch:
             if data_path is not None:
                 layout.write_data(batch.stage(data_path), progress)
             for file, content in beside.items():

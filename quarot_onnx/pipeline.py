@@ -26,6 +26,8 @@ from quarot_onnx.provenance import (
     record,
     recorded,
     refuse_other_rotation,
+    refuse_quantized,
+    rotation_notes,
     summary,
 )
 from quarot_onnx.quantization import lowbit, static_ranges
@@ -98,13 +100,14 @@ def rotate(
     clock = Clock()
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
+    refuse_quantized(recorded(model))
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
     equivalence: Equivalence | None = None
     clock.lap("plan")
-    with scratch_folder(Path(target).absolute().parent) as scratch:
+    with scratch_folder(Path(target)) as scratch:
         file = scratch / "rotated.onnx"
         if verify:
             model_io.save(model, file, progress=_phase(progress, "rotate"))
@@ -159,6 +162,7 @@ def quantize(
     clock = Clock()
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
+    refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     selection = select(model, config)
@@ -213,7 +217,8 @@ def quantize(
             forbid=protected,
         )
         clock.lap("quantize")
-    notes = (*config.notes, *(plan.notes if plan is not None else ()), *notes)
+    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
+    notes = (*config.notes, *of_rotation, *notes)
     return Outcome(saved, recipe, equivalence, notes, clock.laps)
 
 

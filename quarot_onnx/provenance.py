@@ -11,7 +11,7 @@ beside the model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.sites.model import Kind
 
 RECIPE_KEY = "quarot_onnx.recipe"
 """The entry of an output's metadata_props that says what was done, as JSON."""
@@ -86,6 +87,19 @@ def is_rotated(recipe: Recipe | None) -> bool:
     return recipe is not None and recipe.get("rotation") is not None
 
 
+def refuse_quantized(recipe: Recipe | None) -> None:
+    """Refuse a model that an earlier run quantized, also where its graph is a float one (the format fake).
+
+    Raises:
+        ModelError: It was.
+    """
+    if recipe is not None and recipe.get("quantization") is not None:
+        raise ModelError(
+            "the model is already quantized, as its recipe says; start from the float32 or float16 export, or from the "
+            "rotated float model"
+        )
+
+
 def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
     """Refuse a configuration that contradicts how a model was rotated.
 
@@ -118,6 +132,24 @@ def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
                 f"the model was rotated with {name}={before.get(name)}, and the configuration asks for {name}={asked}; "
                 "rotate the original anew, or make the two agree"
             )
+
+
+def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str, ...]:
+    """What a user should know of a rotated model that is quantized as it is.
+
+    Args:
+        recipe: Of the model; without one, or one that tells of no rotation, there is nothing to say.
+        wanted: The rotations that the scheme gains from.
+    """
+    if recipe is None or not is_rotated(recipe):
+        return ()
+    rotation = recipe["rotation"]
+    done = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
+    if Kind.R4 in wanted and not done.get("R4"):
+        return ("the model was rotated without R4, which quantized activations gain from: rotate the original with r4",)
+    if Kind.R4 not in wanted and done.get("R4"):
+        return ("the model was rotated with R4, which costs time and helps only quantized activations",)
+    return ()
 
 
 def summary(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ Files are written into a hidden folder beside their targets and moved into place
 complete. Whatever interrupts the batch, ``KeyboardInterrupt`` included, leaves the output folder as it was.
 """
 
+import glob
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from quarot_onnx.errors import OutputError
 
 _SCRATCH = ".quarot-"
+_RUN = ".quarot"  # ends the name of a run's hidden folder
+_LONGEST = 100  # characters of an output's name that its scratch folder bears
 
 
 class Batch:
@@ -52,12 +55,18 @@ class Batch:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Batch]:
-    """Open a batch for ``folder``, creating the folder if need be; commit on success, leave no trace otherwise.
+def staged(target: Path) -> Iterator[Batch]:
+    """Open a batch for ``target`` and what goes beside it, creating the folder if need be.
+
+    Commits on success, leaves no trace otherwise.
+
+    Args:
+        target: The file that gives the batch its name.
 
     Raises:
         OSError: If the folder cannot be created or a file not moved.
     """
+    folder = target.parent
     created: list[Path] = []
     scratch: Path | None = None
     complete = False
@@ -66,7 +75,7 @@ def staged(folder: Path) -> Iterator[Batch]:
             if not parent.exists():
                 created.append(parent)
                 parent.mkdir()
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=folder))
         batch = Batch(scratch)
         yield batch
         batch.commit()
@@ -78,6 +87,16 @@ def staged(folder: Path) -> Iterator[Batch]:
             for parent in reversed(created):
                 with suppress(OSError):
                     parent.rmdir()
+
+
+def remove_stale(target: Path) -> None:
+    """Remove what batches of ``target`` left that were killed; only for who knows that none is at work."""
+    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    return f"{_SCRATCH}{target.name[:_LONGEST]}-"
 
 
 def check_targets(targets: Iterable[Path], *, protected: Iterable[Path], overwrite: bool) -> None:
@@ -111,7 +130,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     """Refuse a batch that the disk cannot hold.
 
     Args:
-        folder: Where it is to be written; for the scratch folder of a batch the error names the folder around it.
+        folder: Where it is to be written; for a hidden folder of ours the error names the folder around it.
         needed: Bytes.
 
     Raises:
@@ -119,7 +138,8 @@ def check_free_space(folder: Path, needed: int) -> None:
     """
     free = free_bytes(folder)
     if needed > free:
-        named = folder.parent if folder.name.startswith(_SCRATCH) else folder
+        hidden = (path for path in (folder, *folder.parents) if path.name.startswith(".") and path.suffix == _RUN)
+        named = next((path.parent for path in hidden), folder)
         raise OutputError(
             f"not enough space in {named}: {needed:,} bytes needed, {free:,} free; free some or write elsewhere"
         )

@@ -1,7 +1,5 @@
 """What a run needs besides its input and output: a scratch folder, a checkpoint, a clock."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +8,10 @@ from pathlib import Path
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.readers import DataReader, SampleReader
-from quarot_onnx.errors import OutputError
 from quarot_onnx.quantization import lowbit
 from quarot_onnx.quantization.checkpoint import Checkpoint, open_checkpoint
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.staging import nearest_existing
+from quarot_onnx.run_folder import run_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +37,29 @@ def workspace(
 ) -> Iterator[Workspace]:
     """A scratch folder, or for weights that are rounded beforehand a checkpoint that outlives an interrupted run."""
     if not config.low_bit:
-        with scratch_folder(target.absolute().parent) as scratch:
+        with scratch_folder(target) as scratch:
             yield Workspace(scratch, None, [], reader)
         return
-    with open_checkpoint(target, lowbit.fingerprint(sources, config, samples)) as checkpoint:
+    with (
+        run_folder(target) as folder,
+        open_checkpoint(folder.path, lowbit.fingerprint(sources, config, samples)) as checkpoint,
+    ):
         again = SampleReader(samples) if samples else reader
-        yield Workspace(checkpoint.scratch, checkpoint, samples, again)
+        yield Workspace(folder.scratch, checkpoint, samples, again)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder on the output's disk, removed at the end whatever happens.
+
+    An end without error also removes what an interrupted run to the same output kept: the output is there now.
+
+    Args:
+        target: The .onnx file that will be written.
+    """
+    with run_folder(target) as folder:
+        yield folder.scratch
+        folder.clear()
 
 
 class Clock:
@@ -60,17 +74,3 @@ class Clock:
         now = time.perf_counter()
         self.laps[phase] = now - self._last
         self._last = now
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder on the output's disk, removed at the end whatever happens."""
-    existing = nearest_existing(folder)
-    try:
-        path = Path(tempfile.mkdtemp(prefix=".quarot-", dir=existing))
-    except OSError as error:
-        raise OutputError(f"cannot write to {existing}: {error.strerror}; choose another output folder") from error
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,40 @@ def test_int8_per_token_is_as_good_as_uint8() -> None:
     assert uint8 is not None
     x = np.random.default_rng(0).standard_normal((1, 3, graphs.IN)).astype(np.float32)
     np.testing.assert_array_equal(graphs.run(int8, {"x": x}), graphs.run(uint8, {"x": x}))
+
+
+@pytest.mark.parametrize("step", ["rotate", "quantize"])
+def test_a_fake_quantized_model_is_quantized(step: str, source: Path, tmp_path: Path) -> None:
+    """Its graph is a float one; the recipe in it tells."""
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    fake = QConfig(W8, output_format="fake")
+    ModelQuantizer(fake).quantize_model(source, tmp_path / "fake.onnx")
+    before = sorted(tmp_path.iterdir())
+    again = partial(rotate, config=QuarotConfig()) if step == "rotate" else ModelQuantizer(QConfig(W8)).quantize_model
+    with pytest.raises(ModelError, match="already quantized, as its recipe says; start from the float32"):
+        again(tmp_path / "fake.onnx", tmp_path / "q.onnx")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("r4", "config", "note"),
+    [
+        (False, PER_TOKEN, "rotated without R4, which quantized activations gain from"),
+        (True, W8, "rotated with R4, which costs time and helps only quantized activations"),
+        (True, PER_TOKEN, None),
+        (False, W8, None),
+    ],
+)
+def test_a_rotation_that_suits_another_scheme_is_told(
+    r4: bool, config: QLayerConfig, note: str | None, source: Path, tmp_path: Path
+) -> None:
+    from quarot_onnx.pipeline import rotate  # noqa: PLC0415
+
+    rotate(source, tmp_path / "r.onnx", QuarotConfig(r4=r4), verify=False)
+    for algorithms in ([], [QuarotConfig()]):
+        quantizer = ModelQuantizer(QConfig(config, algo_config=algorithms))
+        quantizer.quantize_model(tmp_path / "r.onnx", tmp_path / "q.onnx")
+        assert quantizer.outcome is not None
+        assert [item for item in quantizer.outcome.notes if note and note in item] or note is None
+        assert note is not None or not [item for item in quantizer.outcome.notes if "R4" in item]

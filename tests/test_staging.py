@@ -176,6 +176,6 @@ def test_a_report_that_is_not_json_fails_before_anything_is_written(source, tmp_
 
 
 def test_batches_of_nothing_are_fine(tmp_path):
-    with staging.staged(tmp_path / "a" / "b"):
+    with staging.staged(tmp_path / "a" / "b" / "m.onnx"):
         pass
     assert io_models.tree(tmp_path) == {"a": "folder", "a/b": "folder"}

@@ -48,8 +48,9 @@ def outcome(done: "Outcome") -> None:
         )
     quantization = done.recipe.get("quantization")
     if isinstance(quantization, dict):
-        tables = f" and {quantization['embeddings']} embeddings" if quantization["embeddings"] else ""
-        say(f"quantized: {quantization['linears']} Linears{tables}")
+        tables = quantization["embeddings"]
+        also = f" and {tables} embedding{'s' if tables > 1 else ''}" if tables else ""
+        say(f"quantized: {quantization['linears']} Linears{also}")
     seconds = sum(done.seconds.values())
     say(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)")
 

@@ -1,19 +1,14 @@
-"""What a run that rounds weights block by block keeps beside its output, so that a killed one can go on.
+"""What a run that rounds weights block by block keeps in its folder, so that a killed one can go on.
 
 ::
 
-    .model.onnx.quarot/     (.new.model.onnx.quarot/ in the folder above, while the output folder "new" does not exist)
-      run.json        what is being done: source, configuration, calibration data, versions
-      weights/        a file for every rounded weight
-      block-7/        the hidden states at the beginning of block 7, and notes.json
-      scratch/        the rotated model, hidden states that do not fit into memory
-      lock            held while a run is at work
+    run.json        what is being done: source, configuration, calibration data, versions
+    weights/        a file for every rounded weight
+    block-7/        the hidden states at the beginning of block 7, and notes.json
 
-Files and folders appear whole or not at all. A run that does something else starts over; a run that ends well removes
-the folder.
+Files and folders appear whole or not at all. A run that does something else starts over.
 """
 
-import errno
 import json
 import shutil
 import zipfile
@@ -23,16 +18,8 @@ from pathlib import Path
 
 from quarot_onnx.errors import OutputError, QuarotError
 from quarot_onnx.quantization.weights.store import WeightStore
-from quarot_onnx.staging import nearest_existing
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_BLOCK, _NOTES = "block-", "notes.json"
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_RUN, _WEIGHTS, _BLOCK, _NOTES = "run.json", "weights", "block-", "notes.json"
 
 DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, KeyError, FileNotFoundError)
 """What reading a file raises that is not whole, as a power cut leaves it."""
@@ -41,31 +28,27 @@ DAMAGE = (zipfile.BadZipFile, EOFError, ValueError, KeyError, FileNotFoundError)
 def notes_of(block: Path) -> list[str]:
     """What was noted before a block, from its folder; raises what ``DAMAGE`` lists where that is not whole."""
     notes = json.loads((block / _NOTES).read_text(encoding="utf-8"))
-    if not isinstance(notes, list):
-        raise ValueError(f"{block / _NOTES} holds no list")  # noqa: TRY004 - damage
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError(f"{block / _NOTES} holds no list of texts")
     return notes
 
 
 class Checkpoint:
     """The folder of one run."""
 
-    def __init__(self, target: Path) -> None:
-        """Use the folder that belongs to an output.
+    def __init__(self, folder: Path) -> None:
+        """Use a folder.
 
         Args:
-            target: The .onnx file that will be written.
+            folder: The folder of the run, which exists.
 
         Raises:
-            OutputError: It cannot be made.
+            OSError: It cannot be written.
         """
-        self.folder = _made(target)
-        self._weights = self.folder / "weights"
+        self.folder = folder
+        self._weights = folder / _WEIGHTS
         self._weights.mkdir(exist_ok=True)
         self.store = WeightStore(self._weights)
-        self.scratch = self.folder / "scratch"
-        """For what need not outlive the run."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir()
 
     def resume(self, run: Mapping[str, object]) -> bool:
         """Take up an earlier run if it did the same, else start over.
@@ -76,7 +59,7 @@ class Checkpoint:
         Returns:
             Whether there is an earlier run of the same kind.
         """
-        file, text = self.folder / "run.json", json.dumps(run, sort_keys=True).encode()
+        file, text = self.folder / _RUN, json.dumps(run, sort_keys=True).encode()
         if file.is_file() and file.read_bytes() == text:
             return True
         self.forget_blocks()
@@ -114,7 +97,8 @@ class Checkpoint:
 
     def last_block(self) -> tuple[int, Path] | None:
         """The block to go on with, and the folder of its notes and hidden states; None at the start."""
-        found = {int(path.name.removeprefix(_BLOCK)): path for path in self.folder.glob(f"{_BLOCK}*")}
+        numbers = ((path.name.removeprefix(_BLOCK), path) for path in self.folder.glob(f"{_BLOCK}*"))
+        found = {int(number): path for number, path in numbers if number.isdecimal()}
         if not found:
             return None
         block = max(found)
@@ -127,70 +111,33 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _made(target: Path) -> Path:
-    """The folder that belongs to an output; made if it is not there.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    target = target.absolute()
-    beside = nearest_existing(target.parent)
-    folder = beside / f".{'.'.join(target.relative_to(beside).parts)}.quarot"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to {beside}: {error.strerror}; choose another output folder") from error
-    return folder
+        self.forget_blocks()
+        shutil.rmtree(self._weights, ignore_errors=True)
+        (self.folder / _RUN).unlink(missing_ok=True)
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Keep other runs away from an output's folder; without effect where the system has no such locks.
-
-    Raises:
-        OutputError: Another run has it.
-    """
-    if fcntl is None:
-        yield
-        return
-    with (_made(target) / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing {target}; wait for it, or choose another output") from error
-        yield
-
-
-@contextmanager
-def open_checkpoint(target: Path, run: Mapping[str, object]) -> Iterator[Checkpoint]:
-    """The checkpoint of an output, removed when the run ends well or cannot be ended by running it again.
+def open_checkpoint(folder: Path, run: Mapping[str, object]) -> Iterator[Checkpoint]:
+    """A checkpoint, cleared when the run ends well or cannot be ended by running it again.
 
     What stops a run from outside (an interrupt, a full disk) leaves it, with a note on the exception.
 
     Args:
-        target: The .onnx file that will be written.
+        folder: The folder of the run.
         run: What this run does, JSON types only.
 
     Raises:
-        OutputError: It cannot be made, another run has it, or the disk is full.
+        OSError: It cannot be written.
     """
-    with _locked(target):
-        checkpoint = Checkpoint(target)
-        checkpoint.resume(run)
-        try:
-            yield checkpoint
-        except BaseException as error:
-            shutil.rmtree(checkpoint.scratch, ignore_errors=True)
-            at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError)
-            if at_fault or checkpoint.last_block() is None:
-                checkpoint.remove()
-            else:
-                error.add_note(f"finished blocks are kept in {checkpoint.folder}: the same command goes on from there")
-            if isinstance(error, OSError) and error.errno in _FULL:
-                folder = checkpoint.folder.parent
-                raise OutputError(f"no space is left in {folder}: free some, and run the same command again") from error
-            raise
-        checkpoint.remove()
+    checkpoint = Checkpoint(folder)
+    checkpoint.resume(run)
+    try:
+        yield checkpoint
+    except BaseException as error:
+        at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError)
+        if at_fault or checkpoint.last_block() is None:
+            checkpoint.remove()
+        else:
+            error.add_note(f"finished blocks are kept in {checkpoint.folder}: the same command goes on from there")
+        raise
+    checkpoint.remove()

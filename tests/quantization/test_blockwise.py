@@ -51,10 +51,11 @@ class Work:
         self.samples = feeds_of(source, count=4, length=40) if samples is None else samples
         ranges = static_ranges.calibrate(source, selection, SampleReader(self.samples))
         self.task = lowbit.Task(model, selection, config, ranges, self.samples)
-        self.checkpoint = Checkpoint(folder / "q.onnx")
+        self.checkpoint, self.scratch = Checkpoint(folder), folder / "scratch"
+        self.scratch.mkdir(exist_ok=True)
 
     def round(self) -> tuple[GivenWeights, tuple[str, ...]]:
-        return lowbit.round_weights(self.task, self.checkpoint, self.checkpoint.scratch, lambda *_: None)
+        return lowbit.round_weights(self.task, self.checkpoint, self.scratch, lambda *_: None)
 
 
 @pytest.fixture

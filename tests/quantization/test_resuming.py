@@ -228,7 +228,14 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
 DAMAGES = {
+    "a byte of every weight": lambda folder: [flip(path) for path in (folder / "weights").glob("*.npz")],
     "a weight": lambda folder: truncate(next((folder / "weights").glob("*.npz"))),
     "all weights": lambda folder: [path.unlink() for path in (folder / "weights").iterdir()],
     "hidden states": lambda folder: truncate(folder / "block-2" / "quantized.zip"),

@@ -59,7 +59,7 @@ class WeightStore:
         return self._rounded(path, weight.scheme, weight.integers.shape)
 
     def find(self, name: str, scheme: WeightScheme, shape: tuple[int, ...]) -> RoundedWeight | None:
-        """The weight of a node that is already there, or None, also where its file is not whole (after a power cut).
+        """The weight of a node that is already there, or None, also where its file is damaged.
 
         Args:
             name: The name of its node.
@@ -67,13 +67,13 @@ class WeightStore:
             shape: (in, out).
         """
         path = self._path(name)
-        return self._rounded(path, scheme, shape) if zipfile.is_zipfile(path) else None
+        return self._rounded(path, scheme, shape) if _is_whole(path) else None
 
     def require(self, name: str, scheme: WeightScheme, shape: tuple[int, ...]) -> RoundedWeight:
         """As ``find``, for a weight that must be there.
 
         Raises:
-            FileNotFoundError: It is not, or not whole.
+            FileNotFoundError: It is not, or is damaged.
         """
         found = self.find(name, scheme, shape)
         if found is None:
@@ -92,3 +92,12 @@ class WeightStore:
 
         rows, columns = shape
         return RoundedWeight(scheme, (rows, columns), load)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all members of an archive are there, with the checksums that they were written with."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError):
+        return False
