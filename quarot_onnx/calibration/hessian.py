@@ -18,6 +18,9 @@ from scipy.linalg.blas import ssyrk
 _ROWS = 512
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order."""
 
+_BLOCK = 1024
+"""Rows of a block that is mirrored at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -65,9 +68,14 @@ class Accumulator:
         self._tokens += len(quantized)
 
     def finish(self) -> Statistics:
-        """The statistics of all rows so far."""
-        count = max(self._tokens, 1)
-        upper = np.triu(self._hessian)
-        hessian = upper + np.triu(upper, 1).T
-        drift = None if self._drift is None else self._drift / count
-        return Statistics(hessian / count, drift, self._tokens)
+        """The statistics of all rows. They take the sums' place: nothing can be added after."""
+        hessian, drift, count = self._hessian, self._drift, max(self._tokens, 1)
+        for start in range(0, len(hessian), _BLOCK):
+            stop = start + _BLOCK
+            block = np.triu(hessian[start:stop, start:stop])
+            hessian[start:stop, start:stop] = block + np.triu(block, 1).T
+            hessian[stop:, start:stop] = hessian[start:stop, stop:].T
+        hessian /= count
+        if drift is not None:
+            drift /= count
+        return Statistics(hessian, drift, self._tokens)

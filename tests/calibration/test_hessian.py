@@ -12,10 +12,10 @@ def rows(count: int, features: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, features)).astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [1, 511, 512, 513, 1300])
-def test_hessian_and_drift_are_what_they_say(count: int) -> None:
-    exact, moved = rows(count, 13, 0), rows(count, 13, 1)
-    accumulator = Accumulator(13, drift=True)
+@pytest.mark.parametrize(("count", "features"), [(1, 13), (511, 13), (512, 13), (513, 13), (1300, 13), (700, 1100)])
+def test_hessian_and_drift_are_what_they_say(count: int, features: int) -> None:
+    exact, moved = rows(count, features, 0), rows(count, features, 1)
+    accumulator = Accumulator(features, drift=True)
     for start in range(0, count, 700):
         accumulator.add(moved[start : start + 700], exact[start : start + 700])
     found = accumulator.finish()

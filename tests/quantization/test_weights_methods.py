@@ -7,13 +7,13 @@ import pytest
 from weights_by_hand import gptq_by_hand, inputs, qronos_by_hand, statistics
 
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.choices import Method
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.quantization.weights import solve
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.factor import factorise
 from quarot_onnx.quantization.weights.gptaq import GptaqOptions
 from quarot_onnx.quantization.weights.methods import (
-    Method,
     RoundingOptions,
     method_of,
     needs_drift,
@@ -238,7 +238,8 @@ def test_a_pivot_that_is_all_rounding_counts_as_a_failure() -> None:
 
 
 def test_dead_inputs_need_no_damping() -> None:
-    factors = factorise(np.diag([2.0, 0.0, 4.0]), 0.0, "w")
+    factors = factorise(np.diag([2.0, 0.0, 4.0]), 0.0, "w", root=True)
+    assert factors.root is not None
     assert factors.damping == 0.0
     np.testing.assert_allclose(np.diag(factors.root) ** 2, [2.0, 1.0, 4.0], rtol=1e-15)
 
@@ -254,7 +255,8 @@ def test_a_hessian_beyond_all_damping_is_refused_by_name() -> None:
 def test_the_factors_are_those_of_the_damped_hessian_and_its_inverse(features: int) -> None:
     exact, _ = inputs(60, features)
     hessian = exact.T @ exact / 60
-    factors = factorise(hessian, 0.02, "w")
+    factors = factorise(hessian, 0.02, "w", root=True)
+    assert factors.root is not None
     damped = hessian + 0.02 * np.diag(hessian).mean() * np.eye(features)
     # The condition number is below 1e4: float64 leaves 1e-11.
     np.testing.assert_allclose(factors.root @ factors.root.T, damped, atol=1e-11 * damped.max())

@@ -29,23 +29,24 @@ class Factors:
     """A factorised Hessian.
 
     Attributes:
-        root: V, upper triangular float64 [in, in].
+        root: V, upper triangular float64 [in, in]; None where it was not asked for.
         inverse: U, upper triangular float64 [in, in].
         damping: λ as a fraction of the mean diagonal element, as it was finally used.
     """
 
-    root: NDArray[np.float64]
+    root: NDArray[np.float64] | None
     inverse: NDArray[np.float64]
     damping: float
 
 
-def factorise(hessian: NDArray[np.float64], damping: float, name: str) -> Factors:
+def factorise(hessian: NDArray[np.float64], damping: float, name: str, *, root: bool = False) -> Factors:
     """Damp and factorise a Hessian; where that fails, the damping is raised tenfold, up to 1.
 
     Args:
         hessian: H, symmetric [in, in], finite.
         damping: λ as a fraction of the mean diagonal element.
         name: The Linear, for messages.
+        root: Whether V is wanted beside U.
 
     Returns:
         The factors, and the damping that was enough.
@@ -58,7 +59,7 @@ def factorise(hessian: NDArray[np.float64], damping: float, name: str) -> Factor
     mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
     filled = np.where(dead, 1.0, diagonal)
     while True:
-        factors = _try_to_factorise(hessian, filled + damping * mean, damping)
+        factors = _try_to_factorise(hessian, filled + damping * mean, damping, root=root)
         if factors is not None:
             return factors
         if damping >= _LARGEST:
@@ -69,7 +70,9 @@ def factorise(hessian: NDArray[np.float64], damping: float, name: str) -> Factor
         damping = min(10.0 * max(damping, _SMALLEST_RAISED), _LARGEST)
 
 
-def _try_to_factorise(hessian: NDArray[np.float64], diagonal: NDArray[np.float64], damping: float) -> Factors | None:
+def _try_to_factorise(
+    hessian: NDArray[np.float64], diagonal: NDArray[np.float64], damping: float, *, root: bool
+) -> Factors | None:
     """The factors of a Hessian with another diagonal; None where it is not positive definite to working precision."""
     reverse = np.array(hessian[::-1, ::-1], order="F")
     np.fill_diagonal(reverse, diagonal[::-1])
@@ -79,8 +82,8 @@ def _try_to_factorise(hessian: NDArray[np.float64], diagonal: NDArray[np.float64
     # What is left of a diagonal element after the others were eliminated; less than rounding leaves no true digit.
     if (np.diagonal(lower)[::-1] ** 2 <= len(diagonal) * np.finfo(np.float64).eps * diagonal).any():
         return None
-    root = np.array(lower[::-1, ::-1], order="C")
+    upper = np.array(lower[::-1, ::-1], order="C") if root else None
     inverse, info = lapack.dtrtri(lower, lower=1, overwrite_c=1)
     if info != 0 or not np.isfinite(inverse).all():
         return None
-    return Factors(root, np.ascontiguousarray(inverse[::-1, ::-1]), damping)
+    return Factors(upper, np.ascontiguousarray(inverse[::-1, ::-1]), damping)

@@ -52,5 +52,9 @@ def gptaq(
     problem = pose(statistics, scheme, options, name)
     assert problem.drift is not None, name
     inverse = problem.factors.inverse
-    carried = options.alpha * (np.triu(problem.drift @ inverse.T, 1) @ inverse)
+    owed = problem.drift @ inverse.T
+    for row in range(len(owed)):  # the strict upper triangle, in place: matrices are large
+        owed[row, : row + 1] = 0.0
+    carried = owed @ inverse
+    carried *= options.alpha
     return round_in_order(weight, problem, scheme, options, name, carried=carried)

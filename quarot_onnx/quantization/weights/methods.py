@@ -1,11 +1,10 @@
 """The rounding methods behind one door."""
 
-from enum import StrEnum
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.choices import Method
 from quarot_onnx.quantization.weights.gptaq import GptaqOptions, gptaq
 from quarot_onnx.quantization.weights.gptq import gptq
 from quarot_onnx.quantization.weights.qronos import QronosOptions, qronos
@@ -15,15 +14,6 @@ from quarot_onnx.quantization.weights.solve import GptqOptions, Rounded
 
 RoundingOptions = RtnOptions | GptqOptions
 """The options of a method; their type says which method."""
-
-
-class Method(StrEnum):
-    """The rounding methods by name."""
-
-    RTN = "rtn"
-    GPTQ = "gptq"
-    GPTAQ = "gptaq"
-    QRONOS = "qronos"
 
 
 def method_of(options: RoundingOptions) -> Method:

@@ -60,15 +60,16 @@ def qronos(
         ModelError: The weight holds NaN or infinity.
         CalibrationError: The statistics do, or H cannot be factorised.
     """
-    problem = pose(statistics, scheme, options, name)
+    problem = pose(statistics, scheme, options, name, root=True)
     require_finite(weight, name)
     return round_in_order(weight + _correction(weight, problem), problem, scheme, options, name)
 
 
 def _correction(weight: NDArray[np.floating], problem: Problem) -> NDArray[np.float64]:
     """The difference w' - w, [in, out], in the inputs' own order."""
-    assert problem.drift is not None
     root = problem.factors.root
+    assert problem.drift is not None
+    assert root is not None
     missing = problem.drift.T @ weight[problem.order].astype(np.float64)
     first = root[0] @ root.T  # the first row of the damped H
     missing[0] /= first[0]

@@ -80,7 +80,9 @@ class Problem:
     drift: NDArray[np.float64] | None
 
 
-def pose(statistics: Statistics, scheme: WeightScheme, options: GptqOptions, name: str) -> Problem:
+def pose(
+    statistics: Statistics, scheme: WeightScheme, options: GptqOptions, name: str, *, root: bool = False
+) -> Problem:
     """Order, damp and factorise the statistics.
 
     Args:
@@ -88,6 +90,7 @@ def pose(statistics: Statistics, scheme: WeightScheme, options: GptqOptions, nam
         scheme: The family of grids.
         options: Damping and order.
         name: The Linear, for messages.
+        root: Whether the factor of H itself is wanted, beside that of its inverse.
 
     Raises:
         ConfigError: act-order with groups whose grids are not static.
@@ -108,7 +111,7 @@ def pose(statistics: Statistics, scheme: WeightScheme, options: GptqOptions, nam
         order = np.argsort(-np.diagonal(hessian), kind="stable")
         hessian = hessian[np.ix_(order, order)]
         drift = None if drift is None else drift[np.ix_(order, order)]
-    return Problem(order, factorise(hessian, options.damping, name), drift)
+    return Problem(order, factorise(hessian, options.damping, name, root=root), drift)
 
 
 def round_in_order(
