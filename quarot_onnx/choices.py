@@ -19,12 +19,12 @@ class Choice(StrEnum):
         """The member that a member or a string names: ``"MinMax"``, ``"min_max"`` or ``"CalibMethod.MinMax"``.
 
         Raises:
-            ValueError: No member has this name, or it is not supported; names those that are.
+            ValueError: No member has this name, or it is not supported; names those that are, as files spell them.
         """
         member = value if isinstance(value, cls) else cls._named(value)
-        allowed = " or ".join(item.name for item in cls.supported())
+        allowed = " or ".join(cls.supported())
         if member is None:
-            near = did_you_mean(value, [item.name for item in cls.supported()]) if isinstance(value, str) else ""
+            near = did_you_mean(value, [item.value for item in cls.supported()]) if isinstance(value, str) else ""
             raise ValueError(f"no {cls.__name__} has this name; use {allowed}{near}")
         if member not in cls.supported():
             raise ValueError(f"{cls.__name__}.{member.name} is not supported; use {allowed}")

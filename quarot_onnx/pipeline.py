@@ -127,7 +127,7 @@ def rotate(
             forbid=protected,
         )
         clock.lap("save")
-    return Outcome(saved, recipe, equivalence, plan.notes, clock.laps)
+    return Outcome(saved, recipe, equivalence, (*config.notes, *plan.notes), clock.laps)
 
 
 def quantize(

@@ -135,7 +135,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise CalibrationError(f"the text {path} is not UTF-8 (byte {error.start}): convert it first") from error
     if not text.strip():
-        raise CalibrationError(f"the text {path} is empty")
+        raise CalibrationError(f"the text {path} is empty: name a file with text in it")
     return text
 
 
@@ -147,7 +147,7 @@ def tokenize(text: str, tokenizer: Tokenizer) -> TokenIds:
     """
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
     if not ids.size:
-        raise CalibrationError("the text is empty: there are no tokens in it")
+        raise CalibrationError("the text is empty, there are no tokens in it: give some text")
     return ids
 
 
@@ -188,9 +188,10 @@ def windows(
     available = ids.size // taken
     wanted = available if count is None else count
     if available < max(wanted, 1):
+        fewer = f"{available} window{'s' if available > 1 else ''}" if available else "shorter windows"
+        needs = f"1 window of {length} needs" if wanted <= 1 else f"{wanted} windows of {length} need"
         raise CalibrationError(
-            f"{max(wanted, 1)} windows of {length} need {max(wanted, 1) * taken} tokens of text, there are {ids.size}: "
-            f"ask for {available} windows, or give more text"
+            f"{needs} {max(wanted, 1) * taken} tokens of text, there are {ids.size}: ask for {fewer}, or give more text"
         )
     cut = ids[: wanted * taken].reshape(wanted, taken)
     if bos_id is not None:

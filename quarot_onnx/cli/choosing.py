@@ -1,7 +1,7 @@
 """What is quantized and how: said by a QConfig file, a recipe, numbers of bits, or a scheme."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,7 +15,9 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.provenance import Recipe as Record
 from quarot_onnx.provenance import is_rotated, summary
 from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config._formats import BLOCKS
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.build import Places, head_note, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Calibration, Recipe
@@ -23,7 +25,10 @@ from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
 from quarot_onnx.sites.detect import detect
 
-_CALIBRATION, _ROTATION, _SEED = "calibration.", "rotation.", "rotation.seed"
+CALIBRATION = "calibration."
+"""How the keys of calibration begin."""
+
+_ROTATION, _SEED = "rotation.", "rotation.seed"
 _BITS = ("weights.method", "weights.bits", "activations.bits")
 _OF_SCHEMES = ("scheme", "calib_method", "percentile")
 _BESIDE_SCHEMES = frozenset(
@@ -89,15 +94,28 @@ def choose(question: Question) -> Chosen:
         ModelError: The model is rotated already, or quantized.
     """
     if question.options.config is not None:
-        return _from_config(question, question.options.config)
-    if question.options.recipe is not None or any(key in question.typed for key in _BITS):
-        return _from_recipe(question)
-    return _from_scheme(question)
+        chosen = _from_config(question, question.options.config)
+    elif question.options.recipe is not None or any(key in question.typed for key in _BITS):
+        chosen = _from_recipe(question)
+    else:
+        chosen = _from_scheme(question)
+    return replace(chosen, notes=(*chosen.notes, *_seed_notes(question, chosen.config.quarot)))
+
+
+def _seed_notes(question: Question, rotation: QuarotConfig | None) -> tuple[str, ...]:
+    """What to say of a seed that was typed and reaches no rotation; of others the configuration itself tells."""
+    typed = question.typed.get(_SEED)
+    if typed is None or (rotation is not None and question.options.config is None and rotation.seed == typed.value):
+        return ()
+    why = "the model is rotated already" if question.rotated else "nothing is rotated"
+    if question.options.config is not None:
+        why = f"{question.options.config} says what is rotated, and how"
+    return (f"{typed.words} has no effect: {why}",)
 
 
 def _from_config(question: Question, path: Path) -> Chosen:
     """The configuration in a file."""
-    given = [item.words for key, item in question.typed.items() if not key.startswith(_CALIBRATION) and key != _SEED]
+    given = [item.words for key, item in question.typed.items() if not key.startswith(CALIBRATION) and key != _SEED]
     given = [*question.of_schemes(), *given, *(["--no-rotate"] if question.options.no_rotate else [])]
     given += ["--recipe"] if question.options.recipe is not None else []
     if given:
@@ -107,15 +125,15 @@ def _from_config(question: Question, path: Path) -> Chosen:
 
 def _calibration(question: Question) -> Calibration:
     """The text, from options alone."""
-    given = {key: item.value for key, item in question.typed.items() if key.startswith(_CALIBRATION)}
-    return Calibration(**{key.removeprefix(_CALIBRATION): value for key, value in given.items()})
+    given = {key: item.value for key, item in question.typed.items() if key.startswith(CALIBRATION)}
+    return Calibration(**{key.removeprefix(CALIBRATION): value for key, value in given.items()})
 
 
 def _from_scheme(question: Question) -> Chosen:
     """One of the 8-bit schemes."""
     options, typed = question.options, question.typed
     for key, item in typed.items():
-        if key not in _BESIDE_SCHEMES and not key.startswith((_CALIBRATION, _ROTATION)):
+        if key not in _BESIDE_SCHEMES and not key.startswith((CALIBRATION, _ROTATION)):
             raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
     for name in ("lm_head", "embedding"):
         if getattr(options, name) is Precision.INT4:
@@ -191,6 +209,7 @@ def _from_recipe(question: Question) -> Chosen:
     recipe = parse(data, wording, None if loaded is None else loaded.folder)
     refuse_contradictions(recipe, wording)
     config = quantization_config(recipe, Places.of(question.model), _rotation(question, recipe, loaded), wording)
+    _refuse_odd_groups(question.model, config, wording)
     note = head_note(recipe, config, wording)
     notes = () if note is None else (note,)
     if loaded is None:
@@ -198,6 +217,20 @@ def _from_recipe(question: Question) -> Chosen:
     notes = (*file_notes(loaded, question.target), *notes)
     texted = "calibration.text" in question.typed
     return Chosen(config, recipe.calibration, notes, () if texted else loaded.calibration_notes)
+
+
+def _refuse_odd_groups(model: ir.Model, config: QConfig, wording: OptionWording) -> None:
+    """Refuse a group size that leaves a remainder, in the words of whoever chose it."""
+    for job in select(model, config).linears:
+        name, features = job.linear.name, job.linear.in_features
+        for key, spec in (("weights", job.config.weight), ("activations", job.config.activation)):
+            size = None if spec is None else spec.group_size
+            if size is not None and features % size:
+                fits = " or ".join(str(block) for block in BLOCKS if features % block == 0)
+                raise ConfigError(
+                    f"{wording.valued(f'{key}.group_size', size)} does not divide the {features} input features of "
+                    f"{name!r}; use a divisor{f', such as {fits}' if fits else ''}, or leave it out"
+                )
 
 
 def _rotation(question: Question, recipe: Recipe, loaded: Loaded | None) -> QuarotConfig | None:

@@ -6,15 +6,41 @@ from typing import Annotated
 
 import typer
 
-from quarot_onnx.errors import CalibrationError, ModelError, did_you_mean
+from quarot_onnx.errors import CalibrationError, ModelError, OutputError, did_you_mean
 
-ROTATION, CALIBRATION, SCHEME, WEIGHTS, ACTIVATIONS = (
+ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS = (
     "Rotation",
     "Calibration data",
     "Scheme",
     "Weights",
+    "Rounding with gptq, gptaq, qronos",
     "Activations",
 )
+"""The panels of the help. Names of options share a column within one: long ones need a panel without switches."""
+
+_OTHER_FILES = frozenset(
+    {
+        ".bin",
+        ".ckpt",
+        ".data",
+        ".gguf",
+        ".json",
+        ".npy",
+        ".npz",
+        ".onnx_data",
+        ".ort",
+        ".pb",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".tflite",
+        ".txt",
+        ".yaml",
+        ".yml",
+        ".zip",
+    }
+)
+"""Suffixes of files that are plainly something else; any other may be a part of a folder's name, as in ``v1.7``."""
 
 
 class Scheme(StrEnum):
@@ -114,7 +140,16 @@ def model_file(path: Path) -> Path:
 
 
 def target_file(out: Path, source: Path) -> Path:
-    """The file to write: ``out`` itself, or a file of the source's name in the folder ``out``."""
+    """The file to write: ``out`` itself, or a file of the source's name in the folder ``out``.
+
+    Raises:
+        OutputError: ``out`` is named like a file of another kind, and is no folder.
+    """
+    if out.suffix.lower() in _OTHER_FILES and not out.is_dir():
+        raise OutputError(
+            f"{out} is named like a {out.suffix} file, and ONNX is written; name an .onnx file, or a folder (one of "
+            "this name has to be there already)"
+        )
     return out if out.suffix == ".onnx" and not out.is_dir() else out / source.name
 
 

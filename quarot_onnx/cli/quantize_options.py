@@ -8,7 +8,7 @@ from typer import Option
 
 from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, SCHEME, WEIGHTS
+from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, ROUNDING, SCHEME, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,9 @@ class SchemeOptions:
     scheme: Annotated[
         opt.Scheme | None,
         Option(
-            help="8 bits in one word. Default: w8a8-dynamic (per token). Not with --w-bits, --weights, --a-bits.",
+            metavar="SCHEME",
+            help="8 bits in one word: w8a8-dynamic (per token, the default), w8a8-static or w8. Not with --w-bits, "
+            "--weights, --a-bits.",
             rich_help_panel=SCHEME,
         ),
     ] = None
@@ -65,7 +67,11 @@ class WeightOptions:
 
     weights: Annotated[
         Method | None,
-        Option(help="Rounding. Default: gptq up to 4 bits, rtn at 8.", rich_help_panel=WEIGHTS),
+        Option(
+            metavar="METHOD",
+            help="Rounding: rtn, gptq, gptaq or qronos. Default: gptq up to 4 bits, rtn at 8.",
+            rich_help_panel=WEIGHTS,
+        ),
     ] = None
     w_bits: Annotated[
         int | None,
@@ -95,36 +101,42 @@ class WeightOptions:
     asym_calibrate: Annotated[
         bool | None, Option("--asym-calibrate", help="The same as --use-v2.", rich_help_panel=WEIGHTS)
     ] = None
+    int8_down_proj: Annotated[
+        bool | None, Option("--int8-down-proj", help="8 bits for down_proj and its input.", rich_help_panel=WEIGHTS)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingOptions:
+    """What rounding to nearest does not have."""
+
     percdamp: Annotated[
         float | None,
-        Option(metavar="P", help="Damping of the Hessian. Default: 0.01, qronos 0.1.", rich_help_panel=WEIGHTS),
+        Option(metavar="P", help="Damping of the Hessian. Default: 0.01, qronos 0.1.", rich_help_panel=ROUNDING),
     ] = None
-    act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=WEIGHTS)] = (
+    act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=ROUNDING)] = (
         None
     )
     static_groups: Annotated[
-        bool | None, Option("--static-groups", help="Fix the grids of groups beforehand.", rich_help_panel=WEIGHTS)
+        bool | None, Option("--static-groups", help="Fix the grids of groups beforehand.", rich_help_panel=ROUNDING)
     ] = None
     gptq_block_size: Annotated[
-        int | None, Option(metavar="B", help="Input features at a time. Default: 128.", rich_help_panel=WEIGHTS)
+        int | None, Option(metavar="B", help="Input features at a time. Default: 128.", rich_help_panel=ROUNDING)
     ] = None
     alpha: Annotated[
-        float | None, Option(metavar="A", help="gptaq's correction. Default: 0.25.", rich_help_panel=WEIGHTS)
+        float | None, Option(metavar="A", help="gptaq's correction. Default: 0.25.", rich_help_panel=ROUNDING)
     ] = None
     enable_aq_calibration: Annotated[
         bool | None,
         Option(
             "--enable-aq-calibration",
             help="Measure inputs behind quantized activations. Default with gptaq and qronos.",
-            rich_help_panel=WEIGHTS,
+            rich_help_panel=ROUNDING,
         ),
     ] = None
     no_enable_aq_calibration: Annotated[
         bool | None,
-        Option("--no-enable-aq-calibration", help="Behind float ones. Default with gptq.", rich_help_panel=WEIGHTS),
-    ] = None
-    int8_down_proj: Annotated[
-        bool | None, Option("--int8-down-proj", help="8 bits for down_proj and its input.", rich_help_panel=WEIGHTS)
+        Option("--no-enable-aq-calibration", help="Behind float ones. Default with gptq.", rich_help_panel=ROUNDING),
     ] = None
 
 
@@ -180,14 +192,11 @@ class CalibrationOptions:
     ] = None
     calib_samples: Annotated[
         int | None,
-        Option(
-            "--calib-samples",
-            "--nsamples",
-            metavar="N",
-            min=1,
-            help="Windows of text. Default: 16.",
-            rich_help_panel=CALIBRATION,
-        ),
+        Option(metavar="N", min=1, help="Windows of text. Default: 16.", rich_help_panel=CALIBRATION),
+    ] = None
+    nsamples: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="The same as --calib-samples.", rich_help_panel=CALIBRATION),
     ] = None
     calib_seq_len: Annotated[
         int | None,
@@ -228,6 +237,7 @@ class QuantizeOptions(
     RotationOptions,
     CalibrationOptions,
     ActivationOptions,
+    RoundingOptions,
     WeightOptions,
     SchemeOptions,
     ModelArguments,

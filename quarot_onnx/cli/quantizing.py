@@ -8,7 +8,7 @@ import onnx_ir as ir
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli.choosing import Question, choose
+from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.pipeline import Outcome, Progress, quantize
@@ -34,16 +34,18 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     target = opt.target_file(options.out, source)
     model_io.check_target(model, target)
     record = recorded(model)
-    chosen = choose(Question(options, typed_keys(options), model, record, target))
+    typed = typed_keys(options)
+    chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
     reader = _reader(chosen.calibration, source) if calibrated else None
     outcome = quantize(source, target, chosen.config, reader, verify=options.verify, progress=progress)
     notes = [*outcome.notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
-    unused = [name for name in ("calib_text", "tokenizer") if getattr(options, name) is not None]
+    unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
     if not calibrated and unused:
-        words = " and ".join("--" + name.replace("_", "-") for name in unused)
+        *others, last = unused
+        words = f"{', '.join(others)} and {last}" if others else last
         notes.append(f"nothing is calibrated: {words} not used")
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more))

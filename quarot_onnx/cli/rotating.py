@@ -11,6 +11,7 @@ from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, Progress, rotate
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.recipes.build import rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.wording import parse
 
@@ -41,6 +42,6 @@ def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[s
     if loaded.data.get("rotation") is None:
         way = "use quantize --recipe" if loaded.second_step else "add the section rotation"
         raise ConfigError(f"{loaded.source}: the recipe rotates nothing; {way}, or leave out --recipe")
-    recipe = parse(merged(typed, loaded, rotates=False), OptionWording(typed, loaded), loaded.folder)
-    assert recipe.rotation is not None
-    return recipe.rotation, file_notes(loaded, target)
+    rotation = rotation_alone(parse(merged(typed, loaded, rotates=False), OptionWording(typed, loaded), loaded.folder))
+    assert rotation is not None
+    return rotation, file_notes(loaded, target)

@@ -26,6 +26,7 @@ _VALUES = {
     "calib_text": "calibration.text",
     "tokenizer": "calibration.tokenizer",
     "calib_samples": "calibration.samples",
+    "nsamples": "calibration.samples",
     "calib_seq_len": "calibration.seq_len",
     "rotation_config": "rotation.r_config_path",
     "r_matrix_dim": "rotation.r_matrix_dim",
@@ -78,6 +79,11 @@ class Typed:
     value: Any
     words: str
 
+    @property
+    def flag(self) -> str:
+        """The option without its value."""
+        return self.words.split()[0]
+
 
 def typed_keys(options: object) -> dict[str, Typed]:
     """The keys that options set.
@@ -86,13 +92,17 @@ def typed_keys(options: object) -> dict[str, Typed]:
         options: ``QuantizeOptions`` or ``RotateOptions``.
 
     Raises:
-        ConfigError: The rounding, or where inputs are measured, is said twice and differently.
+        ConfigError: The rounding, where inputs are measured, or the samples are said twice and differently.
     """
     found: dict[str, Typed] = {}
     for name, key in _VALUES.items():
         value = getattr(options, name, None)
-        if value is not None:
-            found[key] = Typed(value, f"{_flag(name)} {value}")
+        if value is None:
+            continue
+        words = f"{_flag(name)} {value}"
+        if key in found and found[key].value != value:
+            raise ConfigError(f"{words} contradicts {found[key].words}; leave out one of them")
+        found[key] = Typed(value, words)
     for name, (key, yes, no) in _SWITCHES.items():
         value = getattr(options, name, None)
         if value or (value is False and no):
@@ -154,7 +164,9 @@ class OptionWording(Wording):
         file = self._holder(key)
         if file is not None:
             return file.word(key)
-        flags = {key: _flag(name) for name, key in _VALUES.items()}
+        flags: dict[str, str] = {}
+        for name, own in _VALUES.items():
+            flags.setdefault(own, _flag(name))
         flags |= {key: yes for key, yes, _ in _SWITCHES.values()}
         return flags.get(key, key)
 

@@ -65,6 +65,23 @@ class Places:
         )
 
 
+def rotation_alone(recipe: Recipe) -> QuarotConfig | None:
+    """A recipe's rotation for a run that only rotates, with R4 left out where quantizing would leave it out.
+
+    Args:
+        recipe: What it quantizes later on decides about R4, unless its rotation or a rotation config file does.
+
+    Returns:
+        The rotation; None where the recipe has none. What it leaves open is for ``pipeline.rotate``, which does R4
+        where the model allows it.
+    """
+    rotation = recipe.rotation
+    if rotation is None or rotation.r4 is not None or rotation.r_config_path is not None:
+        return rotation
+    weights_alone = recipe.weights.resolved_bits < FLOAT_BITS and not recipe.activations.quantized
+    return rotation.model_copy(update={"r4": False}) if weights_alone else rotation
+
+
 def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig | None, wording: Wording) -> QConfig:
     """The configuration that does what a recipe says.
 

@@ -11,12 +11,14 @@
 It speaks of bits, as the papers do; :mod:`.build` makes a `QConfig` of it. ``docs/recipes.md`` lists all keys.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool
 
 from quarot_onnx.choices import Choice, Method, OutputFormat, Precision
 from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.quantization.config._numbers import refuse_disguised
 from quarot_onnx.quantization.config._rules import Pattern
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
@@ -32,12 +34,14 @@ _ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def _weight_bits(value: object) -> object:
+    refuse_disguised(value)
     if value is not None and (type(value) is not int or value not in (*WEIGHT_BITS, FLOAT_BITS)):
         raise ValueError("weights have 2, 3, 4, 8 or 16 bits; 16 leaves them in float")
     return value
 
 
 def _activation_bits(value: object) -> object:
+    refuse_disguised(value)
     if type(value) is not int or value not in (*_ACTIVATION_BITS, FLOAT_BITS):
         raise ValueError("activations have 2 to 8 bits, or 16, which leaves them in float")
     return value
@@ -143,7 +147,7 @@ class Recipe(FileConfig):
     """All that is done to a model.
 
     Attributes:
-        rotation: Which rotations; None for none.
+        rotation: Which rotations; None, where it is left out, for none.
         weights: How weights are rounded.
         activations: How their inputs are.
         lm_head: How the head is stored; None for float.
@@ -170,10 +174,15 @@ class Recipe(FileConfig):
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse a section without content: it could mean nothing, or the defaults."""
-        for name in ("weights", "activations", "calibration"):
+        for name in ("rotation", "weights", "activations", "calibration"):
             if name in data and data[name] is None:
                 raise ValueError(f"the section {name} is empty; write {name}: {{}} for its defaults, or take it out")
         return data
+
+    def to_dict(self, *, folder: Path | None = None) -> dict[str, Any]:
+        """Plain data, as in `Strict.to_dict`; without a rotation the section is left out, as in a file."""
+        data = super().to_dict(folder=folder)
+        return data if self.rotation is not None else {key: value for key, value in data.items() if key != "rotation"}
 
 
 __all__ = ["FLOAT_BITS", "Activations", "Calibration", "Recipe", "Weights"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.quantization.config._strict import reason
 from quarot_onnx.recipes.own import Recipe
 
 
@@ -56,7 +57,6 @@ def parse(data: Mapping[str, object], wording: Wording, folder: Path | None) -> 
         return Recipe.model_validate(dict(data), context={"folder": folder})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
         key = ".".join(str(part) for part in first["loc"])
         place = wording.named(key) if isinstance(first["input"], Mapping) else wording.valued(key, first["input"])
-        raise ConfigError(f"{place}: {reason}") from None
+        raise ConfigError(f"{place}: {reason(first)}") from None

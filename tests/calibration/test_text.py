@@ -28,8 +28,13 @@ def test_text_is_tokenized_without_special_tokens(folder):
 
 
 def test_too_little_text_says_how_much_there_is(folder):
-    with pytest.raises(CalibrationError, match=r"2 windows of 4 need 6 tokens of text, there are 4: ask for 1"):
+    with pytest.raises(CalibrationError, match=r"2 windows of 4 need 6 .* are 4: ask for 1 window, or give"):
         text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=4, count=2, bos_id=1)
+    with pytest.raises(CalibrationError, match=r"3 windows of 2 need 6 .* are 5: ask for 2 windows, or give more"):
+        text.windows("w5 w6 w7 w8 w9", text.load_tokenizer(folder), length=2, count=3)
+    for count, need in ((2, "2 windows of 8 need 16"), (1, "1 window of 8 needs 8"), (None, "1 window of 8 needs 8")):
+        with pytest.raises(CalibrationError, match=rf"{need} .* are 4: ask for shorter windows, or give more text"):
+            text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=8, count=count)
 
 
 def test_ids_outside_the_vocabulary(folder):
@@ -38,7 +43,7 @@ def test_ids_outside_the_vocabulary(folder):
 
 
 def test_empty_text(folder):
-    with pytest.raises(CalibrationError, match="empty"):
+    with pytest.raises(CalibrationError, match=r"empty.*: give some text"):
         text.windows("", text.load_tokenizer(folder), length=2, count=1)
 
 
@@ -62,7 +67,7 @@ def test_text_files(tmp_path):
     with pytest.raises(CalibrationError, match=r"not UTF-8 \(byte 1\)"):
         text.read_text(path)
     path.write_text(" \n")
-    with pytest.raises(CalibrationError, match="empty"):
+    with pytest.raises(CalibrationError, match="is empty: name a file with text in it"):
         text.read_text(path)
     path.write_bytes(b"a\r\nb")
     assert text.read_text(path) == "a\r\nb"

@@ -156,6 +156,22 @@ def test_outputs_that_cannot_be_written(command: str, refused, model: Path, tmp_
     assert "no permission" in refused(command, model, tmp_path / "out.onnx")
 
 
+@pytest.mark.parametrize("name", ["x.gguf", "x.bin", "x.PT", "x.safetensors", "x.ort", "x.txt", "e/x.json"])
+@pytest.mark.parametrize("command", ["rotate", "quantize"])
+def test_outputs_named_like_other_files(command: str, name: str, refused, model: Path, tmp_path: Path) -> None:
+    line = refused(command, model, tmp_path / name)
+    assert f"{tmp_path / name} is named like a {Path(name).suffix} file" in line
+    assert "name an .onnx file, or a folder" in line
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-1.7B", "out.v2", "x.json"])
+def test_folders_with_points_in_their_names(name: str, shell: Shell, model: Path, tmp_path: Path) -> None:
+    if name == "x.json":
+        (tmp_path / name).mkdir()
+    shell.ok("quantize", model, tmp_path / name, "--scheme", "w8", "--no-rotate")
+    assert (tmp_path / name / "model.onnx").is_file()
+
+
 @pytest.mark.parametrize("command", ["rotate", "quantize"])
 def test_a_full_disk(command: str, refused, model: Path, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "new" / "out.onnx"
@@ -186,8 +202,9 @@ def test_calibration_data_are_checked_before_any_long_work(
     empty, short = tmp_path / "empty.txt", tmp_path / "short.txt"
     empty.write_text(" \n")
     short.write_text("Too short for 2 windows.")
-    assert "empty" in refused(*command, "--calib-text", empty)
+    assert "empty: name a file with text in it" in refused(*command, "--calib-text", empty)
     assert "30 tokens" in refused(*command, "--calib-text", short)
+    assert "ask for shorter windows, or give more text" in refused(*command[:-1], 512, "--calib-text", short)
     assert "nowhere.txt" in refused(*command, "--calib-text", tmp_path / "nowhere.txt")
     assert "nowhere" in refused(*command, "--calib-text", text, "--tokenizer", tmp_path / "nowhere")
     (model.parent / "tokenizer.json").unlink()

@@ -108,7 +108,7 @@ def test_activations_alone(asks: Asks, options: str) -> None:
     assert down.weight is None
     assert down.activation is not None
     assert down.activation.bits == 8
-    said = "the output is fake-quantized float32, for studies only, as weights stay in float" in passed.notes
+    said = "the format fake was chosen, as weights stay in float" in passed.notes
     assert said == ("--format" not in options)
 
 
@@ -141,8 +141,61 @@ def test_calibration_options(asks: Asks, text: Path) -> None:
     assert passed.reader is not None
     assert passed.reader.token_windows.shape == (3, 20)
     assert "calib-text" not in passed.notes
-    assert "nothing is calibrated: --calib-text not used" in asks("--w-bits", 8, "--calib-text", text).notes
+    assert "not used" not in passed.notes
     assert asks("--w-bits", 4, "--calib-samples", 2).reader.token_windows.shape == (2, 512)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--calib-text a.txt", "--calib-text"),
+        ("--nsamples 4", "--nsamples"),
+        ("--calib-samples 4 --calib-seq-len 32", "--calib-samples and --calib-seq-len"),
+        ("--tokenizer b --calib-seq-len 32 --calib-text a.txt", "--calib-text, --tokenizer and --calib-seq-len"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["--w-bits 8", "--scheme w8", "--config q.yaml"])
+def test_calibration_options_without_calibration(
+    asks: Asks, tmp_path: Path, scheme: str, options: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.yaml").write_text("global_config: {weight: Int8}\n")
+    passed = asks(*scheme.split(), *options.split())
+    assert passed.reader is None
+    assert f"note: nothing is calibrated: {words} not used\n" in passed.notes
+    assert passed.notes.count("not used") == 1
+
+
+def test_two_names_of_one_option(asks: Asks, refused_early: Callable[..., str]) -> None:
+    passed = asks("--w-bits", 4, "--nsamples", 2, "--calib-samples", 2)
+    assert passed.reader is not None
+    assert passed.reader.token_windows.shape == (2, 512)
+    line = refused_early("--w-bits", 4, "--nsamples", 2, "--calib-samples", 3)
+    assert "--nsamples 2 contradicts --calib-samples 3; leave out one" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--w-bits 4 --w-rtn", "seed has no effect: no Hadamard is random; add use_random_had (on the command line"),
+        ("--scheme w8", "seed has no effect: no Hadamard is random; add use_random_had (on the command line"),
+        ("--recipe r.yaml", "seed has no effect: no Hadamard is random; add use_random_had (on the command line"),
+        ("--scheme w8 --no-rotate", "--seed 3 has no effect: nothing is rotated"),
+        ("--w-bits 4 --w-rtn --no-rotate", "--seed 3 has no effect: nothing is rotated"),
+        ("--config q.yaml", "--seed 3 has no effect: q.yaml says what is rotated, and how"),
+        ("--scheme w8 --random-had", None),
+        ("--w-bits 8 --random-had", None),
+    ],
+)
+def test_a_seed_that_does_nothing_is_told(
+    asks: Asks, tmp_path: Path, options: str, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.yaml").write_text("global_config: {weight: Int8}\nalgo_config: [{name: quarot}]\n")
+    Path("r.yaml").write_text("rotation: {r1: true}\nweights: {bits: 8}\n")
+    notes = [line for line in asks(*options.split(), "--seed", 3).notes.splitlines() if "no effect" in line]
+    assert len(notes) == (why is not None)
+    assert why is None or notes[0].startswith(f"note: {why}")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +219,9 @@ def test_calibration_options(asks: Asks, text: Path) -> None:
         ("--w-bits 4 --alpha 1", "--alpha 1.0: only gptaq has it", "--weights gptaq"),
         ("--w-bits 4 --percdamp 0", "--percdamp 0.0: ", "greater than 0"),
         ("--w-bits 4 --w-groupsize 1", "--w-groupsize 1: a group has 2 or more", "-1"),
+        ("--w-bits 4 --w-groupsize 0", "--w-groupsize 0: a group has 2 or more", "use -1, or leave it out"),
+        ("--w-bits 4 --w-groupsize 7", "--w-groupsize 7 does not divide the 64 input features of '/", "16 or 32 or 64"),
+        ("--w-bits 4 --a-bits 4 --a-groupsize 24", "--a-groupsize 24 does not divide the 64", "16 or 32 or 64"),
         ("--w-bits 4 --w-groupsize 16 --act-order", "--act-order: with groups of 16", "add --static-groups"),
         ("--w-bits 4 --w-groupsize 16 --per-tensor", "--per-tensor: groups of 16 lie within channels", "leave out"),
         ("--w-bits 4 --w-groupsize 48 --format nbits", "--w-groupsize 48: nbits has groups of 16", "--format fake"),

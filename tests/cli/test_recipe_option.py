@@ -120,6 +120,41 @@ def test_rotate_takes_the_rotation_of_a_recipe(shell: Shell, model: Path, recipe
     assert "add the section rotation" in shell.fails("rotate", model, out, "--recipe", recipe)
 
 
+@pytest.mark.parametrize(
+    ("content", "options", "r4"),
+    [
+        ("weights: {bits: 4}", "", False),
+        ("weights: {bits: 8}\nactivations: {bits: 8}", "", True),
+        ("weights: {bits: 4}", "--r4", True),
+        ("", "", True),  # as without a recipe
+    ],
+)
+def test_one_recipe_rotates_alike_in_one_step_and_in_two(
+    shell: Shell, model: Path, tmp_path: Path, content: str, options: str, r4: bool
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"rotation: {{}}\n{content}\n")
+    common = ("--recipe", path, *options.split(), "--no-verify", "--json")
+    done = shell.ok("rotate", model, tmp_path / "r.onnx", *common).json
+    assert done["recipe"]["rotation"]["counts"] == {"R1": 5, "R2": 2} | ({"R4": 2} if r4 else {})
+    if content:
+        common = (*common, "--nsamples", 2, "--calib-seq-len", 64)
+        both = shell.ok("quantize", model, tmp_path / "q.onnx", *common).json
+        assert both["recipe"]["rotation"]["counts"] == done["recipe"]["rotation"]["counts"]
+        shell.ok("quantize", tmp_path / "r.onnx", tmp_path / "two.onnx", "--tokenizer", model.parent, *common)
+
+
+def test_a_seed_of_rotate_that_does_nothing_is_told(shell: Shell, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.onnx"
+    said = shell.ok("rotate", model, out, "--seed", 3, "--no-verify").err
+    assert said.startswith("note: seed has no effect: no Hadamard is random; add use_random_had")
+    assert not shell.ok("rotate", model, out, "--seed", 3, "--random-had", "--no-verify").err
+    shell.ok("rotate", model, out, "--no-r4", "--no-verify")
+    for options in (("--scheme", "w8"), ("--w-bits", 8)):
+        said = shell.ok("quantize", out, tmp_path / "q.onnx", *options, "--seed", 3).err
+        assert "note: --seed 3 has no effect: the model is rotated already" in said
+
+
 def test_rotation_options_on_a_rotated_model(shell: Shell, asks: Asks, model: Path, tmp_path: Path) -> None:
     rotated = tmp_path / "rotated.onnx"
     shell.ok("rotate", model, rotated, "--no-r4", "--no-verify")

@@ -7,12 +7,14 @@ import pytest
 import yaml
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.intent import kinds_for
 from quarot_onnx.quantization.config import OutputFormat, QConfig, QuantGranularity, QuarotConfig
-from quarot_onnx.recipes.build import Places, quantization_config
+from quarot_onnx.recipes.build import Places, quantization_config, rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.own import Method, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import Wording, parse
+from quarot_onnx.sites.model import Kind
 
 SHIPPED = Path(__file__).resolve().parents[2] / "rotation_configs" / "recipes"
 PLACES = Places(head=(("head", 64),), down=("down.0", "down.1"), hidden=96)
@@ -196,7 +198,7 @@ FOUR = {"bits": 4}
         ({"weights": {"bits": 4, "alpha": 1}}, "weights.alpha: only gptaq", "weights.method: gptaq"),
         ({"weights": {"bits": 4, "alpha": -1, "method": "gptaq"}}, "weights.alpha: -1", "greater"),
         ({"weights": {"bits": 4, "perc_damp": 2}}, "weights.perc_damp: 2", "less than or equal to 1"),
-        ({"weights": {"bits": 4, "group_size": 1}}, "weights.group_size: 1", "-1 makes no groups"),
+        ({"weights": {"bits": 4, "group_size": 1}}, "weights.group_size: 1", "-1, or leave it out"),
         ({"weights": {"bits": 4, "act_order": True, "group_size": 32}}, "act_order", "weights.static_groups: true"),
         ({"weights": {"bits": 4, "per_channel": False, "group_size": 32}}, "weights.per_channel", "leave out one"),
         ({"weights": FOUR, "activations": {"clip_ratio": 0.9}}, "activations.clip_ratio", "activations.bits: 8"),
@@ -233,7 +235,7 @@ FOUR = {"bits": 4}
         ),
         ({"weights": EIGHT, "activations": EIGHT, "int8_down_proj": True}, "int8_down_proj", "leave it out"),
         ({"weights": {"bits": True}}, "weights.bits: True", "2, 3, 4, 8"),
-        ({"weights": FOUR, "lm_head": "int5"}, "lm_head: 'int5'", "INT8"),
+        ({"weights": FOUR, "lm_head": "int5"}, "lm_head: 'int5'", "float or int8 or int4 (did you mean"),
     ],
     ids=str,
 )
@@ -255,9 +257,75 @@ def test_unknown_keys_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="did you mean") as caught:
             load(path)
         assert all(word in str(caught.value) for word in (str(path), key, near))
-    path.write_text("weights:\n")
-    with pytest.raises(ConfigError, match=r"section weights is empty; write weights: \{\}"):
+
+
+@pytest.mark.parametrize("name", ["rotation", "weights", "activations", "calibration"])
+def test_empty_sections_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"exclude: [a]\n{name}:\n")
+    with pytest.raises(ConfigError, match=rf"section {name} is empty; write {name}: \{{\}} .*or take it out"):
         load(path)
+    path.write_text(f"{name}: {{}}\n")
+    assert load(path).data == {name: {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("weights: {bits: '4'}", "bits='4': a whole number without quotes is wanted; write 4"),
+        ("weights: {bits: 4.0}", "bits=4.0: a whole number is wanted; write 4"),
+        ("activations: {bits: '8'}", "bits='8': a whole number without quotes is wanted; write 8"),
+        ("weights: {group_size: '32'}", "group_size='32': a whole number without quotes is wanted; write 32"),
+        ("weights: {perc_damp: 1e-2}", "perc_damp='1e-2': a number without quotes is wanted; write 0.01 (YAML takes"),
+        ("calibration: {samples: '4'}", "samples='4': a whole number without quotes is wanted; write 4"),
+        ("rotation: {seeed: 1}", "known keys: r_matrix_dim, use_random_had, r_config_path, r1"),
+        ("rotation: {name: gptq}", "name='gptq': Input should be 'quarot'"),
+        ("weights: {method: gptqq}", "use rtn or gptq or gptaq or qronos (did you mean 'gptq'?)"),
+    ],
+)
+def test_what_a_file_gets_wrong_comes_with_what_to_write(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value)
+
+
+def test_typed_values_come_with_what_to_write() -> None:
+    assert refusal(weights={"perc_damp": "1e-2"}).endswith(
+        "write 0.01 (YAML takes 1e-2 for text and 1.0e-2 for a number)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "r4"),
+    [
+        ({"weights": FOUR}, False),
+        ({"weights": FOUR, "int8_down_proj": True, "lm_head": "int8"}, False),
+        ({"weights": FOUR, "activations": EIGHT}, None),
+        ({"activations": FOUR}, None),
+        ({"weights": FOUR, "rotation": {"r4": True}}, True),
+        ({"weights": FOUR, "activations": EIGHT, "rotation": {"r4": False}}, False),
+        ({"weights": FOUR, "rotation": {"r_config_path": "places.json"}}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_rotating_alone_decides_r4_as_quantizing_does(sections: dict[str, Any], r4: bool | None) -> None:
+    recipe = parse({"rotation": {}} | sections, WORDS, None)
+    rotation = rotation_alone(recipe)
+    assert rotation is not None
+    assert rotation.r4 is r4
+    assert rotation_alone(Recipe(weights=FOUR)) is None
+    if "weights" in sections and "rotation" not in sections:
+        config = quantization_config(recipe, PLACES, recipe.rotation, WORDS)
+        assert (Kind.R4 in kinds_for(config)) == (r4 is None)
+
+
+def test_a_seed_without_random_hadamards_is_told() -> None:
+    for rotation, told in (({"seed": 3}, True), ({"seed": 3, "use_random_had": True}, False), ({}, False)):
+        notes = built(weights=FOUR, rotation=rotation).notes
+        assert [note.startswith("seed has no effect") for note in notes] == [True] * told
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -273,6 +341,8 @@ def test_round_trip(tmp_path: Path) -> None:
     recipe.to_yaml(tmp_path / "r.yaml")
     assert Recipe.load(tmp_path / "r.yaml") == recipe
     assert yaml.safe_load((tmp_path / "r.yaml").read_text())["calibration"]["text"] == "t.txt"
+    Recipe(weights=FOUR).to_yaml(tmp_path / "r.yaml")
+    assert Recipe.load(tmp_path / "r.yaml") == Recipe(weights=FOUR)
 
 
 def test_shipped_recipes() -> None:

@@ -6,4 +6,6 @@ from quarot_onnx.quantization.config._files import FileConfig
 class AlgoConfig(FileConfig):
     """What all algorithm configurations have in common: the name that tells them apart in a file."""
 
+    unlisted = ("name",)  # whoever gets to see the keys has named the algorithm already, or need not
+
     name: str

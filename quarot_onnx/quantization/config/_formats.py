@@ -31,6 +31,24 @@ BLOCKS = (16, 32, 64, 128, 256)
 GLOBAL = "global_config"
 
 _BLOCKS = "16, 32, 64, 128 or 256"
+_OUT = "or leave it out"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a format cannot hold.
+
+    Attributes:
+        why: The reason, in words that files, options and Python share.
+        way_out: What to do in Python and in a file.
+    """
+
+    why: str
+    way_out: str
+
+    def __str__(self) -> str:
+        """Both, as errors have them."""
+        return f"{self.why}; {self.way_out}"
 
 
 @dataclass(frozen=True)
@@ -51,8 +69,8 @@ class Placed:
     table: bool
     by_name: bool = False
 
-    def misfit(self, output_format: OutputFormat) -> str | None:
-        """Why the format cannot hold it, with the way out; None where it can."""
+    def misfit(self, output_format: OutputFormat) -> Misfit | None:
+        """Why the format cannot hold it; None where it can."""
         single = self.place != GLOBAL
         reasons = [misfit(self.config, output_format, single=single)] if self.linear else []
         reasons += [table_misfit(self.config.weight)] if self.table else []
@@ -145,8 +163,8 @@ def chosen(config: QLayerConfig) -> OutputFormat:
     return first if misfit(config, first) is None else OutputFormat.FAKE
 
 
-def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = False) -> str | None:
-    """Why a format cannot hold a Linear, with the way out; None where it can.
+def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = False) -> Misfit | None:
+    """Why a format cannot hold a Linear; None where it can.
 
     Args:
         config: How the Linear is quantized.
@@ -154,19 +172,21 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
         single: Whether this is a rule for single layers beside a global configuration.
     """
     if config.output_tensors is not None:
-        return "output_tensors goes only with plain 8-bit Q/DQ; leave it out, or leave out rounding and output_format"
+        return Misfit(
+            "output_tensors goes only with plain 8-bit Q/DQ", "leave it out, or leave out rounding and output_format"
+        )
     if output_format is OutputFormat.FAKE:
         return None
     weight = config.weight
     if weight is None:
-        return (
-            "activations beside weights in float need fake; use output_format='fake', give a weight, or exclude the "
-            "nodes to leave all in float"
+        return Misfit(
+            "activations beside weights in float need fake",
+            "use output_format='fake', give a weight, or exclude the nodes to leave all in float",
         )
     if output_format is OutputFormat.NBITS:
         return _nbits_misfit(config, weight)
     if weight.group_size is not None:
-        return f"group_size={weight.group_size} of the weight needs nbits or fake; use one of them, or leave it out"
+        return Misfit(f"group_size={weight.group_size} of the weight needs nbits or fake", f"use one of them, {_OUT}")
     reason = _w4a8_misfit(config, weight, single=single) if output_format is OutputFormat.W4A8 else None
     return reason if reason or config.activation is None else _activation_misfit(config.activation)
 
@@ -175,50 +195,55 @@ def _described(weight: QTensorConfig | None) -> str:
     return "None" if weight is None else weight.described()
 
 
-def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> str | None:
+def stored_bits(bits: int, output_format: OutputFormat) -> int:
+    """Bits that an integer of a Linear's weight takes in a format other than FAKE."""
+    return 8 if output_format is OutputFormat.W8 or bits == 8 else 4
+
+
+def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> Misfit | None:
     if config.activation is not None:
-        return "activations are not quantized there; leave out activation and use accuracy_level=4 for int8 activations"
+        return Misfit(
+            "activations are not quantized there", "leave out activation and use accuracy_level=4 for int8 activations"
+        )
     if weight.group_size not in (None, *BLOCKS):
-        return f"group_size={weight.group_size} of the weight is none of {_BLOCKS}; use one of them, or fake"
+        return Misfit(f"group_size={weight.group_size} of the weight is none of {_BLOCKS}", "use one of them, or fake")
     return None
 
 
-def _w4a8_misfit(config: QLayerConfig, weight: QTensorConfig, *, single: bool) -> str | None:
+def _w4a8_misfit(config: QLayerConfig, weight: QTensorConfig, *, single: bool) -> Misfit | None:
     if weight.bits == 8:
-        return None if single else "the weight has 8 bits; use w8, or a weight of 4 bits or fewer"
+        return None if single else Misfit("the weight has 8 bits", "use w8, or a weight of 4 bits or fewer")
     if weight.quant_granularity is not QuantGranularity.Channel:
-        return "weights of 4 bits or fewer are per channel there; use quant_granularity='Channel', w8 or fake"
+        return Misfit("weights of 4 bits or fewer are per channel there", "use quant_granularity='Channel', w8 or fake")
     if config.activation is None:
-        return "it needs 8-bit activations; give activation=UInt8Spec(True, quant_granularity='Token'), or use nbits"
+        return Misfit(
+            "it needs 8-bit activations", "give activation=UInt8Spec(True, quant_granularity='Token'), or use nbits"
+        )
     return None
 
 
-def _activation_misfit(spec: QTensorConfig) -> str | None:
+def _activation_misfit(spec: QTensorConfig) -> Misfit | None:
     """Why onnxruntime cannot compute with an activation in integers."""
     if spec.bits < 8:
-        return f"activations have 8 bits there, not {spec.bits}; use fake, or UInt8Spec"
+        return Misfit(f"activations have 8 bits there, not {spec.bits}", "use fake, or UInt8Spec")
     if spec.group_size is not None:
-        return f"group_size={spec.group_size} of the activation needs fake; use it, or leave out the group size"
+        return Misfit(f"group_size={spec.group_size} of the activation needs fake", f"use it, {_OUT}")
     if spec.quant_granularity is QuantGranularity.Token and not spec.symmetric:
-        return "asymmetric per-token activations need fake; use it, or symmetric=True"
+        return Misfit("asymmetric per-token activations need fake", "use it, or symmetric=True")
     return None
 
 
-def table_misfit(weight: QTensorConfig | None) -> str | None:
-    """Why the table of an embedding cannot be stored so, with the way out; None where it can."""
+def table_misfit(weight: QTensorConfig | None) -> Misfit | None:
+    """Why the table of an embedding cannot be stored so; None where it can."""
+    rule = "layer_type_config={...: ['Gather']}"
     if weight is None:
-        return (
-            "embeddings have no activation to quantize; leave out Gather, or give them a rule with a weight: "
-            "layer_type_config={...: ['Gather']}"
+        return Misfit(
+            "embeddings have no activation to quantize", f"leave out Gather, or give them a rule with a weight: {rule}"
         )
     if weight.bits not in {4, 8}:
-        return (
-            f"embeddings have 4 or 8 bits, not {weight.bits}; give them a rule: layer_type_config={{...: ['Gather']}}"
-        )
+        return Misfit(f"embeddings have 4 or 8 bits, not {weight.bits}", f"give them a rule: {rule}")
     if weight.bits == 8 and weight.group_size is not None:
-        return (
-            "8-bit embeddings are per Channel (row); leave out group_size, or give layer_type_config a rule for Gather"
-        )
+        return Misfit("8-bit embeddings are per Channel (row)", f"leave out group_size, or give them a rule: {rule}")
     if weight.group_size not in (None, *BLOCKS):
-        return f"4-bit embeddings have a group_size of {_BLOCKS}, not {weight.group_size}; use one of them"
+        return Misfit(f"4-bit embeddings have a group_size of {_BLOCKS}, not {weight.group_size}", "use one of them")
     return None

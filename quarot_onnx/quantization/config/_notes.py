@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from quarot_onnx.choices import OutputFormat
-from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit
+from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit, stored_bits, table_misfit
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
@@ -82,11 +82,32 @@ def format_notes(
         given: The format that the user named.
         resolved: The format that is written.
     """
-    deciding = next((item.config for item in placed if item.linear), None)
-    if given is not None or resolved is not OutputFormat.FAKE or deciding is None:
+    if resolved is None:
         return ()
-    if deciding.weight is None:
-        return ("the output is fake-quantized float32, for studies only, as weights stay in float",)
-    first = first_choice(deciding)
-    reason = misfit(deciding, first)
-    return (f"the output is fake-quantized float32, for studies only, as {first} does not hold it: {reason}",)
+    if resolved is not OutputFormat.FAKE:
+        return _storage_notes(placed, given, resolved)
+    deciding = next((item.config for item in placed if item.linear), None)
+    if given is not None or deciding is None:
+        return ()
+    why = "weights stay in float"
+    if deciding.weight is not None:
+        first = first_choice(deciding)
+        reason = misfit(deciding, first)
+        assert reason is not None, "what its first choice holds is not fake"
+        why = f"{first} does not hold it ({reason.why})"
+    return (f"the format fake was chosen, as {why}: float32 for studies, no smaller and no faster",)
+
+
+def _storage_notes(placed: Sequence[Placed], given: OutputFormat | None, resolved: OutputFormat) -> tuple[str, ...]:
+    """The note on weights that take more bits than they have; one who names W8 knows."""
+    if given is OutputFormat.W8:
+        return ()
+    # What could be an embedding is stored in the bits that it has.
+    linears = [item for item in placed if item.linear and not (item.table and table_misfit(item.config.weight) is None)]
+    widths = {item.config.weight.bits for item in linears if item.config.weight is not None}
+    wider = sorted(bits for bits in widths if bits < stored_bits(bits, resolved))
+    if not wider:
+        return ()
+    stored = stored_bits(wider[-1], resolved)
+    named = " and ".join(f"{bits}-bit" for bits in wider)
+    return (f"{named} weights are stored in {stored} bits by {resolved}: no smaller than {stored}-bit ones",)

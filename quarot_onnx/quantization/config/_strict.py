@@ -4,6 +4,7 @@ Every configuration of this package derives from it. A subclass declares fields 
 
 * ``positional``: the fields that positional arguments fill, in order (default: keywords only);
 * ``synonyms``: keys beside the fields that `normalised` understands, so that a misspelling of one finds it;
+* ``unlisted``: fields that are left out where the known keys are listed;
 * ``normalised``: rewrites the raw mapping (synonyms, old spellings) before the fields are validated.
 
 Validators, of fields and of models, raise `ValueError` with what is allowed; the place is put in front here. A model
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from quarot_onnx.errors import ConfigError, did_you_mean
+from quarot_onnx.quantization.config._numbers import as_number
 
 _LONGEST_VALUE = 80
 
@@ -34,6 +36,7 @@ class Strict(BaseModel):
 
     positional: ClassVar[tuple[str, ...]] = ()
     synonyms: ClassVar[tuple[str, ...]] = ()
+    unlisted: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = self._bound(args, kwargs)
@@ -75,7 +78,8 @@ class Strict(BaseModel):
         for key in taken:
             if key not in cls.model_fields:
                 near = did_you_mean(str(key), (*cls.model_fields, *cls.synonyms))
-                raise ValueError(f"unknown key {key!r}{near}; known keys: {', '.join(cls.model_fields)}")
+                known = ", ".join(name for name in cls.model_fields if name not in cls.unlisted)
+                raise ValueError(f"unknown key {key!r}{near}; known keys: {known}")
         return taken
 
     @classmethod
@@ -111,7 +115,7 @@ class Strict(BaseModel):
 def _describe(place: str, error: ValidationError) -> str:
     """One line about the first fault: where, which value, what is allowed."""
     first = error.errors(include_url=False)[0]
-    return f"{place}{_path(first)}: {_reason(first)}"
+    return f"{place}{_path(first)}: {reason(first)}"
 
 
 def _path(detail: ErrorDetails) -> str:
@@ -121,11 +125,14 @@ def _path(detail: ErrorDetails) -> str:
     return f"{path}={_shown(detail['input'])}"
 
 
-def _reason(detail: ErrorDetails) -> str:
+def reason(detail: ErrorDetails) -> str:
+    """What is wrong with a value, and what is allowed."""
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
+    if detail["type"] in {"float_type", "int_type"}:
+        return as_number(detail["input"], whole=detail["type"] == "int_type") or detail["msg"]
     return detail["msg"]
 
 

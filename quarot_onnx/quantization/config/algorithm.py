@@ -96,6 +96,14 @@ class QuarotConfig(AlgoConfig):
                 raise ValueError(f"{name}=False contradicts {name}_matrix_path='{path}'; leave out one of them")
         return self
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for everything in this configuration that has no effect."""
+        # Files that are written name every field: the seed that is the default anyway asks for nothing.
+        if self.use_random_had or self.seed == type(self).model_fields["seed"].default:
+            return ()
+        return ("seed has no effect: no Hadamard is random; add use_random_had (on the command line --random-had)",)
+
 
 _ALGORITHMS: dict[str, type[AlgoConfig]] = {
     "quarot": QuarotConfig,

@@ -228,6 +228,8 @@ class QConfig(FileConfig):
         rules = (*self.specific_layer_config, *self.layer_type_config)
         others = [rule.config for rule in rules]
         found = notes(self.ignored_options, self.global_config, others, self.percentile)
+        if self.quarot is not None:
+            found += self.quarot.notes
         if self.rounding is not None:
             found += rounding_notes(self.rounding, [self.global_config, *others])
         return found + format_notes(self._placed(), self.output_format, self.resolved_format)

@@ -17,11 +17,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from quarot_onnx.quantization.config._algo import AlgoConfig
+from quarot_onnx.quantization.config._numbers import refuse_disguised
 from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
 from quarot_onnx.quantization.config.tensor import GroupSize
 
 
 def _bits(value: object) -> object:
+    refuse_disguised(value)
     if value is not None and (not isinstance(value, int) or value not in WEIGHT_BITS):
         raise ValueError("weights have 2, 3, 4 or 8 bits")
     return value

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator, model_validator
 
+from quarot_onnx.quantization.config._numbers import refuse_disguised
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
@@ -18,8 +19,9 @@ from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity,
 def _group_size(value: object) -> object:
     if value is None or (value == -1 and isinstance(value, int)):
         return None  # AMD Quark writes -1
+    refuse_disguised(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        raise ValueError("a group has 2 or more features; None or -1 makes no groups")
+        raise ValueError("a group has 2 or more features; use -1, or leave it out, to have no groups")
     return value
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import QuarotConfig
+from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig
 
 
 def test_defaults():
@@ -14,6 +14,23 @@ def test_defaults():
     assert config.r_config_path is None
     assert (config.r1, config.r2, config.r3, config.r4) == (None, None, None, None)
     assert (config.seed, config.block_size, config.r1_matrix_path, config.r2_matrix_path) == (0, None, None, None)
+
+
+def test_a_seed_without_random_hadamards_is_told():
+    (note,) = QuarotConfig(seed=3).notes
+    assert note.startswith("seed has no effect: ")
+    assert "use_random_had" in note
+    assert "--random-had" in note
+    for config in (QuarotConfig(), QuarotConfig(use_random_had=True, seed=3), QuarotConfig.from_dict({"seed": 0})):
+        assert config.notes == ()
+    layer = QLayerConfig(weight=Int8Spec())
+    assert QConfig(layer, algo_config=[QuarotConfig(seed=3)]).notes == (note,)
+
+
+def test_the_name_is_not_among_the_keys_to_choose_from():
+    with pytest.raises(ConfigError, match="known keys: r_matrix_dim, "):
+        QuarotConfig.from_dict({"nmae": "quarot"})
+    assert QuarotConfig.from_dict({"name": "quarot"}) == QuarotConfig()
 
 
 def test_quarks_empty_path_is_none():

@@ -44,7 +44,9 @@ def test_only_fake_holds_them(layer):
     chosen = QConfig(layer)
     assert chosen.resolved_format is OutputFormat.FAKE
     assert chosen.low_bit
-    assert chosen.notes == ("the output is fake-quantized float32, for studies only, as weights stay in float",)
+    assert chosen.notes == (
+        "the format fake was chosen, as weights stay in float: float32 for studies, no smaller and no faster",
+    )
     assert QConfig(layer, output_format="fake").notes == ()
     for other in ("w4a8", "w8", "nbits"):
         with pytest.raises(ConfigError, match=rf"output_format={other} .*weight=None: .*use output_format='fake'"):

@@ -1,5 +1,6 @@
 # ruff: noqa: FBT003 - positions are what is tested
 import json
+import re
 
 import pytest
 
@@ -68,8 +69,44 @@ def test_the_format_that_is_chosen(layer, expected):
     config = QConfig(layer)
     assert config.resolved_format == expected
     assert config.low_bit is (expected is not None)
-    said = [note for note in config.notes if note.startswith("the output is fake-quantized float32")]
+    said = [note for note in config.notes if note.startswith("the format fake was chosen, as ")]
     assert len(said) == (expected == "fake")
+    assert not [note for note in said if re.search("; |Spec|=True|=None", note)], "the way out is for errors"
+    assert not said or said[0].endswith(": float32 for studies, no smaller and no faster")
+
+
+def test_the_choice_of_fake_is_told_in_words_that_all_users_know():
+    (note,) = QConfig(QLayerConfig(token(Int4Spec), Int4Spec())).notes
+    assert note.startswith(
+        "the format fake was chosen, as w4a8 does not hold it (activations have 8 bits there, not 4)"
+    )
+    (note,) = QConfig(QLayerConfig(token(UInt8Spec), Int8Spec())).notes
+    assert "as w8 does not hold it (asymmetric per-token activations need fake)" in note
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output_format", "said"),
+    [
+        ((QLayerConfig(weight=Int3Spec()),), None, "3-bit weights are stored in 4 bits by nbits"),
+        ((QLayerConfig(weight=Int2Spec(group_size=32)),), "nbits", "2-bit weights are stored in 4 bits by nbits"),
+        ((QLayerConfig(TOKEN, Int3Spec()),), None, "3-bit weights are stored in 4 bits by w4a8"),
+        (
+            (QLayerConfig(weight=Int3Spec()), {QLayerConfig(weight=Int2Spec()): ["/a"], W4: ["/b"], W8: ["/c"]}),
+            None,
+            "2-bit and 3-bit weights are stored in 4 bits by nbits",
+        ),
+        ((W8A8, {W4A8: ["/a"]}), None, "4-bit weights are stored in 8 bits by w8"),
+        ((QLayerConfig(TOKEN, Int3Spec()),), "w8", None),  # as its name says
+        ((QLayerConfig(weight=Int3Spec()),), "fake", None),
+        ((W4,), None, None),
+        ((W4A8, {W8: ["/head"]}, {W4: ["Gather"]}), None, None),
+        ((W8A8, {}, {W4: ["Gather"]}), None, None),  # embeddings of 4 bits are stored in 4
+    ],
+)
+def test_weights_stored_in_more_bits_than_they_have(arguments, output_format, said):
+    notes = [note for note in QConfig(*arguments, output_format=output_format).notes if "stored in" in note]
+    assert len(notes) == (said is not None)
+    assert said is None or notes[0].startswith(said)
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(W8, "nbits"), (W8A8, "w8"), (W4A8, "w4a8")])
@@ -130,7 +167,7 @@ def test_formats_that_are_named(layer, output_format):
         (W4G, "w8", "group_size=128 of the weight needs nbits or fake"),
         (QLayerConfig(token(Int8Spec, group_size=64), Int8Spec()), "w8", "group_size=64 of the activation needs fake"),
         (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
-        (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use W4A8 or NBITS or W8 or FAKE"),
+        (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use w4a8 or nbits or w8 or fake"),
     ],
 )
 def test_formats_that_do_not_fit(layer, output_format, message):

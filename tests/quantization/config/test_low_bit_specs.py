@@ -73,10 +73,12 @@ def test_quarks_minus_one_is_no_group():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"group_size": 1}, "group_size=1: a group has 2 or more features; None or -1 makes no groups"),
+        ({"group_size": 1}, "group_size=1: a group has 2 or more features; use -1, or leave it out, to have no groups"),
         ({"group_size": 0}, "group_size=0: a group has 2 or more"),
         ({"group_size": -2}, "group_size=-2: a group has 2 or more"),
-        ({"group_size": 32.0}, r"group_size=32\.0: a group has 2 or more"),
+        ({"group_size": 32.0}, r"group_size=32\.0: a whole number is wanted; write 32"),
+        ({"group_size": "32"}, "group_size='32': a whole number without quotes is wanted; write 32"),
+        ({"group_size": "many"}, "group_size='many': a group has 2 or more"),
         ({"group_size": True}, "group_size=True: a group has 2 or more"),
         ({"quant_granularity": "Group"}, "quant_granularity=Group needs a group_size; give group_size=128"),
         ({"quant_granularity": "Channel", "group_size": 32}, "group_size=32 contradicts quant_granularity=Channel"),

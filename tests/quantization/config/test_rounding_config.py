@@ -57,7 +57,12 @@ def test_what_each_needs():
     ("owner", "keywords", "message"),
     [
         (GPTQConfig, {"bits": 5}, "bits=5: weights have 2, 3, 4 or 8 bits"),
-        (GPTQConfig, {"bits": "4"}, "bits='4': weights have 2, 3, 4 or 8 bits"),
+        (GPTQConfig, {"bits": "4"}, "bits='4': a whole number without quotes is wanted; write 4"),
+        (GPTQConfig, {"perc_damp": "1e-2"}, "perc_damp='1e-2': a number without quotes is wanted; write 0.01 .YAML"),
+        (GPTQConfig, {"perc_damp": "1e-8"}, r"write 1\.0e-08 "),
+        (GPTQConfig, {"perc_damp": "little"}, "perc_damp='little': Input should be a valid number"),
+        (GPTQConfig, {"block_size": "64"}, "block_size='64': a whole number without quotes is wanted; write 64"),
+        (GPTQConfig, {"block_size": 64.0}, r"block_size=64\.0: a whole number is wanted; write 64"),
         (GPTQConfig, {"block_size": 0}, "block_size=0: .*greater than or equal to 1"),
         (GPTQConfig, {"group_size": 1}, "group_size=1: a group has 2 or more features"),
         (GPTQConfig, {"perc_damp": 0.0}, "perc_damp=0.0: .*greater than 0"),
