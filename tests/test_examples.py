@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 import pytest
 
+from quarot_onnx import model_io
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.cli import main
 from quarot_onnx.evaluation.equivalence import compare
+from quarot_onnx.graph.linear import linears
 
 ROOT = Path(__file__).resolve().parents[1]
 # A tensor of normal values that spans 7 standard deviations has an 8-bit step of 7/255 of one, an error of
@@ -63,13 +65,30 @@ def run_example(name: str, *arguments: Path, monkeypatch: pytest.MonkeyPatch) ->
     runpy.run_path(str(path), run_name="__main__")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+@pytest.mark.parametrize("name", ["custom_reader.py", "quark_style.py"])
 def test_python_examples_quantize_a_model(
     name: str, llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out" / "model.onnx"
     run_example(name, llama_optimum, out, monkeypatch=monkeypatch)
     check_int8(llama_optimum, out, rotated={"R1", "R2", "R4"})
+
+
+def test_low_bit(
+    llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "model.onnx"
+    run_example("low_bit.py", llama_optimum, out, monkeypatch=monkeypatch)
+    printed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed[:-1] == ["W4A4 rtn", "W4A4 gptq", "W4A4 gptaq", "W4A4 qronos", "float"]
+    weights = [i.data_type for i in onnx.load(out, load_external_data=False).graph.initializer if len(i.dims) == 2]
+    assert weights.count(onnx.TensorProto.INT4) == 14
+    assert weights.count(onnx.TensorProto.INT8) == 1, "the head"
+
+
+def test_all_examples_are_tested() -> None:
+    tested = {"custom_reader.py", "quark_style.py", "low_bit.py", "cli_walk.sh"}
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == tested
 
 
 def test_quark_style_takes_a_rotation_config(
@@ -111,6 +130,16 @@ def test_memory_benchmark(llama_optimum: Path) -> None:
     lines = [line.split() for line in printed.splitlines()[2:]]
     assert [name for name, *_ in lines] == tasks
     assert all(float(peak) > 50 for _, peak, _ in lines), "a process with NumPy and onnx is larger than 50 MB"
+
+
+def test_kernels_benchmark(llama_optimum: Path) -> None:
+    printed = run(sys.executable, ROOT / "benchmarks" / "kernels.py", llama_optimum, "--rows", 1, 3, "--rounds", 1)
+    rows = [line.split() for line in printed.splitlines()[2:]]
+    sizes = {(linear.in_features, linear.out_features) for linear in linears(model_io.load(llama_optimum).graph)}
+    assert {(int(k), int(n)) for k, n, *_ in rows} == sizes
+    assert sum(int(often) for _, _, often, *_ in rows) == 2 * 15, "every Linear, for both numbers of rows"
+    assert {m for _, _, _, m, *_ in rows} == {"1", "3"}
+    assert all(len(row) == 9 and all(float(number) > 0 for number in row[4:]) for row in rows)
 
 
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.provenance import Recipe as Record
 from quarot_onnx.provenance import is_rotated, summary
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config._formats import BLOCKS
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.build import Places, head_note, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load
@@ -221,16 +221,8 @@ def _from_recipe(question: Question) -> Chosen:
 
 def _refuse_odd_groups(model: ir.Model, config: QConfig, wording: OptionWording) -> None:
     """Refuse a group size that leaves a remainder, in the words of whoever chose it."""
-    for job in select(model, config).linears:
-        name, features = job.linear.name, job.linear.in_features
-        for key, spec in (("weights", job.config.weight), ("activations", job.config.activation)):
-            size = None if spec is None else spec.group_size
-            if size is not None and features % size:
-                fits = " or ".join(str(block) for block in BLOCKS if features % block == 0)
-                raise ConfigError(
-                    f"{wording.valued(f'{key}.group_size', size)} does not divide the {features} input features of "
-                    f"{name!r}; use a divisor{f', such as {fits}' if fits else ''}, or leave it out"
-                )
+    for odd in odd_groups(select(model, config)):
+        raise ConfigError(odd.message(wording.valued(f"{odd.what}s.group_size", odd.size)))
 
 
 def _rotation(question: Question, recipe: Recipe, loaded: Loaded | None) -> QuarotConfig | None:

@@ -37,6 +37,7 @@ from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.rounding import GPTAQConfig, HessianConfig, QronosConfig
 from quarot_onnx.quantization.config.tensor import QTensorConfig
 from quarot_onnx.quantization.emission.formats import WeightFormat
+from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.quantization.static_ranges import Ranges
 from quarot_onnx.quantization.weights.clip import ClipSearch
@@ -67,11 +68,8 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
     name, count = next(iter(names.most_common(1)), ("", 0))
     if count > 1 and config.low_bit:
         raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
-    for job in selection.linears:
-        for what, spec in (("weight", job.config.weight), ("activation", job.config.activation)):
-            _check_group(job.linear.name, job.linear.in_features, what, spec)
-    for table in selection.tables:
-        _check_group(label(table.node), table.table.shape[1], "weight", table.weight)
+    for odd in odd_groups(selection):
+        raise ConfigError(odd.message(f"group_size={odd.size} of the {odd.what}"))
     if config.rounding is None or not config.rounding.needs_statistics:
         return
     if reader is None:
@@ -80,16 +78,6 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
             "(RTNConfig, on the command line --weights rtn)"
         )
     wrap(reader)
-
-
-def _check_group(name: str, features: int, what: str, spec: QTensorConfig | None) -> None:
-    if spec is not None and spec.group_size is not None and features % spec.group_size:
-        fitting = [size for size in (16, 32, 64, 96, 128, 192, 256) if features % size == 0]
-        fits = f"use a divisor, such as {' or '.join(map(str, fitting[-3:]))}" if fitting else "use a divisor"
-        raise ConfigError(
-            f"group_size={spec.group_size} of the {what} does not divide the {features} input features of {name!r}; "
-            f"{fits}, or leave it out"
-        )
 
 
 def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feeds]:
