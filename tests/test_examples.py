@@ -174,7 +174,7 @@ COMMANDS = [
     line
     for document in ("README.md", "docs/low_bit.md", "docs/recipes.md")
     for block in blocks(document, "bash")
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.startswith(("quarot-onnx ", "python benchmarks/"))
     and not line.startswith("quarot-onnx export ")
     and "--recipe step_" not in line  # LLMC's own files, which the reader brings

@@ -18,6 +18,11 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
 
+_DEFAULT_TEXT = (
+    "calibrated on Python's own documentation, the default; text like what the model will meet (--calib-text) brings "
+    "low bits closer to the float model"
+)
+
 
 def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     """Quantize.
@@ -47,6 +52,9 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         *others, last = unused
         words = f"{', '.join(others)} and {last}" if others else last
         notes.append(f"nothing is calibrated: {words} not used")
+    rounding = chosen.config.rounding
+    if rounding is not None and rounding.needs_statistics and chosen.calibration.text is None:
+        notes.append(_DEFAULT_TEXT)
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more))
 

@@ -42,6 +42,16 @@ def test_roundings(asks: Asks, options: str, rounding: object) -> None:
     passed = asks(*options.split(), "--calib-samples", 1, "--calib-seq-len", 16)
     assert passed.config.rounding == rounding
     assert (passed.reader is not None) == (not isinstance(rounding, RTNConfig))
+    # Nothing was said of the text, and statistics of another text are worth less.
+    assert ("Python's own documentation" in passed.notes) == (passed.reader is not None)
+
+
+def test_a_text_of_the_users_own_needs_no_note(asks: Asks, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The wind went round the house, and nobody in it slept. " * 9, encoding="utf-8")
+    passed = asks("--weights", "gptq", "--calib-text", text, "--calib-samples", 1, "--calib-seq-len", 16)
+    assert passed.reader is not None
+    assert "documentation" not in passed.notes
 
 
 @pytest.mark.parametrize(
