@@ -148,7 +148,7 @@ def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str
     if Kind.R4 in wanted and not done.get("R4"):
         return ("the model was rotated without R4, which quantized activations gain from: rotate the original with r4",)
     if Kind.R4 not in wanted and done.get("R4"):
-        return ("the model was rotated with R4, which costs time and helps only quantized activations",)
+        return ("the model was rotated with R4, which costs time at every step and gains little for weights alone",)
     return ()
 
 

@@ -296,7 +296,7 @@ def test_a_fake_quantized_model_is_quantized(step: str, source: Path, tmp_path: 
     ("r4", "config", "note"),
     [
         (False, PER_TOKEN, "rotated without R4, which quantized activations gain from"),
-        (True, W8, "rotated with R4, which costs time and helps only quantized activations"),
+        (True, W8, "rotated with R4, which costs time at every step"),
         (True, PER_TOKEN, None),
         (False, W8, None),
     ],
