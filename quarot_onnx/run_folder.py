@@ -28,6 +28,7 @@ except ImportError:  # Windows
 _LOCK, _SCRATCH = "lock", "scratch"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class RunFolder:
@@ -106,7 +107,7 @@ def _folder_of(target: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path, target: Path) -> Iterator[None]:
-    """Keep other runs away; without effect where the system has no such locks.
+    """Keep other runs away; without effect where system or disk have no such locks.
 
     Raises:
         OutputError: Another run has it, or there can be no lock.
@@ -123,4 +124,7 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(f"another run is writing {target}; wait for it, or choose another output") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield

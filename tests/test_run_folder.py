@@ -1,5 +1,6 @@
 """The hidden folder of a run: one for each output, locked, gone when nothing is kept."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_two_runs_to_one_output_are_refused(tmp_path: Path) -> None:
     ):
         pass
     assert not folder.path.exists()
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems are."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with run_folder(tmp_path / "q.onnx") as folder:
+        assert folder.scratch.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
