@@ -4,7 +4,7 @@
 
 MODEL.onnx is a float export with its tokenizer.json beside it. Each method is tried with fake quantization (W4A4, where
 they differ most), and judged by its perplexity on text that was not calibrated on; the best one writes OUT.onnx, with
-4-bit weights, 8-bit activations and an int8 head. On SmolLM2-135M that takes a quarter of an hour.
+4-bit weights, 8-bit activations and an int8 head.
 """
 
 import sys
