@@ -12,12 +12,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.ranges import Progress
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.query import label
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.spec import QTensorConfig
-from quarot_onnx.quantization.emission.formats import Given, WeightFormat
+from quarot_onnx.quantization.emission.formats import Given
 from quarot_onnx.quantization.emit import Emitter, WeightGrid
 from quarot_onnx.quantization.rounding import Grid, IntegerType, grid_for_range, weight_grid
 from quarot_onnx.quantization.select import Selection
@@ -37,7 +38,7 @@ class GivenWeights:
     """
 
     weights: Mapping[str, RoundedWeight]
-    format: WeightFormat
+    format: OutputFormat
     accuracy_level: int | None = None
 
     def of(self, name: str) -> Given:

@@ -24,11 +24,12 @@ A Gemm becomes a product and an Add, its alpha folded into the weight and its be
 import numpy as np
 import onnx_ir as ir
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.linear import Bias, Linear
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeQuantized, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.emission.activation import ActivationWriter
-from quarot_onnx.quantization.emission.formats import Given, WeightFormat
+from quarot_onnx.quantization.emission.formats import Given
 from quarot_onnx.quantization.emission.table import TableWriter
 from quarot_onnx.quantization.emission.weight import WeightGrid, WeightWriter
 from quarot_onnx.quantization.emission.writer import Writer
@@ -42,7 +43,6 @@ __all__ = [
     "Given",
     "PerToken",
     "Static",
-    "WeightFormat",
     "WeightGrid",
 ]
 
@@ -200,13 +200,13 @@ def _check(linear: Linear, weight: WeightGrid | Given | None, activation: Activa
         return
     assert weight.rounded.shape == linear.weight.shape, (weight.rounded.shape, linear.weight.shape)
     match weight.format:
-        case WeightFormat.W4A8:
+        case OutputFormat.W4A8:
             assert isinstance(activation, PerToken | Static), activation
-        case WeightFormat.NBITS:
+        case OutputFormat.NBITS:
             assert activation is None, activation
-        case WeightFormat.W8:
+        case OutputFormat.W8:
             assert not isinstance(activation, FakeQuantized), activation
-        case WeightFormat.FAKE:
+        case OutputFormat.FAKE:
             _check_groups(linear, activation)
 
 
@@ -216,11 +216,11 @@ def _check_groups(linear: Linear, activation: Activation) -> None:
 
 
 def _is_blocked(given: Given, activation: Activation) -> bool:
-    return given.format is WeightFormat.NBITS or (given.format is WeightFormat.W8 and activation is None)
+    return given.format is OutputFormat.NBITS or (given.format is OutputFormat.W8 and activation is None)
 
 
 def _is_real(weight: WeightGrid | Given) -> bool:
-    return isinstance(weight, Given) and weight.format is WeightFormat.FAKE
+    return isinstance(weight, Given) and weight.format is OutputFormat.FAKE
 
 
 def _may_be_matrix(x: ir.Value) -> bool:

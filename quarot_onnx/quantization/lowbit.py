@@ -36,7 +36,6 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.rounding import GPTAQConfig, HessianConfig, QronosConfig
 from quarot_onnx.quantization.config.tensor import QTensorConfig
-from quarot_onnx.quantization.emission.formats import WeightFormat
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.quantization.static_ranges import Ranges
@@ -219,7 +218,7 @@ def round_weights(
     round_plainly([*plain, *tables], rounding, RtnOptions(options.clip))
     chosen = task.config.resolved_format
     assert chosen is not None, "the configuration is a low-bit one"
-    given = GivenWeights(rounding.rounded, WeightFormat(chosen.value), task.config.accuracy_level)
+    given = GivenWeights(rounding.rounded, chosen, task.config.accuracy_level)
     return given, tuple(rounding.notes)
 
 

@@ -11,6 +11,7 @@ import rounded_weights
 from onnx import TensorProto, helper
 
 from quarot_onnx import model_io
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.quantization.activations import round_trip
 from quarot_onnx.quantization.emit import (
@@ -21,7 +22,6 @@ from quarot_onnx.quantization.emit import (
     Given,
     PerToken,
     Static,
-    WeightFormat,
 )
 from quarot_onnx.quantization.rounding import Grid
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
@@ -32,7 +32,7 @@ RTOL = {TensorProto.FLOAT: 1e-5, TensorProto.FLOAT16: 2e-3}
 STATIC = Static(Grid(np.array(0.02, np.float32), np.array(120, np.uint8)))
 FAKE_STATIC = FakeStatic(6, symmetric=False, scale=0.125, zero_point=30)
 FIXED = (PerToken(), PerToken(0.8), STATIC)
-W4A8, NBITS, W8, FAKE = WeightFormat.W4A8, WeightFormat.NBITS, WeightFormat.W8, WeightFormat.FAKE
+W4A8, NBITS, W8, FAKE = OutputFormat.W4A8, OutputFormat.NBITS, OutputFormat.W8, OutputFormat.FAKE
 
 FLAGS = [
     pytest.param(dict(zip(("symmetric", "signed"), flags, strict=True)), id=f"{name}-{kind}")
@@ -52,7 +52,7 @@ def matmul(features: int = IN, outputs: int = OUT, *, opset: int = 18, dtype: in
     return graphs.model(nodes, dims, {"y": ["n", outputs]}, constants, opset=opset, dtype=dtype)
 
 
-def emitted(proto, weight: QuantizedWeight, form: WeightFormat, activation: Activation = None, **options) -> ir.Model:
+def emitted(proto, weight: QuantizedWeight, form: OutputFormat, activation: Activation = None, **options) -> ir.Model:
     model = ir.from_proto(proto)
     emitter = Emitter(model)
     for linear in list(linears(model.graph)):

@@ -7,9 +7,10 @@ import pytest
 import rounded_weights
 from onnx import TensorProto, helper
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.quantization.activations import Activation, round_trip
-from quarot_onnx.quantization.emit import Emitter, FakePerToken, FakeStatic, Given, PerToken, Static, WeightFormat
+from quarot_onnx.quantization.emit import Emitter, FakePerToken, FakeStatic, Given, PerToken, Static
 from quarot_onnx.quantization.rounding import Grid
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
 
@@ -51,7 +52,7 @@ def seen_by_the_product(x: np.ndarray, kind: Activation, opset: int = 18, dtype:
     model = ir.from_proto(proto)
     ones = np.ones((1, FEATURES), np.float32)
     identity = QuantizedWeight(WeightScheme(2), np.eye(FEATURES, dtype=np.int8), ones, np.zeros_like(ones, np.int8))
-    weight = Given(rounded_weights.rounded(identity), WeightFormat.FAKE)
+    weight = Given(rounded_weights.rounded(identity), OutputFormat.FAKE)
     Emitter(model).linear(next(linears(model.graph)), weight, kind)
     return graphs.run(model, {"x": x})
 

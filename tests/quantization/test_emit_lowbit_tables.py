@@ -10,9 +10,10 @@ import rounded_weights
 from onnx import TensorProto, helper
 
 from quarot_onnx import model_io
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import resolve_constant
-from quarot_onnx.quantization.emit import Emitter, Given, WeightFormat
+from quarot_onnx.quantization.emit import Emitter, Given
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
 
 ROWS = 11
@@ -31,7 +32,7 @@ def embedding(hidden: int, dtype: int = TensorProto.FLOAT, opset: int = 17, *, t
     return graphs.model(nodes, inputs, outputs, {"T": table}, dtype=dtype, opset=opset)
 
 
-def emitted(proto, weight: QuantizedWeight, form: WeightFormat, block: int | None = None) -> ir.Model:
+def emitted(proto, weight: QuantizedWeight, form: OutputFormat, block: int | None = None) -> ir.Model:
     model = ir.from_proto(proto)
     node = next(n for n in model.graph if n.op_type == "Gather")
     table = resolve_constant(node.inputs[0])
@@ -54,14 +55,14 @@ def check(path: Path, weight: QuantizedWeight, dtype: int = TensorProto.FLOAT) -
 @pytest.mark.parametrize(
     ("form", "bits", "group", "block"),
     [
-        (WeightFormat.NBITS, 4, None, None),
-        (WeightFormat.NBITS, 4, None, 32),
-        (WeightFormat.NBITS, 4, 32, None),
-        (WeightFormat.NBITS, 4, 64, 16),
-        (WeightFormat.W4A8, 3, None, None),
-        (WeightFormat.NBITS, 2, 16, None),
-        (WeightFormat.NBITS, 8, 16, None),
-        (WeightFormat.W8, 4, 16, None),
+        (OutputFormat.NBITS, 4, None, None),
+        (OutputFormat.NBITS, 4, None, 32),
+        (OutputFormat.NBITS, 4, 32, None),
+        (OutputFormat.NBITS, 4, 64, 16),
+        (OutputFormat.W4A8, 3, None, None),
+        (OutputFormat.NBITS, 2, 16, None),
+        (OutputFormat.NBITS, 8, 16, None),
+        (OutputFormat.W8, 4, 16, None),
     ],
 )
 def test_few_bits_or_groups_are_gathered_as_blocks(form, bits, group, block, hidden, symmetric, dtype, tmp_path):
@@ -70,7 +71,7 @@ def test_few_bits_or_groups_are_gathered_as_blocks(form, bits, group, block, hid
     check(path, weight, dtype)
     graphs.run(path, {"ids": IDS}, tmp_path / "o.onnx")
     assert graphs.operators(tmp_path / "o.onnx")["GatherBlockQuantized"] == 1
-    stored = 8 if hidden % 2 or bits == 8 or form is WeightFormat.W8 else 4
+    stored = 8 if hidden % 2 or bits == 8 or form is OutputFormat.W8 else 4
     held = rounded_weights.unpacked(rounded_weights.initializer(path, "T_packed"), stored)
     assert held.shape == (ROWS, hidden)
     np.testing.assert_array_equal(held.astype(int).T - 2 ** (stored - 1), weight.integers)
@@ -80,7 +81,7 @@ def test_few_bits_or_groups_are_gathered_as_blocks(form, bits, group, block, hid
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize(("form", "bits"), [(WeightFormat.W8, 8), (WeightFormat.W8, 3), (WeightFormat.NBITS, 8)])
+@pytest.mark.parametrize(("form", "bits"), [(OutputFormat.W8, 8), (OutputFormat.W8, 3), (OutputFormat.NBITS, 8)])
 def test_8_bits_per_row_stay_in_standard_operators(form, bits, per_channel, signed, symmetric, dtype, tmp_path) -> None:
     scheme = WeightScheme(bits, symmetric=symmetric, signed=signed, per_channel=per_channel)
     weight = rounded_weights.quantized((48, ROWS), scheme)
@@ -96,13 +97,13 @@ def test_8_bits_per_row_stay_in_standard_operators(form, bits, per_channel, sign
 @pytest.mark.parametrize("group", [None, 16])
 def test_fake_tables_are_real_numbers(group, dtype, tmp_path: Path) -> None:
     weight = rounded_weights.quantized((37, ROWS), WeightScheme(3, symmetric=False, group_size=group))
-    path = model_io.save(emitted(embedding(37, dtype), weight, WeightFormat.FAKE), tmp_path / "m.onnx").path
+    path = model_io.save(emitted(embedding(37, dtype), weight, OutputFormat.FAKE), tmp_path / "m.onnx").path
     check(path, weight, dtype)
     assert graphs.operators(path) == {"Gather": 1}
 
 
-@pytest.mark.parametrize("form", [WeightFormat.NBITS, WeightFormat.FAKE, WeightFormat.W8])
-def test_a_tied_head_keeps_its_float_weight(form: WeightFormat) -> None:
+@pytest.mark.parametrize("form", [OutputFormat.NBITS, OutputFormat.FAKE, OutputFormat.W8])
+def test_a_tied_head_keeps_its_float_weight(form: OutputFormat) -> None:
     proto = embedding(48, tied=True)
     weight = rounded_weights.quantized((48, ROWS), WeightScheme(4))
     model = emitted(proto, weight, form)
@@ -112,4 +113,4 @@ def test_a_tied_head_keeps_its_float_weight(form: WeightFormat) -> None:
 
 def test_a_table_of_another_shape_is_our_own_bug() -> None:
     with pytest.raises(AssertionError):
-        emitted(embedding(48), rounded_weights.quantized((ROWS, 48), WeightScheme(4)), WeightFormat.NBITS)
+        emitted(embedding(48), rounded_weights.quantized((ROWS, 48), WeightScheme(4)), OutputFormat.NBITS)

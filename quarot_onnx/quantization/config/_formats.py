@@ -195,11 +195,6 @@ def _described(weight: QTensorConfig | None) -> str:
     return "None" if weight is None else weight.described()
 
 
-def stored_bits(bits: int, output_format: OutputFormat) -> int:
-    """Bits that an integer of a Linear's weight takes in a format other than FAKE."""
-    return 8 if output_format is OutputFormat.W8 or bits == 8 else 4
-
-
 def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> Misfit | None:
     if config.activation is not None:
         return Misfit(

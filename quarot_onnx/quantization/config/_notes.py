@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from quarot_onnx.choices import OutputFormat
-from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit, stored_bits, table_misfit
+from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit, table_misfit
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig
+from quarot_onnx.quantization.config.storage import CHANNEL_BLOCK, blocked_bits
 
 
 def notes(
@@ -73,7 +74,10 @@ def rounding_notes(rounding: RoundingConfig, configs: Sequence[QLayerConfig | No
 
 
 def format_notes(
-    placed: Sequence[Placed], given: OutputFormat | None, resolved: OutputFormat | None
+    placed: Sequence[Placed],
+    given: OutputFormat | None,
+    resolved: OutputFormat | None,
+    accuracy_level: int | None,
 ) -> tuple[str, ...]:
     """The notes on the output format.
 
@@ -81,11 +85,12 @@ def format_notes(
         placed: All layer configurations.
         given: The format that the user named.
         resolved: The format that is written.
+        accuracy_level: That of MatMulNBits.
     """
     if resolved is None:
         return ()
     if resolved is not OutputFormat.FAKE:
-        return _storage_notes(placed, given, resolved)
+        return () if given is OutputFormat.W8 else _storage_notes(placed, resolved, accuracy_level)
     deciding = next((item.config for item in placed if item.linear), None)
     if given is not None or deciding is None:
         return ()
@@ -98,16 +103,18 @@ def format_notes(
     return (f"the format fake was chosen, as {why}: float32 for studies, no smaller and no faster",)
 
 
-def _storage_notes(placed: Sequence[Placed], given: OutputFormat | None, resolved: OutputFormat) -> tuple[str, ...]:
-    """The note on weights that take more bits than they have; one who names W8 knows."""
-    if given is OutputFormat.W8:
-        return ()
+def _storage_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_level: int | None) -> tuple[str, ...]:
+    """The note on weights that take more bits than they have; not for one who names W8, and knows."""
     # What could be an embedding is stored in the bits that it has.
     linears = [item for item in placed if item.linear and not (item.table and table_misfit(item.config.weight) is None)]
-    widths = {item.config.weight.bits for item in linears if item.config.weight is not None}
-    wider = sorted(bits for bits in widths if bits < stored_bits(bits, resolved))
+    weights = [item.config.weight for item in linears if item.config.weight is not None]
+    stored = {
+        (w.bits, blocked_bits(w.bits, resolved, accuracy_level=accuracy_level, block=w.group_size or CHANNEL_BLOCK))
+        for w in weights
+    }
+    wider = sorted((bits, taken) for bits, taken in stored if bits < taken)
     if not wider:
         return ()
-    stored = stored_bits(wider[-1], resolved)
-    named = " and ".join(f"{bits}-bit" for bits in wider)
-    return (f"{named} weights are stored in {stored} bits by {resolved}: no smaller than {stored}-bit ones",)
+    taken = wider[-1][1]
+    named = " and ".join(f"{bits}-bit" for bits, _ in wider)
+    return (f"{named} weights are stored in {taken} bits by {resolved}: no smaller than {taken}-bit ones",)

@@ -232,7 +232,7 @@ class QConfig(FileConfig):
             found += self.quarot.notes
         if self.rounding is not None:
             found += rounding_notes(self.rounding, [self.global_config, *others])
-        return found + format_notes(self._placed(), self.output_format, self.resolved_format)
+        return found + format_notes(self._placed(), self.output_format, self.resolved_format, self.accuracy_level)
 
     def layer_config_for(self, node_name: str, op_type: str) -> QLayerConfig | None:
         """How a node with a constant weight is quantized: exclude > specific > type > global.

@@ -1,25 +1,13 @@
 """In which form a weight that was rounded beforehand is stored."""
 
 from dataclasses import dataclass
-from enum import Enum
 
+from quarot_onnx.choices import OutputFormat
+from quarot_onnx.quantization.config.storage import stored_bits
 from quarot_onnx.quantization.weights.store import RoundedWeight
 
 MAX_BLOCK = 256
 """The largest block of MatMulNBits that onnxruntime has fast kernels for."""
-
-
-class WeightFormat(Enum):
-    """A form of storage, which decides the kernel that onnxruntime runs."""
-
-    W4A8 = "w4a8"
-    """2 to 4 bits: INT4, cast to int8 when the model is loaded; 8 bits: int8. Wants 8-bit activations, no groups."""
-    NBITS = "nbits"
-    """com.microsoft.MatMulNBits, scales per block; activations as ``accuracy_level`` says."""
-    W8 = "w8"
-    """Any number of bits in 8: as W4A8 with activations, without them MatMulNBits with 8 bits."""
-    FAKE = "fake"
-    """The real numbers that the integers stand for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +24,7 @@ class Given:
     """
 
     rounded: RoundedWeight
-    format: WeightFormat
+    format: OutputFormat
     block: int | None = None
     accuracy_level: int | None = None
 
@@ -53,7 +41,7 @@ class Given:
     @property
     def stored_bits(self) -> int:
         """Bits an integer: 4 or 8."""
-        return 8 if self.format is WeightFormat.W8 or self.rounded.scheme.bits == 8 else 4
+        return stored_bits(self.rounded.scheme.bits, self.format)
 
     def block_size(self, default: int) -> int:
         """The block of the blocked operators, ``default`` for scales per channel."""

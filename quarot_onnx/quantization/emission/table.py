@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.quantization.emission import packing
-from quarot_onnx.quantization.emission.formats import Given, WeightFormat, power_of_two
+from quarot_onnx.quantization.emission.formats import Given, power_of_two
 from quarot_onnx.quantization.emission.weight import WeightGrid
 from quarot_onnx.quantization.emission.writer import Writer
 from quarot_onnx.quantization.rounding import round_to_nearest
@@ -46,7 +47,7 @@ class TableWriter:
 
     def given(self, node: ir.Node, table: Constant, given: Given) -> None:
         """Write a table that was rounded beforehand."""
-        if given.format is WeightFormat.FAKE:
+        if given.format is OutputFormat.FAKE:
             self._real(node, table, given)
         elif given.stored_bits == 8 and not given.grouped:
             self._rows(node, table, given)

@@ -11,19 +11,15 @@ from numpy.typing import NDArray
 
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import seen
+from quarot_onnx.quantization.config.storage import CHANNEL_BLOCK, blocked_bits
 from quarot_onnx.quantization.emission import packing
-from quarot_onnx.quantization.emission.formats import MAX_BLOCK, Given, WeightFormat, power_of_two
+from quarot_onnx.quantization.emission.formats import MAX_BLOCK, Given, power_of_two
 from quarot_onnx.quantization.emission.opset import raise_opset
 from quarot_onnx.quantization.emission.writer import Writer
 from quarot_onnx.quantization.rounding import Grid, round_to_nearest
 
 WeightGrid = Callable[[NDArray[np.floating]], Grid]
 """Gives the 8-bit grid of W: [in, out]."""
-
-_CHANNEL_BLOCK = 128
-"""The block of MatMulNBits where a weight has one scale for each output."""
-
-_FAST_2_BIT_BLOCKS = (32, 64, 128)
 
 
 class WeightWriter:
@@ -107,9 +103,11 @@ class WeightWriter:
         """A MatMulNBits of float32 ``x`` and a rounded weight, for the caller to insert."""
         rounded, name = given.rounded, _name(linear)
         features, outputs = rounded.shape
-        block = given.block_size(default=min(_CHANNEL_BLOCK, power_of_two(features)))
+        block = given.block_size(default=min(CHANNEL_BLOCK, power_of_two(features)))
         assert block <= MAX_BLOCK, block
-        bits, blocks = _blocked_bits(given, block), -(-features // block)
+        level = given.accuracy_level
+        bits = blocked_bits(rounded.scheme.bits, given.format, accuracy_level=level, block=block)
+        blocks = -(-features // block)
         load, lazy, byte = rounded.load, self._writer.lazy, ir.DataType.UINT8
         operands = [
             lazy(
@@ -126,8 +124,8 @@ class WeightWriter:
                 lazy(f"{name}_zero_point", lambda: packing.block_zero_points(load(), block, bits), byte, shape)
             )
         attributes = {"K": features, "N": outputs, "bits": bits, "block_size": block}
-        if given.accuracy_level is not None:
-            attributes["accuracy_level"] = given.accuracy_level
+        if level is not None:
+            attributes["accuracy_level"] = level
         return self._writer.editor.node(
             "MatMulNBits",
             [x, *operands],
@@ -135,16 +133,6 @@ class WeightWriter:
             domain="com.microsoft",
             attributes=[ir.AttrInt64(key, value) for key, value in attributes.items()],
         )
-
-
-def _blocked_bits(given: Given, block: int) -> int:
-    """Stored bits of MatMulNBits: 2 where onnxruntime multiplies them as they are, 4 or 8.
-
-    With float32 activations, or in other blocks, it would unpack the whole 2-bit matrix in every call.
-    """
-    fast = given.accuracy_level == 4 and block in _FAST_2_BIT_BLOCKS
-    narrow = given.format is WeightFormat.NBITS and given.rounded.scheme.bits == 2 and fast
-    return 2 if narrow else given.stored_bits
 
 
 def _name(linear: Linear) -> str:

@@ -21,6 +21,7 @@ from quarot_onnx.quantization.config import (
     UInt4Spec,
     UInt8Spec,
 )
+from quarot_onnx.quantization.config.storage import blocked_bits
 
 STATIC = UInt8Spec()
 STATIC4 = Int4Spec(quant_granularity="Tensor")
@@ -89,6 +90,7 @@ def test_the_choice_of_fake_is_told_in_words_that_all_users_know():
     [
         ((QLayerConfig(weight=Int3Spec()),), None, "3-bit weights are stored in 4 bits by nbits"),
         ((QLayerConfig(weight=Int2Spec(group_size=32)),), "nbits", "2-bit weights are stored in 4 bits by nbits"),
+        ((QLayerConfig(weight=Int2Spec()),), None, "2-bit weights are stored in 4 bits by nbits"),
         ((QLayerConfig(TOKEN, Int3Spec()),), None, "3-bit weights are stored in 4 bits by w4a8"),
         (
             (QLayerConfig(weight=Int3Spec()), {QLayerConfig(weight=Int2Spec()): ["/a"], W4: ["/b"], W8: ["/c"]}),
@@ -316,3 +318,12 @@ def test_what_was_recorded_before_low_bits_still_loads():
     assert not config.low_bit
     assert config.global_config == QLayerConfig(TOKEN, Int8Spec(quant_granularity="Channel"))
     assert config.quarot.seed == 7
+
+
+@pytest.mark.parametrize(("group_size", "stored"), [(None, 2), (16, 4), (32, 2), (128, 2), (256, 4)])
+def test_two_bits_at_level_4_are_told_as_they_are_written(group_size: int | None, stored: int) -> None:
+    """onnxruntime multiplies 2-bit integers as they are in some blocks, and then they are stored so."""
+    config = QConfig(QLayerConfig(weight=Int2Spec(group_size=group_size)), output_format="nbits", accuracy_level=4)
+    assert blocked_bits(2, config.output_format, accuracy_level=4, block=group_size or 128) == stored
+    notes = [note for note in config.notes if "stored in" in note]
+    assert bool(notes) == (stored > 2)
