@@ -114,7 +114,7 @@ def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
     """
     rotation = recipe.get("rotation")
     assert isinstance(rotation, dict), "only a rotated model comes here"
-    counts, before, now = rotation.get("counts", {}), dict(rotation.get("config", {})), config.to_dict()
+    counts, before, now = _counts(recipe), dict(rotation.get("config", {})), config.to_dict()
     # The size that was asked for may have been left to the graph; the one that was taken is known.
     before["r_matrix_dim"] = rotation.get("rotations", {}).get("R1", {}).get("size", before.get("r_matrix_dim"))
     for kind in ("R1", "R2", "R3", "R4"):
@@ -143,8 +143,7 @@ def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str
     """
     if recipe is None or not is_rotated(recipe):
         return ()
-    rotation = recipe["rotation"]
-    done = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
+    done = _counts(recipe)
     if Kind.R4 in wanted and not done.get("R4"):
         return ("the model was rotated without R4, which quantized activations gain from: rotate the original with r4",)
     if Kind.R4 not in wanted and done.get("R4"):
@@ -154,6 +153,10 @@ def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str
 
 def summary(recipe: Recipe) -> str:
     """A recipe's rotation in a few words."""
+    return ", ".join(f"{kind} at {count} places" for kind, count in _counts(recipe).items())
+
+
+def _counts(recipe: Recipe) -> Mapping[str, int]:
+    """The number of places of each rotation."""
     rotation = recipe.get("rotation")
-    counts = rotation.get("counts", {}) if isinstance(rotation, dict) else {}
-    return ", ".join(f"{kind} at {count} places" for kind, count in counts.items())
+    return rotation.get("counts", {}) if isinstance(rotation, dict) else {}

@@ -14,11 +14,11 @@ output.
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from quarot_onnx.errors import OutputError
-from quarot_onnx.staging import nearest_existing, remove_stale
+from quarot_onnx.staging import RUN_SUFFIX, nearest_existing, remove_stale
 
 try:
     import fcntl
@@ -76,32 +76,33 @@ def run_folder(target: Path) -> Iterator[RunFolder]:
     """
     target = target.absolute()
     path = _folder_of(target)
+    where = path.parent
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
-        where = path.parent
         raise OutputError(f"cannot write to {where}: {error.strerror}; choose another output folder") from error
-    with _locked(path, target):
+    with ExitStack() as stack:
         try:
+            stack.enter_context(_locked(path, target))
             folder = RunFolder(path)
             remove_stale(target)
         except OSError as error:
             raise OutputError(f"cannot use {path}: {error.strerror}; remove it, or choose another output") from error
+        stack.callback(folder.close)
         try:
             yield folder
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            where = path.parent
             raise OutputError(f"no space is left in {where}: free some, and run the same command again") from error
-        finally:
-            folder.close()
 
 
 def _folder_of(target: Path) -> Path:
     """The folder that belongs to an output: one that is there already, or one in the nearest folder that exists."""
     nearest = nearest_existing(target.parent)
-    named = [parent / f".{'.'.join(target.relative_to(parent).parts)}.quarot" for parent in (nearest, *nearest.parents)]
+    named = [
+        parent / f".{'.'.join(target.relative_to(parent).parts)}{RUN_SUFFIX}" for parent in (nearest, *nearest.parents)
+    ]
     return next((path for path in named if path.is_dir()), named[0])
 
 
@@ -110,16 +111,13 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
     """Keep other runs away; without effect where system or disk have no such locks.
 
     Raises:
-        OutputError: Another run has it, or there can be no lock.
+        OutputError: Another run has it.
+        OSError: The lock's file cannot be opened.
     """
     if fcntl is None:
         yield
         return
-    try:
-        file = (path / _LOCK).open("w")
-    except OSError as error:
-        raise OutputError(f"cannot use {path}: {error.strerror}; remove it, or choose another output") from error
-    with file:
+    with (path / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

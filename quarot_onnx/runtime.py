@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _EXTENSION_DOMAINS = frozenset({"ai.onnx.contrib", "com.microsoft.extensions"})
-_IN_MEMORY_BELOW = 1_500_000_000  # bytes; a protobuf ends at 2 GB
 _FATAL = 4  # severity of the log: every error below is raised as an exception, once is enough
 
 
@@ -50,7 +49,7 @@ def session(
     options = session_options(
         domains, threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
     )
-    return _open(str(source), options, str(source))
+    return _open(str(source), options)
 
 
 def graph_domains(model: ir.Model) -> frozenset[str]:
@@ -108,13 +107,13 @@ def _extensions(domain: str) -> ModuleType:
     return module
 
 
-def _open(model: str | bytes, options: "ort.SessionOptions", label: str) -> "ort.InferenceSession":
+def _open(model: str, options: "ort.SessionOptions") -> "ort.InferenceSession":
     import onnxruntime as ort  # noqa: PLC0415
 
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _load_errors() as error:
-        raise ModelError(f"onnxruntime cannot load {label}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"onnxruntime cannot load {model}: {' '.join(str(error).split())}") from error
 
 
 def _load_errors() -> tuple[type[Exception], ...]:

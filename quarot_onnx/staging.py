@@ -15,7 +15,9 @@ from pathlib import Path
 from quarot_onnx.errors import OutputError
 
 _SCRATCH = ".quarot-"
-_RUN = ".quarot"  # ends the name of a run's hidden folder
+RUN_SUFFIX = ".quarot"
+"""How the name of a run's hidden folder ends; it begins with a dot."""
+
 _LONGEST = 100  # characters of an output's name that its scratch folder bears
 
 
@@ -92,7 +94,8 @@ def staged(target: Path) -> Iterator[Batch]:
 def remove_stale(target: Path) -> None:
     """Remove what batches of ``target`` left that were killed; only for who knows that none is at work."""
     for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if "." not in path.name.removeprefix(_prefix(target)):  # else of an output with a longer name
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _prefix(target: Path) -> str:
@@ -138,7 +141,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     """
     free = free_bytes(folder)
     if needed > free:
-        hidden = (path for path in (folder, *folder.parents) if path.name.startswith(".") and path.suffix == _RUN)
+        hidden = (path for path in (folder, *folder.parents) if path.name.startswith(".") and path.suffix == RUN_SUFFIX)
         named = next((path.parent for path in hidden), folder)
         raise OutputError(
             f"not enough space in {named}: {needed:,} bytes needed, {free:,} free; free some or write elsewhere"

@@ -79,14 +79,15 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
         tmp_path / ".q.onnx.quarot" / "scratch",
         tmp_path / ".quarot-q.onnx-x1y2",
         tmp_path / ".quarot-other.onnx-x1",
+        tmp_path / ".quarot-q.onnx-2.onnx-x1",
     ]
     for folder in left:
         folder.mkdir(parents=True)
         (folder / "rotated.onnx").write_text("old")
     with run_folder(tmp_path / "q.onnx") as folder:
         assert not list(folder.scratch.iterdir())
-        assert names(tmp_path) == {".q.onnx.quarot", ".quarot-other.onnx-x1"}
-    assert names(tmp_path) == {".quarot-other.onnx-x1"}
+        assert names(tmp_path) == {".q.onnx.quarot", ".quarot-other.onnx-x1", ".quarot-q.onnx-2.onnx-x1"}
+    assert names(tmp_path) == {".quarot-other.onnx-x1", ".quarot-q.onnx-2.onnx-x1"}
 
 
 def test_an_output_that_is_there_needs_no_checkpoint(tmp_path: Path) -> None:

@@ -164,9 +164,7 @@ class OptionWording(Wording):
         file = self._holder(key)
         if file is not None:
             return file.word(key)
-        flags: dict[str, str] = {}
-        for name, own in _VALUES.items():
-            flags.setdefault(own, _flag(name))
+        flags = {own: _flag(name) for name, own in reversed(_VALUES.items())}  # of two names the first
         flags |= {key: yes for key, yes, _ in _SWITCHES.values()}
         return flags.get(key, key)
 
