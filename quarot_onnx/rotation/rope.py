@@ -17,10 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.graph.edit import Editor
-from quarot_onnx.graph.query import attribute_int, data_input, resolve_constant
+from quarot_onnx.graph.query import attribute_int, data_input
+from quarot_onnx.sites.attention import COS, SIN
 from quarot_onnx.sites.model import Attention
 
-SEQLENS, COS, SIN, POSITIONS = 5, 7, 8, 9
+SEQLENS, POSITIONS = 5, 9
 """Inputs of GroupQueryAttention."""
 
 
@@ -80,14 +81,13 @@ class RopeSplitter:
     def _rope(self, attention: Attention, index: int, positions: ir.Value) -> ir.Value:
         """A RotaryEmbedding of Q (index 0) or K (index 1)."""
         node, edit = attention.node, self._editor
-        cos = resolve_constant(node.inputs[COS])
+        assert attention.heads is not None
+        width = attention.heads.rope_width
+        assert width is not None
         attributes = [ir.AttrInt64("interleaved", attribute_int(node, "rotary_interleaved", 0))]
-        if cos is not None and 2 * cos.shape[-1] != attention.head_dim:
+        if width != attention.head_dim:
             heads = attention.num_heads if index == 0 else attention.num_kv_heads
-            attributes += [
-                ir.AttrInt64("num_heads", heads),
-                ir.AttrInt64("rotary_embedding_dim", 2 * cos.shape[-1]),
-            ]
+            attributes += [ir.AttrInt64("num_heads", heads), ir.AttrInt64("rotary_embedding_dim", width)]
         inputs = [node.inputs[index], positions, node.inputs[COS], node.inputs[SIN]]
         rope = edit.node("RotaryEmbedding", inputs, f"{node.name}/Rope", domain="com.microsoft", attributes=attributes)
         edit.before(node, [rope])

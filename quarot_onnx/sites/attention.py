@@ -27,6 +27,9 @@ from quarot_onnx.sites.operands import LAYOUT, NotTracedError, Source, after_rop
 _T = TypeVar("_T")
 
 SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip"})
+COS, SIN, K_SCALE, Q_NORM = 7, 8, 12, 14
+"""Inputs of GroupQueryAttention: RoPE's tables; before V's scale, K's; before K's norm, Q's."""
+
 FUSED = frozenset(
     {("com.microsoft", "GroupQueryAttention"), ("com.microsoft", "MultiHeadAttention"), ("", "Attention")}
 )
@@ -133,6 +136,16 @@ def _obstacle(node: ir.Node, key: ir.Value | None, value: ir.Value | None) -> st
     return None
 
 
+def _head_obstacle(node: ir.Node) -> str | None:
+    """What a GroupQueryAttention does to Q and K inside that a rotation before it would change."""
+    if node.op_type != "GroupQueryAttention":
+        return None
+    for first, what in ((K_SCALE, "quantizes its cache"), (Q_NORM, "norms the heads of Q and K inside")):
+        if any(v is not None for v in node.inputs[first : first + 2]):
+            return f"GroupQueryAttention {what}"
+    return None
+
+
 def _spelt(softmax: ir.Node, shapes: Shapes) -> _Parts | None:
     """The operands of a spelt-out attention, or None when the Softmax belongs to something else."""
     scores = _score_product(data_input(softmax))
@@ -232,10 +245,11 @@ def _value_source(parts: _Parts, num_heads: int, head_dim: int, shapes: Shapes) 
 
 def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation:
     """Where R3 goes."""
-    if parts.obstacle is not None:
-        raise NotTracedError(parts.obstacle)
+    obstacle = parts.obstacle or _head_obstacle(parts.node)
+    if obstacle is not None:
+        raise NotTracedError(obstacle)
     if parts.rope_inside or parts.key is None:
-        return HeadRotation(None, None, parts.node)
+        return HeadRotation(None, None, parts.node, _rope_width(parts, head_dim, shapes))
     fused = parts.scores is parts.node
     query = after_rope(parts.query, parts.scores, "Q", shapes)
     key = after_rope(parts.key, parts.scores, "K", shapes, axis=-1 if fused else -2)
@@ -249,3 +263,25 @@ def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation
         if length % head_dim:
             raise NotTracedError(f"the last axis of {what} after RoPE has length {length}, not heads of {head_dim}")
     return HeadRotation(query.value, key.value)
+
+
+def _rope_width(parts: _Parts, head_dim: int, shapes: Shapes) -> int | None:
+    """How many entries of a head a GroupQueryAttention's RoPE turns; None where RoPE has ended before.
+
+    The width shows in the tables alone, [positions, width / 2]: weights, or what the graph chooses among several
+    (LongRoPE has an If). RoPE taken out of the operator with another width would be another model.
+    """
+    if not parts.rope_inside:
+        return None
+    tables = [data_input(parts.node, index) for index in (COS, SIN)]
+    constants = [resolve_constant(table) for table in tables]
+    widths = {
+        shapes.last(table) if constant is None else constant.shape[-1]
+        for table, constant in zip(tables, constants, strict=True)
+    }
+    half = widths.pop()
+    if half is None or widths:
+        raise NotTracedError(f"the width of RoPE's table {tables[0].name!r} is not to be seen in the graph")
+    if 2 * half > head_dim:
+        raise NotTracedError(f"RoPE's table {tables[0].name!r} is made for heads of {2 * half}, not of {head_dim}")
+    return 2 * half

@@ -55,11 +55,17 @@ def refuse_hidden(graph: ir.Graph) -> None:
     """
     for node in graph:
         bodies = (g for attr in node.attributes.values() for g in _subgraphs(attr))
-        if any(linear_at(inner) is not None for body in bodies for inner in RecursiveGraphIterator(body)):
+        if any(_is_layer(inner) for body in bodies for inner in RecursiveGraphIterator(body)):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "
                 "export without merging the decoders (optimum: --no-post-process)"
             )
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node is a Linear of a decoder; an outer product is none (LongRoPE's angles, in an If)."""
+    linear = linear_at(node)
+    return linear is not None and linear.in_features > 1
 
 
 def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:

@@ -105,11 +105,13 @@ class HeadRotation:
         query: Q as [..., head_dim] or packed [batch, seq, heads · head_dim].
         key: K likewise, before the past-key Concat.
         fused: A GroupQueryAttention with RoPE inside, which must be split; then query and key are None.
+        rope_width: How many entries of a head its RoPE turns, the first ones; None where it has no RoPE inside.
     """
 
     query: ir.Value | None
     key: ir.Value | None
     fused: ir.Node | None = None
+    rope_width: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
