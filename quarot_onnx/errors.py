@@ -5,6 +5,7 @@
     QuarotError                    everything this package raises on purpose
     ├── InputError                 the user can mend it: exit status 2
     │   ├── ModelError             the ONNX file, its external data, its graph
+    │   │   └── FeedError          an input of the graph that no rule can feed
     │   ├── ConfigError            a config file, a key in it, an option
     │   ├── CalibrationError       calibration or evaluation data, a tokenizer
     │   ├── OutputError            the place where the result should go
@@ -31,6 +32,19 @@ class InputError(QuarotError):
 
 class ModelError(InputError):
     """The ONNX model cannot be read, or its graph cannot be treated as asked."""
+
+
+class FeedError(ModelError):
+    """The graph wants inputs that cannot be made from token ids.
+
+    Attributes:
+        reason: What is wanted, without the way out.
+    """
+
+    def __init__(self, reason: str, way_out: str = "feed arrays of your own") -> None:
+        """Compose the message; what the way out is depends on who asked."""
+        super().__init__(f"{reason}; {way_out}")
+        self.reason = reason
 
 
 class ConfigError(InputError):

@@ -5,15 +5,17 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from quarot_onnx import model_io
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.intent import kinds_for, sites_and_request
@@ -75,6 +77,7 @@ def rotate(
     config: QuarotConfig,
     *,
     verify: bool = True,
+    feeds: FeedsSource | None = None,
     overwrite: bool = True,
     progress: Progress = _silent,
 ) -> Outcome:
@@ -87,6 +90,7 @@ def rotate(
         target: The .onnx file to write; the source's companion files are copied beside it.
         config: Which rotations.
         verify: Prove that the rotated model computes the same.
+        feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
         overwrite: Whether an existing target may be replaced.
         progress: Called as the work goes on.
 
@@ -101,6 +105,7 @@ def rotate(
     model = model_io.load(source)
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
+    given = None if feeds is None else given_feeds(feeds, model)
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
@@ -112,7 +117,7 @@ def rotate(
         if verify:
             model_io.save(model, file, progress=_phase(progress, "rotate"))
             clock.lap("rotate")
-            equivalence = _prove(source, file, progress)
+            equivalence = _prove(source, file, given, progress)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
             # What is written is what was proved.
@@ -137,6 +142,7 @@ def quantize(
     reader: DataReader | None = None,
     *,
     verify: bool = True,
+    feeds: FeedsSource | None = None,
     overwrite: bool = True,
     progress: Progress = _silent,
 ) -> Outcome:
@@ -149,6 +155,7 @@ def quantize(
             decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
         reader: Calibration data; needed for static activation quantization.
         verify: Prove that the rotated model, before it is quantized, computes the same.
+        feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
         overwrite: Whether an existing target may be replaced.
         progress: Called as the work goes on.
 
@@ -164,6 +171,7 @@ def quantize(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
+    given_inputs = None if feeds is None else given_feeds(feeds, model)
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     selection = select(model, config)
     lowbit.check(selection, config, reader)
@@ -183,7 +191,7 @@ def quantize(
             model_io.save(model, base, progress=_phase(progress, "rotate"))
             clock.lap("rotate")
             if verify:
-                equivalence = _prove(source, base, progress)
+                equivalence = _prove(source, base, given_inputs, progress)
                 clock.lap("verify")
             model = model_io.load(base)
             selection = select(model, config)
@@ -258,10 +266,16 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
     return plan
 
 
-def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence:
+def _prove(source: str | Path, rotated: Path, feeds: Sequence[Feeds] | None, progress: Progress) -> Equivalence:
     """Compare the two; raises VerificationError when they differ."""
     progress("verify", 0, None)
-    equivalence = compare(source, rotated)
+    try:
+        equivalence = compare(source, rotated, feeds=feeds)
+    except FeedError as error:
+        what = "give other inputs" if feeds is not None else "give inputs for the proof"
+        raise FeedError(
+            error.reason, f"{what} (--feeds FILE.npz, feeds=), or go without it (--no-verify, verify=False)"
+        ) from error
     require(equivalence)
     progress("verify", 1, 1)
     return equivalence

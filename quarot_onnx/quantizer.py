@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from quarot_onnx import model_io
+from quarot_onnx.calibration.given import FeedsSource
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.pipeline import Outcome, quantize
@@ -47,6 +48,7 @@ class ModelQuantizer:
         calibration_data_reader: DataReader | None = None,
         *,
         verify: bool = True,
+        feeds: FeedsSource | None = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -55,6 +57,7 @@ class ModelQuantizer:
             model_output: The .onnx file to write; None to get the result back as a ModelProto.
             calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
             verify: Prove that the rotated model, before it is quantized, computes the same.
+            feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
@@ -69,7 +72,7 @@ class ModelQuantizer:
             scratch = Path(name)
             source = _as_file(model_input, scratch)
             target = scratch / "quantized" / "model.onnx" if model_output is None else Path(model_output)
-            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify)
+            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify, feeds=feeds)
             for note in self.outcome.notes:
                 _LOG.warning(note)
             return _read_back(target) if model_output is None else None

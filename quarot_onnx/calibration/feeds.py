@@ -1,13 +1,14 @@
 """What a decoder graph wants to be fed, and the feeds made from token ids.
 
 The three exporters ask for different things of the same model: optimum for token ids, mask, positions and a cache;
-onnxruntime-genai for no positions, with a cache whose head_dim is a symbol; torch.onnx for no cache at all.
-``ModelInputs`` reads this off the graph and makes the feeds of a prefill (an empty cache) and of a decode step.
+onnxruntime-genai for no positions, with a cache whose head_dim is a symbol; torch.onnx for no cache at all. Others fix
+the lengths, take numbers, or embeddings in place of ids. ``ModelInputs`` reads this off the graph and makes the feeds
+of a prefill (an empty cache) and of a decode step. Embeddings are drawn at random, the same ones for the same id.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, assign_roles, attention_shape, embedding_rows
+from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, attention_shape, embedding_rows
+from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made
+from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.companions import read_json
-from quarot_onnx.errors import CalibrationError, ModelError
-
-_ORT_TYPES = {
-    "tensor(float)": ir.DataType.FLOAT,
-    "tensor(float16)": ir.DataType.FLOAT16,
-    "tensor(bfloat16)": ir.DataType.BFLOAT16,
-    "tensor(double)": ir.DataType.DOUBLE,
-    "tensor(int64)": ir.DataType.INT64,
-    "tensor(int32)": ir.DataType.INT32,
-    "tensor(int8)": ir.DataType.INT8,
-    "tensor(uint8)": ir.DataType.UINT8,
-    "tensor(bool)": ir.DataType.BOOL,
-}
+from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -47,6 +38,7 @@ class ModelInputs:
         vocab_size: The width of the logits or the height of the embedding table, None where neither is known.
         kv_heads: The KV heads of the cache where the graph leaves them symbolic, None where unknown.
         head_dim: The head_dim of the cache where the graph leaves it symbolic, None where unknown.
+        lengths: What the graph fixes.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -56,13 +48,15 @@ class ModelInputs:
     vocab_size: int | None
     kv_heads: int | None = None
     head_dim: int | None = None
+    lengths: Lengths = field(default_factory=Lengths)
 
     @classmethod
     def from_path(cls, path: str | Path, *, head_dim: int | None = None) -> "ModelInputs":
         """Read from an ONNX file, its weights left on disk.
 
         Raises:
-            ModelError: The file cannot be read, or an input is not known.
+            FeedError: An input is not known.
+            ModelError: The file cannot be read, or the graph is no language model.
         """
         from quarot_onnx import model_io  # noqa: PLC0415 (a session needs no file)
 
@@ -80,7 +74,8 @@ class ModelInputs:
             folder: Where genai_config.json or config.json may lie.
 
         Raises:
-            ModelError: An input is not known.
+            FeedError: An input is not known.
+            ModelError: The graph is no language model.
         """
         graph = model.graph
         inputs = [TensorSpec.of(value) for value in graph.inputs if value.name not in graph.initializers]
@@ -99,9 +94,13 @@ class ModelInputs:
             folder: Where genai_config.json or config.json may lie.
 
         Raises:
-            ModelError: An input is not known.
+            FeedError: An input is not known.
+            ModelError: The graph is no language model.
         """
-        inputs, outputs = _session_specs(session.get_inputs()), _session_specs(session.get_outputs())
+        inputs, outputs = (
+            [TensorSpec.of_argument(argument) for argument in arguments]
+            for arguments in (session.get_inputs(), session.get_outputs())
+        )
         return cls._build(inputs, outputs, None, head_dim, folder)
 
     @classmethod
@@ -114,14 +113,17 @@ class ModelInputs:
         folder: str | Path | None,
     ) -> "ModelInputs":
         graph = None if model is None else model.graph
-        logits = _logits(outputs)
+        logits = logits_output(outputs)
         width = logits.shape[-1] if logits.shape else None
         vocab_size = width if isinstance(width, int) else None
         roles = assign_roles(inputs, vocab_size, graph)
-        tokens = next((name for name, role in roles.items() if role is InputRole.TOKENS), None)
-        if tokens is None:
+        kinds = {role: name for name, role in roles.items()}
+        if InputRole.UNKNOWN in kinds:
+            raise _unknown(next(spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN))
+        tokens = kinds.get(InputRole.TOKENS)
+        if tokens is None and InputRole.EMBEDDINGS not in kinds:
             raise ModelError("the graph has no integer input [batch, sequence] for token ids: it is no language model")
-        if vocab_size is None and graph is not None:
+        if vocab_size is None and graph is not None and tokens is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
         open_shape = any(not isinstance(length, int) for spec in pasts for length in (spec.shape or ())[1::2])
@@ -137,17 +139,33 @@ class ModelInputs:
             vocab_size=vocab_size,
             kv_heads=kv_heads,
             head_dim=head_dim or width,
+            lengths=Lengths.read(inputs, roles, outputs, graph),
         )
 
     @property
     def has_cache(self) -> bool:
         """Whether decode steps are possible."""
-        return bool(self.presents)
+        return bool(self.presents) and self.lengths.past != 0
+
+    @property
+    def main(self) -> TensorSpec:
+        """The input of token ids, or of embeddings in their place."""
+        return next(spec for spec in self.inputs if self.roles[spec.name] in (InputRole.TOKENS, InputRole.EMBEDDINGS))
 
     @property
     def tokens(self) -> str:
-        """The name of the token id input."""
-        return next(name for name, role in self.roles.items() if role is InputRole.TOKENS)
+        """The name of the token id input, or of the one that takes embeddings in their place."""
+        return self.main.name
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether it is ids that the graph takes, so that a text can be fed."""
+        return self.roles[self.main.name] is InputRole.TOKENS
+
+    @property
+    def id_range(self) -> int:
+        """Ids below it are safe to feed."""
+        return self.vocab_size or (2 if self.takes_ids else EMBEDDINGS)
 
     def feed(
         self,
@@ -158,7 +176,7 @@ class ModelInputs:
         """The feeds of one run.
 
         Args:
-            token_ids: ``[batch, seq]``.
+            token_ids: ``[batch, seq]``; where the graph fixes the batch, rows are repeated to fill it.
             past: The cache by past input name, each ``[batch, kv_heads, past, head_dim]``; None for an empty one.
             past_length: Tokens in ``past``; 0 takes it from the arrays.
 
@@ -173,18 +191,21 @@ class ModelInputs:
         batch, length = token_ids.shape
         if past and not past_length:
             past_length = next(iter(past.values())).shape[2]
+        filling = Filling.of(self.lengths, batch, length, past_length)
         feeds: Feeds = {}
         for spec in self.inputs:
             match self.roles[spec.name]:
                 case InputRole.TOKENS:
                     array: npt.NDArray[Any] = token_ids
-                case InputRole.MASK:
-                    array = np.ones((batch, past_length + length), np.int64)
-                case InputRole.POSITIONS:
-                    array = np.tile(np.arange(past_length, past_length + length), (batch, 1))
+                case InputRole.EMBEDDINGS:
+                    assert spec.shape is not None
+                    assert isinstance(spec.shape[2], int), "or it has another role"
+                    array = embedding_table(spec.shape[2])[token_ids % EMBEDDINGS]
                 case InputRole.PAST:
                     given = None if past is None else past.get(spec.name)
                     array = self._empty_past(spec, batch) if given is None else given
+                case role:
+                    array = made(spec, role, filling, past_length)
             feeds[spec.name] = array if array.dtype == spec.dtype.numpy() else array.astype(spec.dtype.numpy())
         return feeds
 
@@ -195,54 +216,54 @@ class ModelInputs:
             outputs: Output name to array of a run; outputs other than presents are passed over.
 
         Returns:
-            Past input name to array.
+            Past input name to array; of a cache of fixed length the columns that fit, the newest.
         """
-        return {past: outputs[present] for past, present in self.presents}
+        room = self.lengths.past
+        if room is None:
+            return {past: outputs[present] for past, present in self.presents}
+        columns = slice(0, room) if self.lengths.in_place else slice(-room, None)
+        return {past: outputs[present][:, :, columns] for past, present in self.presents}
 
     def _checked(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if token_ids.ndim != 2 or token_ids.size == 0 or not np.issubdtype(token_ids.dtype, np.integer):
             raise CalibrationError(
                 f"token ids are {token_ids.dtype} {list(token_ids.shape)}: need integers [batch, sequence], not empty"
             )
-        check_vocabulary(token_ids, self.vocab_size)
-        spec = next(spec for spec in self.inputs if spec.name == self.tokens)
-        for have, want in zip(token_ids.shape, spec.shape or (), strict=False):
-            if isinstance(want, int) and want != have:
-                raise CalibrationError(
-                    f"token ids are {list(token_ids.shape)}, but {spec.name!r} takes {list(spec.shape or ())}: "
-                    "export with free dimensions, or ask for that length"
-                )
-        return token_ids
+        if self.takes_ids:
+            check_vocabulary(token_ids, self.vocab_size)
+        rows, length = self.lengths.batch or len(token_ids), self.lengths.seq
+        if len(token_ids) > rows or length not in (None, token_ids.shape[1]):
+            raise CalibrationError(
+                f"token ids are {list(token_ids.shape)}, but {self.main.name!r} takes {list(self.main.shape or ())}: "
+                "feed that length, or export with free dimensions"
+            )
+        return np.resize(token_ids, (rows, token_ids.shape[1]))
 
     def _empty_past(self, spec: TensorSpec, batch: int) -> npt.NDArray[Any]:
         assert spec.shape is not None
-        _, heads, length, width = spec.shape
+        _, heads, _, width = spec.shape
         heads = heads if isinstance(heads, int) else self.kv_heads
         width = width if isinstance(width, int) else self.head_dim
-        if isinstance(length, int) and length > 0:
-            raise ModelError(f"the cache {spec.name!r} has the fixed length {length}: export it with a free length")
         if heads is None or width is None:
-            raise ModelError(
-                f"the cache {spec.name!r} leaves {list(spec.shape[1:])} open: give head_dim, or put the exporter's "
-                "genai_config.json or config.json beside the model"
+            raise FeedError(
+                f"the cache {spec.name!r} leaves {list(spec.shape[1:])} open: put the exporter's genai_config.json or "
+                "config.json beside the model (in Python, give head_dim)"
             )
         if spec.dtype == ir.DataType.BFLOAT16:
             raise ModelError(f"the cache {spec.name!r} is bfloat16, which onnxruntime cannot take from NumPy")
-        return np.zeros((batch, heads, 0, width), spec.dtype.numpy())
+        return np.zeros((batch, heads, self.lengths.past or 0, width), spec.dtype.numpy())
 
 
-def _session_specs(arguments: Sequence[Any]) -> list[TensorSpec]:
-    return [
-        TensorSpec(
-            argument.name,
-            _ORT_TYPES.get(argument.type, ir.DataType.UNDEFINED),
-            None if argument.shape is None else tuple(argument.shape),
-        )
-        for argument in arguments
-    ]
+def _unknown(spec: TensorSpec) -> FeedError:
+    """The error for an input that no rule feeds."""
+    return FeedError(
+        f"input {spec.name!r} ({spec.dtype.name} {list(spec.shape or ())}) is not known: a decoder takes token ids or "
+        "embeddings, a mask, positions, lengths and a KV cache"
+    )
 
 
-def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
+def logits_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """The output that holds the logits: the one of that name, else the first float one of three axes."""
     named = [spec for spec in outputs if spec.name == "logits"]
     shaped = [spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS]
     found = named or shaped or [spec for spec in outputs if spec.rank is None]

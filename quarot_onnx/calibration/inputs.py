@@ -1,18 +1,15 @@
-"""Which input of a decoder graph is which.
+"""What inputs of a decoder graph can be for, and what the graph tells of its tables and its attention.
 
-An export names its inputs as it likes; what they are shows in the graph. The token ids are the integer ``[batch, seq]``
-input that indexes the embedding table (a Gather from a constant with as many rows as there are logits); position ids
-are the one that reaches a cosine, a RotaryEmbedding or a second table; a cache is any 4-D input. Names decide only what
-the structure leaves open, or where no graph is at hand (an onnxruntime session shows inputs and outputs alone).
+:mod:`quarot_onnx.calibration.roles` says which input is which.
 """
 
 import enum
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
 
@@ -20,23 +17,44 @@ INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _CACHE_TYPES = FLOATS | {ir.DataType.INT8, ir.DataType.UINT8}
 
-# Ops that hand integers on: what comes out still stands for the same ids.
-_CARRIERS = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Transpose"})
+# Ops that hand integers on: what comes out still stands for the same ids, put into range or with some replaced.
+_LAYOUT = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Transpose"})
+_CARRIERS = _LAYOUT | {"Clip", "Where", "Max", "Min", "Mod", "Abs", "Add", "Sub", "Slice"}
 # A position is scaled by the inverse frequencies (MatMul, Mul, Einsum) before its cosine is taken.
-_POSITION_CARRIERS = _CARRIERS | {"MatMul", "Mul", "Concat", "Einsum"}
+_POSITION_CARRIERS = _LAYOUT | {"MatMul", "Mul", "Concat", "Einsum", "Clip", "Add", "Slice", "Gather", "Split"}
 _POSITION_ENDS = frozenset({"Cos", "Sin", "RotaryEmbedding"})
 _TABLE_OPS = frozenset({"Gather", "GatherBlockQuantized"})
 # A tied table may be stored as the head reads it, transposed, or quantized.
 _TABLE_MAKERS = frozenset({"Transpose", "DequantizeLinear", "Cast", "Identity"})
 
 
+_ORT_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(int64)": ir.DataType.INT64,
+    "tensor(int32)": ir.DataType.INT32,
+    "tensor(int8)": ir.DataType.INT8,
+    "tensor(uint8)": ir.DataType.UINT8,
+    "tensor(bool)": ir.DataType.BOOL,
+}
+
+
 class InputRole(enum.Enum):
     """What a decoder's input is for."""
 
     TOKENS = "token ids"
+    EMBEDDINGS = "token embeddings"
     MASK = "attention mask"
+    BIAS = "additive attention mask"
     POSITIONS = "position ids"
     PAST = "KV cache"
+    KEPT = "number of logits to keep"
+    PAST_LENGTH = "length of the past"
+    TOTAL_LENGTH = "length with the past"
+    LAST_POSITION = "last position of each row"
+    UNKNOWN = "not known"
 
 
 @dataclass(frozen=True)
@@ -63,43 +81,11 @@ class TensorSpec:
             shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         return cls(value.name or "", value.dtype or ir.DataType.UNDEFINED, shape)
 
-
-def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> dict[str, InputRole]:
-    """What each required input is for.
-
-    Args:
-        inputs: The inputs that have no default.
-        vocab_size: The width of the logits, to tell the embedding table from other tables; None where unknown.
-        graph: The graph, if at hand; without it names decide between the integer inputs.
-
-    Returns:
-        Input name to role, in the order of ``inputs``.
-
-    Raises:
-        ModelError: An input that is none of these, or two for the same purpose.
-    """
-    roles: dict[str, InputRole] = {}
-    integers = [spec for spec in inputs if spec.dtype in INTEGERS and spec.rank == 2]
-    tokens = _token_input(integers, vocab_size, graph)
-    for spec in inputs:
-        if spec.dtype == ir.DataType.BOOL:
-            raise ModelError(
-                f"input {spec.name!r} is a switch between two graphs: export without the merged decoder "
-                "(optimum: --no-post-process) or use the file with past inputs"
-            )
-        if spec.rank == 4 and spec.dtype in _CACHE_TYPES:
-            role: InputRole | None = InputRole.PAST
-        elif spec is tokens:
-            role = InputRole.TOKENS
-        else:
-            role = _mask_or_positions(spec, graph) if spec in integers else None
-        if role is None or (role is not InputRole.PAST and role in roles.values()):
-            raise ModelError(
-                f"input {spec.name!r} ({spec.dtype.name} {list(spec.shape or ())}) is not known: a decoder takes token "
-                "ids, an attention mask, position ids and a KV cache; feed such a model from an .npz file"
-            )
-        roles[spec.name] = role
-    return roles
+    @classmethod
+    def of_argument(cls, argument: Any) -> "TensorSpec":
+        """The spec of an input or output of an onnxruntime session."""
+        dtype = _ORT_TYPES.get(argument.type, ir.DataType.UNDEFINED)
+        return cls(argument.name, dtype, None if argument.shape is None else tuple(argument.shape))
 
 
 def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:
@@ -149,34 +135,8 @@ def _projected_width(value: ir.Value) -> int | None:
     return None
 
 
-def _token_input(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> TensorSpec | None:
-    if len(integers) == 1:
-        return integers[0]
-    if graph is not None:
-        values = {value.name: value for value in graph.inputs}
-        rows = {spec.name: max(_indexed_tables(values[spec.name]), default=0) for spec in integers}
-        found = [spec for spec in integers if rows[spec.name] and rows[spec.name] == vocab_size]
-        # A padded or quantized head can differ from the table's height: then the largest table is the vocabulary.
-        found = found or [spec for spec in integers if rows[spec.name] == max(rows.values()) > 0]
-        if len(found) == 1:
-            return found[0]
-    return next((spec for spec in integers if spec.name in ("input_ids", "tokens", "ids")), None)
-
-
-def _mask_or_positions(spec: TensorSpec, graph: ir.Graph | None) -> InputRole | None:
-    if "token_type" in spec.name:
-        return None
-    if "mask" in spec.name:
-        return InputRole.MASK
-    if "position" in spec.name:
-        return InputRole.POSITIONS
-    value = None if graph is None else next(value for value in graph.inputs if value.name == spec.name)
-    if value is None:
-        return None
-    return InputRole.POSITIONS if _is_position(value) else InputRole.MASK
-
-
-def _is_position(value: ir.Value) -> bool:
+def is_position(value: ir.Value) -> bool:
+    """Whether an integer input reaches a cosine, a RotaryEmbedding or a table of its own."""
     reached = _reached(value, _POSITION_CARRIERS)
     return any(node.op_type in _POSITION_ENDS or _table(node, index) is not None for node, index in reached)
 

@@ -5,7 +5,6 @@
 an object into a ``RewindableReader``.
 """
 
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.given import load_npz
+from quarot_onnx.calibration.pieces import default_window, pieces
+from quarot_onnx.calibration.running import run_sample
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
@@ -25,7 +28,7 @@ from quarot_onnx.calibration.text import (
     tokenizer_file,
     windows,
 )
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, FeedError
 
 
 @runtime_checkable
@@ -96,16 +99,25 @@ class SampleReader(_IndexedReader):
 class TokenReader(_IndexedReader):
     """Feeds from token ids: each window is one prefill of batch 1.
 
+    Where the graph fixes the batch, as many windows are one prefill. Where it fixes a shorter length, the window is run
+    in pieces, each on the cache of those before it; each piece is a sample.
+
     Args:
         inputs: The model's inputs.
         token_windows: ``[samples, seq]``.
+        model_path: The ONNX file, needed for windows in pieces.
 
     Raises:
-        CalibrationError: No windows, or an id outside the model's vocabulary.
+        CalibrationError: No windows, an id outside the model's vocabulary, or a length that the graph does not take.
+        FeedError: The graph takes no token ids.
     """
 
-    def __init__(self, inputs: ModelInputs, token_windows: TokenIds) -> None:
+    def __init__(self, inputs: ModelInputs, token_windows: TokenIds, model_path: str | Path | None = None) -> None:
         super().__init__()
+        if not inputs.takes_ids:
+            raise FeedError(
+                f"{inputs.tokens!r} takes embeddings in place of token ids: a text cannot be turned into them"
+            )
         token_windows = np.asarray(token_windows)
         if token_windows.ndim != 2 or token_windows.size == 0:
             raise CalibrationError(
@@ -114,12 +126,31 @@ class TokenReader(_IndexedReader):
         check_vocabulary(token_windows, inputs.vocab_size)
         self.inputs = inputs
         self.token_windows = token_windows
+        self._pieces = pieces(inputs, token_windows.shape[1])
+        self._rows = inputs.lengths.batch or 1
+        self._past: Feeds | None = None
+        self._session: Any = None
+        if len(self._pieces) > 1:
+            if model_path is None:
+                raise CalibrationError(
+                    f"{inputs.tokens!r} takes {inputs.lengths.seq} of {token_windows.shape[1]} tokens at a time: give "
+                    "model_path too, so that the model can be run for its cache"
+                )
+            self._session = runtime.session(model_path, low_memory=True)
 
     def __len__(self) -> int:
-        return len(self.token_windows)
+        return -(-len(self.token_windows) // self._rows) * len(self._pieces)
 
     def _sample(self, index: int) -> Feeds:
-        return self.inputs.feed(self.token_windows[index : index + 1])
+        batch, piece = divmod(index, len(self._pieces))
+        start, stop = self._pieces[piece]
+        rows = self.token_windows[batch * self._rows : (batch + 1) * self._rows, start:stop]
+        feeds = self.inputs.feed(rows, self._past if piece else None, start)
+        if self._session is not None:
+            names = [present for _, present in self.inputs.presents]
+            outputs = dict(zip(names, run_sample(self._session, feeds, index, names), strict=True))
+            self._past = self.inputs.present_to_past(outputs)
+        return feeds
 
 
 class TextReader(TokenReader):
@@ -130,12 +161,12 @@ class TextReader(TokenReader):
         text: A UTF-8 text file; None for ``default_text()``.
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
         samples: Windows.
-        seq_len: Tokens of a window, BOS among them.
+        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
         bos: The BOS id in front of every window; by default what the tokenizer's files say.
 
     Raises:
         CalibrationError: The text or the tokenizer cannot be read, do not fit the model, or hold too little.
-        ModelError: The model's inputs are not known.
+        FeedError: An input is not known, or the graph takes no token ids.
     """
 
     def __init__(
@@ -145,22 +176,23 @@ class TextReader(TokenReader):
         tokenizer: str | Path | None = None,
         *,
         samples: int = 16,
-        seq_len: int = 512,
+        seq_len: int | None = None,
         bos: int | Bos = Bos.AUTO,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos_id = resolve_bos(self.tokenizer_path, bos)
         content = default_text() if text is None else read_text(text)
         inputs = ModelInputs.from_path(model_path)
+        rows = inputs.lengths.batch or 1
         cut = windows(
             content,
             load_tokenizer(self.tokenizer_path),
-            length=seq_len,
-            count=samples,
+            length=default_window(inputs) if seq_len is None else seq_len,
+            count=-(-samples // rows) * rows,
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
         )
-        super().__init__(inputs, cut)
+        super().__init__(inputs, cut, model_path)
 
 
 class NpzReader(_IndexedReader):
@@ -185,7 +217,7 @@ class NpzReader(_IndexedReader):
             if not self._files:
                 raise CalibrationError(f"{path} holds no .npz file")
             return
-        self._stacked = _load_npz(self._path)
+        self._stacked = load_npz(self._path)
         lengths = {name: len(array) if array.ndim else 0 for name, array in self._stacked.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise CalibrationError(f"the arrays of {path} need one first axis, the samples; they have {lengths}")
@@ -196,7 +228,7 @@ class NpzReader(_IndexedReader):
 
     def _sample(self, index: int) -> Feeds:
         if self._files is not None:
-            feeds = _load_npz(self._files[index])
+            feeds = load_npz(self._files[index])
         else:
             feeds = {name: array[index : index + 1] for name, array in self._stacked.items()}
         if self._inputs is not None and list(feeds) == [self._inputs.tokens]:
@@ -248,18 +280,3 @@ def wrap(reader: DataReader) -> RewindableReader:
     if not callable(getattr(reader, "get_next", None)):
         raise CalibrationError(f"{type(reader).__name__} is no calibration reader: it has no get_next()")
     return _Wrapped(reader)
-
-
-def _load_npz(path: Path) -> Feeds:
-    try:
-        if path.is_file() and not zipfile.is_zipfile(path):
-            raise CalibrationError(f"{path} is no .npz archive: save the arrays with numpy.savez(path, name=array)")
-        with np.load(path, allow_pickle=False) as archive:
-            feeds = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise CalibrationError(f"no calibration data at {path}") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise CalibrationError(f"{path} is no readable .npz archive: {error}") from error
-    if not feeds:
-        raise CalibrationError(f"{path} holds no arrays")
-    return feeds

@@ -27,19 +27,20 @@ def check_feeds(feeds: Feeds, model: ir.Model) -> None:
             raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
 
 
-def run_sample(session: Any, feeds: Feeds, sample: int) -> list[Any]:
-    """All outputs of a session.
+def run_sample(session: Any, feeds: Feeds, sample: int, names: list[str] | None = None) -> list[Any]:
+    """Outputs of a session.
 
     Args:
         session: An onnxruntime session.
         feeds: Input name to array.
         sample: The sample's number, for the message.
+        names: Which outputs; None for all.
 
     Raises:
         CalibrationError: onnxruntime cannot run it.
     """
     try:
-        return list(session.run(None, feeds))
+        return list(session.run(names, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise CalibrationError(
             f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "

@@ -121,14 +121,16 @@ def verify(
         int, typer.Option(metavar="N", min=1, help="Tokens of random ids, and as many of real text.")
     ] = 128,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the random ids.")] = 0,
+    feeds: opt.Feeds = None,
     as_json: opt.Json = False,
 ) -> None:
     """Prove that two float models compute the same; exit status 1 if they do not."""
     first, second = opt.model_file(model_a), opt.model_file(model_b)
-    from quarot_onnx.evaluation.equivalence import compare, require  # noqa: PLC0415
+    from quarot_onnx.cli.verifying import run  # noqa: PLC0415
+    from quarot_onnx.evaluation.equivalence import require  # noqa: PLC0415
     from quarot_onnx.evaluation.report import equivalence_record  # noqa: PLC0415
 
-    result = compare(first, second, random_tokens=tokens, real_tokens=tokens, seed=seed)
+    result = run(first, second, tokens=tokens, seed=seed, feeds=feeds)
     content = equivalence_record(result)
     print_json(content) if as_json else render.equivalence(content)
     require(result)
@@ -141,7 +143,9 @@ def evaluate(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them.")] = 512,
+    seq_len: Annotated[
+        int | None, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.")
+    ] = None,
     windows: Annotated[int, typer.Option(metavar="N", min=0, help="Windows; 0 for the whole text.")] = 20,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
     as_json: opt.Json = False,

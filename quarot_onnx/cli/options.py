@@ -113,6 +113,14 @@ RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the rotation changed nothing.")]
+Feeds = Annotated[
+    Path | None,
+    typer.Option(
+        "--feeds",
+        metavar="NPZ",
+        help="Inputs for models that no rule can feed: an .npz file of arrays by input name, or a folder of them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 

@@ -226,6 +226,7 @@ class OutputOptions:
     """What is checked and what is printed."""
 
     verify: opt.Verify = True
+    feeds: opt.Feeds = None
     as_json: opt.Json = False
     quiet: opt.Quiet = False
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
-from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import typed_keys
+from quarot_onnx.errors import FeedError
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
@@ -42,9 +45,11 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
-    reader = _reader(chosen.calibration, source) if calibrated else None
-    outcome = quantize(source, target, chosen.config, reader, verify=options.verify, progress=progress)
-    notes = [*outcome.notes]
+    reader, of_feeds = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
+    outcome = quantize(
+        source, target, chosen.config, reader, verify=options.verify, feeds=options.feeds, progress=progress
+    )
+    notes = [*outcome.notes, *of_feeds]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
@@ -53,7 +58,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         words = f"{', '.join(others)} and {last}" if others else last
         notes.append(f"nothing is calibrated: {words} not used")
     rounding = chosen.config.rounding
-    if rounding is not None and rounding.needs_statistics and chosen.calibration.text is None:
+    if rounding is not None and rounding.needs_statistics and chosen.calibration.text is None and not of_feeds:
         notes.append(_DEFAULT_TEXT)
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more))
@@ -67,7 +72,24 @@ def _needs_text(model: ir.Model, config: QConfig) -> bool:
     return calibrates or (rounding is not None and rounding.needs_statistics)
 
 
-def _reader(calibration: Calibration, source: Path) -> TextReader:
+def _reader(
+    calibration: Calibration, source: Path, options: QuantizeOptions, model: ir.Model
+) -> tuple[DataReader, tuple[str, ...]]:
+    """A reader of text, or of the feeds that were given where a text cannot be fed, and what to say of it."""
+    try:
+        return _text_reader(calibration, source), ()
+    except FeedError as error:
+        if options.feeds is None:
+            way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
+            raise FeedError(error.reason, way) from error
+        unused = f"; {calibration.text} is not read" if calibration.text is not None else ""
+        note = f"calibrated on {options.feeds}, as no text can be fed: {error.reason}{unused}"
+        return SampleReader(given_feeds(options.feeds, model)), (note,)
+
+
+def _text_reader(calibration: Calibration, source: Path) -> TextReader:
     """A reader of text."""
+    ModelInputs.from_path(source)  # tells of inputs that no text can feed before a tokenizer is asked for
     tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
-    return TextReader(source, calibration.text, tokenizer, samples=calibration.samples, seq_len=calibration.seq_len)
+    seq_len = calibration.seq_len if "seq_len" in calibration.model_fields_set else None
+    return TextReader(source, calibration.text, tokenizer, samples=calibration.samples, seq_len=seq_len)

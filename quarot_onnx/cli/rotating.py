@@ -29,7 +29,7 @@ def run(options: RotateOptions, source: Path, progress: Progress) -> Outcome:
     """
     target = opt.target_file(options.out, source)
     config, notes = _config(options, target)
-    outcome = rotate(source, target, config, verify=options.verify, progress=progress)
+    outcome = rotate(source, target, config, verify=options.verify, feeds=options.feeds, progress=progress)
     return replace(outcome, notes=(*outcome.notes, *notes))
 
 

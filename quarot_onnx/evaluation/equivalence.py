@@ -2,7 +2,8 @@
 
 Rotations change no output but for rounding, so the measure is rounding noise. Both models see the same random ids and,
 where a tokenizer lies beside the first, the same real text: prefills, then decode steps, each on its own cache (rotated
-keys differ, so caches are never compared). They run one after the other; the first one's logits wait in a file.
+keys differ, so caches are never compared). Where no rule can make a graph's inputs, the user gives them. The models run
+one after the other; the first one's logits wait in a file.
 
 Two figures decide: the largest difference relative to the largest logit, which finds a single wrong position, and the
 relative L2 error ``|b - a| / |a|``, which averages over millions of logits and so stands close above the noise.
@@ -17,12 +18,20 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx import model_io
-from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.inputs import INTEGERS, embedding_rows
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.pieces import fitting_window
+from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_tokenizer, windows
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
 from quarot_onnx.evaluation.measures import Measures
-from quarot_onnx.evaluation.outputs import Rows, decoder_logits, float_output_names, float_outputs, random_feeds
+from quarot_onnx.evaluation.outputs import (
+    Rows,
+    compared_outputs,
+    decoder_logits,
+    float_output_names,
+    float_outputs,
+    random_feeds,
+)
 
 _GENERIC_FEEDS = 4
 _CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
@@ -91,6 +100,7 @@ def compare(
     path_b: str | Path,
     *,
     token_ids: TokenIds | None = None,
+    feeds: Sequence[Feeds] | None = None,
     random_tokens: int = 128,
     real_tokens: int = 128,
     seq_len: int = 64,
@@ -106,15 +116,17 @@ def compare(
         path_b: The other one.
         token_ids: Token ids of your own in place of the real text, ``[windows, seq]``; their last ``decode_steps``
             are decoded one by one.
+        feeds: Inputs of your own in place of all that, each one run; see ``calibration.given.given_feeds``.
         random_tokens: Prefill tokens of random ids, rounded up to whole windows; 0 for none.
         real_tokens: Prefill tokens of real text, if a tokenizer.json lies beside ``path_a``; 0 for none.
-        seq_len: Prefill tokens of a window.
+        seq_len: Prefill tokens of a window; a graph that fixes a length gets that.
         decode_steps: Tokens decoded after every prefill, if both graphs have a cache.
         seed: Of the random ids, and of the random inputs of graphs that are no decoders.
         tolerance: What may differ; None for what the dtype allows.
         threads: onnxruntime's intra-op threads.
 
     Raises:
+        FeedError: An input is not known, or onnxruntime cannot run the inputs that were made.
         ModelError: A model cannot be run, the two have different vocabularies or inputs, or ``path_a``'s own outputs
             are not finite.
         CalibrationError: Token ids that do not fit, or nothing to compare on.
@@ -122,7 +134,12 @@ def compare(
     model_a, model_b = model_io.load(path_a), model_io.load(path_b)
     dtype = max(_weight_type(model_a), _weight_type(model_b), key=list(_TOLERANCES).index)
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
-    if decoder:
+    if feeds is not None:
+        runs_a, runs_b = (
+            float_outputs(path, compared_outputs(model, decoder=decoder), feeds, threads)
+            for path, model in ((path_a, model_a), (path_b, model_b))
+        )
+    elif decoder:
         a = _Decoder.read(path_a, model_a)
         # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
         b = _Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim)
@@ -131,18 +148,18 @@ def compare(
                 f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
                 "these are different models"
             )
-        steps = decode_steps if a.inputs.has_cache and b.inputs.has_cache else 0
+        length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
         groups = _token_windows(
             a,
             token_ids,
             random_tokens=random_tokens,
             real_tokens=real_tokens,
-            seq_len=seq_len,
+            seq_len=length - steps,
             steps=steps,
             seed=seed,
         )
         decoded = sum(map(len, groups)) * steps
-        runs_a, runs_b = a.runs(groups, steps, threads), b.runs(groups, steps, threads)
+        runs_a, runs_b = (decoder_logits(d.path, d.inputs, groups, decode_steps=steps, threads=threads) for d in (a, b))
     else:
         runs_a, runs_b = _generic_runs(path_a, model_a, path_b, model_b, seed=seed, threads=threads)
     del model_a, model_b
@@ -189,14 +206,6 @@ def require(equivalence: Equivalence) -> None:
     )
 
 
-def is_decoder(model: ir.Model) -> bool:
-    """Whether an integer input ``[batch, sequence]`` of the graph indexes an embedding table."""
-    inputs = [
-        value for value in model.graph.inputs if value.dtype in INTEGERS and value.shape and len(value.shape) == 2
-    ]
-    return any(embedding_rows(model.graph, value.name or "") is not None for value in inputs)
-
-
 @dataclass(frozen=True)
 class _Decoder:
     path: Path
@@ -205,10 +214,6 @@ class _Decoder:
     @classmethod
     def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None) -> "_Decoder":
         return cls(Path(path), ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent))
-
-    def runs(self, groups: Sequence[TokenIds], steps: int, threads: int | None) -> Iterator[Rows]:
-        """The logits of all windows; the session opens with the first and goes with the last."""
-        return decoder_logits(self.path, self.inputs, groups, decode_steps=steps, threads=threads)
 
 
 def _token_windows(
@@ -223,21 +228,20 @@ def _token_windows(
 ) -> list[TokenIds]:
     """Groups of windows ``[windows, prefill + steps]``: random ids, then real ones."""
     groups, vocab_size = [], decoder.inputs.vocab_size
+    counted = seq_len + steps if decoder.inputs.lengths.seq else seq_len
     if random_tokens:
-        shape = (-(-random_tokens // seq_len), seq_len + steps)
-        # Without a known vocabulary only the first ids are safe.
-        groups.append(np.random.default_rng(seed).integers(0, vocab_size or 2, shape))
+        shape = (-(-random_tokens // counted), seq_len + steps)
+        groups.append(np.random.default_rng(seed).integers(0, decoder.inputs.id_range, shape))
     tokenizer_path = decoder.path.parent / "tokenizer.json"
     if token_ids is not None:
         groups.append(np.asarray(token_ids, np.int64))
         if groups[-1].ndim != 2 or groups[-1].shape[1] <= steps:
             shape = groups[-1].shape
             raise CalibrationError(f"token ids are {list(shape)}: need [windows, sequence], longer than {steps} steps")
-    elif real_tokens and tokenizer_path.is_file():
-        count = -(-real_tokens // seq_len)
+    elif real_tokens and decoder.inputs.takes_ids and tokenizer_path.is_file() and seq_len + steps > 1:
+        count = -(-real_tokens // counted)
         text = default_text()[: _CHARACTERS_PER_TOKEN * count * (seq_len + steps)]
-        tokenizer, bos_id = load_tokenizer(tokenizer_path), find_bos(tokenizer_path)
-        length = seq_len + steps
+        tokenizer, bos_id, length = load_tokenizer(tokenizer_path), find_bos(tokenizer_path), seq_len + steps
         groups.append(windows(text, tokenizer, length=length, count=count, bos_id=bos_id, vocab_size=vocab_size))
     if not groups:
         raise CalibrationError("nothing to compare on: ask for random tokens, or give token ids")

@@ -9,10 +9,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx import runtime
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs, logits_output
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec
+from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
-from quarot_onnx.errors import ModelError
+from quarot_onnx.errors import FeedError, ModelError
 
 Rows = npt.NDArray[Any]
 
@@ -23,14 +24,15 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
     """Run a session.
 
     Raises:
-        ModelError: onnxruntime fails; its message in one line.
+        FeedError: onnxruntime fails; its message in one line.
     """
     try:
         return list(session.run(names, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(
-            f"onnxruntime cannot run the model: {' '.join(str(error).split())}; where windows are longer "
-            "than the model's positions, use shorter ones"
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in list(feeds.items())[:3])
+        more = ", ..." if len(feeds) > 3 else ""
+        raise FeedError(
+            f"onnxruntime cannot run the model on {shapes}{more}: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -43,27 +45,49 @@ def decoder_logits(
         path: The ONNX file.
         inputs: Its inputs.
         groups: Windows ``[windows, prefill + decode_steps]``, one array for each length.
-        decode_steps: Tokens at the end of every window that are fed one by one; needs a cache.
+        decode_steps: Tokens at the end of every window that are fed one by one; needs a cache. Where the graph fixes
+            the length of a run, windows are run in pieces of it.
         threads: onnxruntime's intra-op threads.
 
     Yields:
         ``[tokens, vocab]``, the tokens of a prefill or the one of a decode step.
 
     Raises:
+        CalibrationError: Windows of a length that the graph does not take.
         ModelError: The model cannot be run.
     """
     session = runtime.session(path, threads=threads, low_memory=True)
-    presents = [present for _, present in inputs.presents] if decode_steps else []
+    rows = inputs.lengths.batch or 1
+    for group in groups:
+        for windows in (group[i : i + rows] for i in range(0, len(group), rows)):
+            for logits in window_logits(session, inputs, windows, decode_steps):
+                yield from logits
+
+
+def window_logits(session: Any, inputs: ModelInputs, windows: TokenIds, decode_steps: int = 0) -> Iterator[Rows]:
+    """The logits of one batch of windows, run by run, each on the cache of those before it.
+
+    Args:
+        session: A session of the model.
+        inputs: Its inputs.
+        windows: ``[rows, seq]``, not more rows than the graph takes.
+        decode_steps: As for ``decoder_logits``.
+
+    Yields:
+        ``[rows, tokens, vocab]``.
+
+    Raises:
+        CalibrationError: A length that the graph does not take.
+        ModelError: The model cannot be run.
+    """
+    runs = pieces(inputs, windows.shape[1], decode_steps)
+    presents = [present for _, present in inputs.presents] if len(runs) > 1 else []
     names = [inputs.logits, *presents]
-    for window in (window for group in groups for window in group):
-        prefill = len(window) - decode_steps
-        past: Feeds | None = None
-        for start in (0, *range(prefill, len(window))):
-            stop = prefill if start == 0 else start + 1
-            feeds = inputs.feed(window[None, start:stop], past, start)
-            outputs = dict(zip(names, run(session, names, feeds), strict=True))
-            yield outputs[inputs.logits][0]
-            past = inputs.present_to_past(outputs) if decode_steps else None
+    past: Feeds | None = None
+    for start, stop in runs:
+        outputs = dict(zip(names, run(session, names, inputs.feed(windows[:, start:stop], past, start)), strict=True))
+        yield outputs[inputs.logits][: len(windows)]
+        past = inputs.present_to_past(outputs) if presents else None
 
 
 def float_outputs(
@@ -92,23 +116,49 @@ def float_output_names(model: ir.Model) -> list[str]:
     return names
 
 
+def compared_outputs(model: ir.Model, *, decoder: bool) -> list[str]:
+    """What is compared where the inputs are given: a decoder's logits, or all float outputs that are no caches.
+
+    Raises:
+        ModelError: There is none.
+    """
+    names = float_output_names(model)
+    if decoder:
+        return [logits_output([TensorSpec.of(value) for value in model.graph.outputs]).name]
+    cached = any(value.shape is not None and len(value.shape) == 4 for value in model.graph.inputs)
+    caches = {value.name for value in model.graph.outputs if value.shape is not None and len(value.shape) == 4}
+    return [name for name in names if not (cached and name in caches)] or names
+
+
 def random_feeds(model: ir.Model, count: int, rng: np.random.Generator) -> list[Feeds]:
     """Random feeds for a graph that is no decoder.
 
-    Floats are standard normal, integers and booleans zeros and ones; a symbol is 4 wherever it occurs, its first place
-    (the batch) 1.
+    Floats are standard normal, integers and booleans zeros and ones. A symbol has one size wherever it occurs: 1 where
+    it is the first axis of an input of two axes or more (the batch), else 4; a sum of symbols is the sum of theirs.
 
     Raises:
-        ModelError: An input of unknown rank or of a type that cannot be drawn.
+        FeedError: An input of unknown rank or of a type that cannot be drawn.
     """
     specs = [TensorSpec.of(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return [{spec.name: _draw(spec, rng) for spec in specs} for _ in range(count)]
+    firsts = {spec.shape[0] for spec in specs if spec.shape is not None and len(spec.shape) > 1}
+    batches = {dim for dim in firsts if isinstance(dim, str)}
+    return [{spec.name: _draw(spec, batches, rng) for spec in specs} for _ in range(count)]
 
 
-def _draw(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+def _draw(spec: TensorSpec, batches: set[str], rng: np.random.Generator) -> npt.NDArray[Any]:
     if spec.shape is None or spec.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
-        raise ModelError(f"input {spec.name!r} ({spec.dtype.name}, shape {spec.shape}) cannot be drawn at random")
-    shape = [dim if isinstance(dim, int) else (1 if axis == 0 else _FREE_DIM) for axis, dim in enumerate(spec.shape)]
+        raise FeedError(f"input {spec.name!r} ({spec.dtype.name}, shape {spec.shape}) cannot be drawn at random")
+    shape = [_size(dim, axis, batches) for axis, dim in enumerate(spec.shape)]
     if spec.dtype in FLOATS:
         return rng.standard_normal(shape).astype(spec.dtype.numpy())
     return rng.integers(0, 2, shape).astype(spec.dtype.numpy())
+
+
+def _size(dim: int | str | None, axis: int, batches: set[str]) -> int:
+    """The size of a dimension."""
+    if isinstance(dim, int):
+        return dim
+    if dim is None:
+        return 1 if axis == 0 else _FREE_DIM
+    terms = [term.strip() for term in dim.split("+")]
+    return sum(int(term) if term.isdigit() else 1 if term in batches else _FREE_DIM for term in terms)

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.text import Bos, load_tokenizer, read_text, resolve_bos, tokenizer_file
+from quarot_onnx.calibration.pieces import default_window, pieces
+from quarot_onnx.calibration.text import Bos, TokenIds, load_tokenizer, read_text, resolve_bos, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
-from quarot_onnx.errors import CalibrationError, ModelError
+from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
-from quarot_onnx.evaluation.outputs import run
+from quarot_onnx.evaluation.outputs import Rows, run, window_logits
 
 JOINING = "file as it is, tokenized whole without special tokens, windows without overlap"
 
@@ -56,7 +58,7 @@ def perplexity(
     text: str | Path,
     tokenizer: str | Path,
     *,
-    seq_len: int = 512,
+    seq_len: int | None = None,
     windows: int = 20,
     bos: int | Bos = Bos.AUTO,
     threads: int | None = None,
@@ -68,7 +70,7 @@ def perplexity(
         model_path: The ONNX file.
         text: A UTF-8 text file.
         tokenizer: A tokenizer.json, or the folder that holds one.
-        seq_len: Tokens of a window, BOS among them.
+        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
         windows: Windows from the start of the text; 0 for all.
         bos: The BOS id; by default what the tokenizer's files say.
         threads: onnxruntime's intra-op threads.
@@ -78,9 +80,11 @@ def perplexity(
         CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little.
         ModelError: The model cannot be run, or its logits are not finite.
     """
+    inputs = _text_inputs(model_path)
+    seq_len = default_window(inputs) if seq_len is None else seq_len
     if seq_len < 2 or windows < 0:
         raise CalibrationError(f"{windows} windows of {seq_len} tokens score nothing: need seq_len of 2 or more")
-    inputs = ModelInputs.from_path(model_path)
+    pieces(inputs, seq_len)  # tells of a length that the graph does not take
     source = tokenizer_file(tokenizer)
     bos_id = resolve_bos(source, bos)
     ids = cut_windows(
@@ -94,7 +98,7 @@ def perplexity(
     session = runtime.session(model_path, threads=threads)
     start, total = time.perf_counter(), 0.0
     for done, window in enumerate(ids, start=1):
-        logits = run(session, [inputs.logits], inputs.feed(window[None]))[0][0]
+        logits = _logits(session, inputs, window)
         total += float(negative_log_likelihood(logits[:-1], window[1:]).sum())
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
@@ -115,12 +119,37 @@ def perplexity(
     )
 
 
+def _text_inputs(path: str | Path) -> ModelInputs:
+    """The inputs of a model that a text alone can feed.
+
+    Raises:
+        FeedError: It takes something else.
+    """
+    way_out = "a perplexity is that of a model that takes token ids: evaluate one that does"
+    try:
+        inputs = ModelInputs.from_path(path)
+    except FeedError as error:
+        raise FeedError(error.reason, way_out) from error
+    if not inputs.takes_ids:
+        raise FeedError(f"{inputs.tokens!r} takes embeddings, which a text does not give", way_out)
+    return inputs
+
+
+def _logits(session: Any, inputs: ModelInputs, window: TokenIds) -> Rows:
+    """The logits of a window, [tokens, vocab]."""
+    try:
+        return np.concatenate([logits[0] for logits in window_logits(session, inputs, window[None])])
+    except FeedError as error:
+        way_out = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
+        raise FeedError(error.reason, way_out) from error
+
+
 def prefill_speed(path: str | Path, *, length: int = 256, repeats: int = 5, threads: int | None = None) -> float:
     """The speed of a prefill, in tokens per second: the median of ``repeats`` runs after one to warm up.
 
     Args:
         path: The ONNX file.
-        length: Tokens of the prompt, random with a fixed seed.
+        length: Tokens of the prompt, random with a fixed seed; a graph that fixes a length gets that.
         repeats: Runs timed.
         threads: onnxruntime's intra-op threads.
 
@@ -129,7 +158,8 @@ def prefill_speed(path: str | Path, *, length: int = 256, repeats: int = 5, thre
     """
     inputs = ModelInputs.from_path(path)
     session = runtime.session(path, threads=threads)
-    feeds = inputs.feed(np.random.default_rng(0).integers(0, inputs.vocab_size or 2, (1, length)))
+    length = inputs.lengths.seq or length
+    feeds = inputs.feed(np.random.default_rng(0).integers(0, inputs.id_range, (1, length)))
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -1,0 +1,29 @@
+"""The ``verify`` command: two models compared on tokens, or on feeds that the user gives."""
+
+from pathlib import Path
+
+from quarot_onnx import model_io
+from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.errors import FeedError
+from quarot_onnx.evaluation.equivalence import Equivalence, compare
+
+
+def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None) -> Equivalence:
+    """Compare.
+
+    Args:
+        first: The original.
+        second: The model to check.
+        tokens: Tokens of random ids, and as many of real text.
+        seed: Of the random ids.
+        feeds: An .npz file, or a folder of them, in place of tokens.
+
+    Raises:
+        QuarotError: See ``compare``.
+    """
+    given = None if feeds is None else given_feeds(feeds, model_io.load(first))
+    try:
+        return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed)
+    except FeedError as error:
+        what = "give other inputs" if feeds is not None else "give the inputs"
+        raise FeedError(error.reason, f"{what} (--feeds FILE.npz)") from error
