@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import InputRole, TensorSpec
+from quarot_onnx.calibration.traced import is_joined
 
 EMBEDDINGS = 256
 """Different embeddings that are drawn for graphs without an embedding table."""
@@ -23,7 +24,6 @@ _LOWEST = {ir.DataType.FLOAT16: -1e4}
 """What is added to hide a position: far below any score, and no infinity once scores are added to it."""
 
 _MAIN = frozenset({InputRole.TOKENS, InputRole.EMBEDDINGS})
-_FILLED_IN_PLACE = frozenset({"GroupQueryAttention", "ScatterND", "ScatterElements", "TensorScatter", "Where"})
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def _in_place(
     if past is None or past.shape is None or not isinstance(past.shape[2], int):
         return False
     value = None if graph is None else next(value for value in graph.inputs if value.name == past.name)
-    ops = set() if value is None else {use.node.op_type for use in value.uses()}
-    if ops & (_FILLED_IN_PLACE | {"Concat"}):
-        return "Concat" not in ops
+    joined = None if value is None else is_joined(value)
+    if joined is not None:
+        return not joined
     return any(spec.rank == 4 and spec.shape == past.shape for spec in outputs)
 
 

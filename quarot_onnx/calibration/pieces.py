@@ -1,10 +1,20 @@
 """How a window of tokens is run: whole, with tokens decoded at its end, or in pieces that a graph fixes."""
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, FeedError
 
 _LENGTH, _RUNS = 512, 64
 """Tokens of a window where nobody says; runs of a window that is run in pieces."""
+
+
+def require_ids(inputs: ModelInputs) -> None:
+    """Refuse a graph that a text cannot be fed to.
+
+    Raises:
+        FeedError: It takes embeddings in place of token ids.
+    """
+    if not inputs.takes_ids:
+        raise FeedError(f"{inputs.tokens!r} takes embeddings in place of token ids, which a text does not give")
 
 
 def default_window(inputs: ModelInputs) -> int:

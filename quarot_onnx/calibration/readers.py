@@ -15,7 +15,7 @@ import numpy as np
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.given import load_npz
-from quarot_onnx.calibration.pieces import default_window, pieces
+from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.running import run_sample
 from quarot_onnx.calibration.text import (
     Bos,
@@ -28,7 +28,7 @@ from quarot_onnx.calibration.text import (
     tokenizer_file,
     windows,
 )
-from quarot_onnx.errors import CalibrationError, FeedError
+from quarot_onnx.errors import CalibrationError
 
 
 @runtime_checkable
@@ -114,10 +114,7 @@ class TokenReader(_IndexedReader):
 
     def __init__(self, inputs: ModelInputs, token_windows: TokenIds, model_path: str | Path | None = None) -> None:
         super().__init__()
-        if not inputs.takes_ids:
-            raise FeedError(
-                f"{inputs.tokens!r} takes embeddings in place of token ids: a text cannot be turned into them"
-            )
+        require_ids(inputs)
         token_windows = np.asarray(token_windows)
         if token_windows.ndim != 2 or token_windows.size == 0:
             raise CalibrationError(

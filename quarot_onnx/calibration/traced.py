@@ -15,6 +15,7 @@ _COMPARED = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqua
 _MASK_INPUTS = {"GroupQueryAttention": {10}, "MultiHeadAttention": {4, 5}, "Attention": {3}}
 """Where fused operators take masks; the cache inputs of the same operators make a cache."""
 
+_WRITERS = frozenset({"GroupQueryAttention", "ScatterND", "ScatterElements", "TensorScatter", "Where"})
 _ON_SCORES = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Concat", "Neg", "Min", "Max"})
 _ANGLES = frozenset({"Cos", "Sin", "RotaryEmbedding"})
@@ -45,6 +46,16 @@ def mask_role(value: ir.Value) -> InputRole | None:
 def _are_scores(value: ir.Value) -> bool:
     """Whether a Softmax follows, with nothing in between but what works on single scores."""
     return any(node.op_type == "Softmax" for node, _ in _reached(value, _LAYOUT | _ON_SCORES, every_input=True))
+
+
+def is_joined(value: ir.Value) -> bool | None:
+    """Whether what is new is joined to a cache (True) or written into it (False); None where nothing tells."""
+    for node, _ in _reached(value, _LAYOUT | {"Mul", "DequantizeLinear"}):
+        if node.op_type == "Concat":
+            return True
+        if node.op_type in _WRITERS:
+            return False
+    return None
 
 
 def length_role(value: ir.Value) -> InputRole | None:

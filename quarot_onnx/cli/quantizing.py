@@ -8,6 +8,7 @@ import onnx_ir as ir
 from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
@@ -45,11 +46,11 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
-    reader, of_feeds = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
+    reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
     outcome = quantize(
         source, target, chosen.config, reader, verify=options.verify, feeds=options.feeds, progress=progress
     )
-    notes = [*outcome.notes, *of_feeds]
+    notes = [*outcome.notes, *of_reader]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
@@ -58,8 +59,11 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         words = f"{', '.join(others)} and {last}" if others else last
         notes.append(f"nothing is calibrated: {words} not used")
     rounding = chosen.config.rounding
-    if rounding is not None and rounding.needs_statistics and chosen.calibration.text is None and not of_feeds:
+    by_default = isinstance(reader, TextReader) and chosen.calibration.text is None
+    if rounding is not None and rounding.needs_statistics and by_default:
         notes.append(_DEFAULT_TEXT)
+    if options.feeds is not None and outcome.equivalence is None and not isinstance(reader, SampleReader):
+        notes.append("nothing is proved: --feeds not used")
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more))
 
@@ -77,7 +81,7 @@ def _reader(
 ) -> tuple[DataReader, tuple[str, ...]]:
     """A reader of text, or of the feeds that were given where a text cannot be fed, and what to say of it."""
     try:
-        return _text_reader(calibration, source), ()
+        reader = _text_reader(calibration, source)
     except FeedError as error:
         if options.feeds is None:
             way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
@@ -85,11 +89,14 @@ def _reader(
         unused = f"; {calibration.text} is not read" if calibration.text is not None else ""
         note = f"calibrated on {options.feeds}, as no text can be fed: {error.reason}{unused}"
         return SampleReader(given_feeds(options.feeds, model)), (note,)
+    length, usual = reader.token_windows.shape[1], Calibration().seq_len
+    fixed = "seq_len" not in calibration.model_fields_set and length != usual
+    return reader, (f"calibrated on windows of {length} tokens: the graph does not take {usual}",) if fixed else ()
 
 
 def _text_reader(calibration: Calibration, source: Path) -> TextReader:
     """A reader of text."""
-    ModelInputs.from_path(source)  # tells of inputs that no text can feed before a tokenizer is asked for
+    require_ids(ModelInputs.from_path(source))  # before a tokenizer is asked for
     tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
     seq_len = calibration.seq_len if "seq_len" in calibration.model_fields_set else None
     return TextReader(source, calibration.text, tokenizer, samples=calibration.samples, seq_len=seq_len)

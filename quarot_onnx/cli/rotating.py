@@ -30,7 +30,9 @@ def run(options: RotateOptions, source: Path, progress: Progress) -> Outcome:
     target = opt.target_file(options.out, source)
     config, notes = _config(options, target)
     outcome = rotate(source, target, config, verify=options.verify, feeds=options.feeds, progress=progress)
-    return replace(outcome, notes=(*outcome.notes, *notes))
+    unused = options.feeds is not None and not options.verify
+    more = ("nothing is proved: --feeds not used",) if unused else ()
+    return replace(outcome, notes=(*outcome.notes, *notes, *more))
 
 
 def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[str, ...]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.pieces import default_window, pieces
+from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.text import Bos, TokenIds, load_tokenizer, read_text, resolve_bos, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
@@ -128,10 +128,9 @@ def _text_inputs(path: str | Path) -> ModelInputs:
     way_out = "a perplexity is that of a model that takes token ids: evaluate one that does"
     try:
         inputs = ModelInputs.from_path(path)
+        require_ids(inputs)
     except FeedError as error:
         raise FeedError(error.reason, way_out) from error
-    if not inputs.takes_ids:
-        raise FeedError(f"{inputs.tokens!r} takes embeddings, which a text does not give", way_out)
     return inputs
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import tiny_decoders as tiny
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
@@ -102,6 +102,90 @@ def test_unknown_input_is_named(name: str, dtype: int, shape: list, message: str
     model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
     with pytest.raises(ModelError, match=message):
         inputs_of(model)
+
+
+def lone(kind: str, dtype: int, shape: list, *nodes: onnx.NodeProto, name: str = "extra") -> np.ndarray:
+    """What is fed to an input beside those of the tiny decoder, which the given nodes read, for 3 tokens after 5."""
+    model = tiny.build()
+    model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
+    constants = {"one": np.array(1), "table": np.zeros((16, 2), np.float32), "data": np.zeros((2, 9, 4), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    inputs = inputs_of(model)
+    assert inputs.roles[name].name == kind
+    cache = {past: np.zeros((2, 2, 5, 4), np.float32) for past, _ in inputs.presents}
+    return inputs.feed(np.zeros((2, 3), np.int64), cache)[name]
+
+
+NODE = helper.make_node
+COSINE, CUT = NODE("Cos", ["angle"], ["c"]), NODE("Slice", ["data", "n", "one"], ["made"])
+POSITIONS = [NODE("Gather", ["table", "extra"], ["rows"])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "shape", "nodes", "expected"),
+    [
+        ("POSITIONS", TensorProto.INT64, ["s"], POSITIONS, [5, 6, 7]),
+        ("POSITIONS", TensorProto.INT32, ["b", "s"], POSITIONS, [[5, 6, 7]] * 2),
+        ("POSITIONS", TensorProto.INT64, [3, "b", "s"], POSITIONS, [[[5, 6, 7]] * 2] * 3),
+        (
+            "POSITIONS",
+            TensorProto.INT64,
+            [1, "s"],
+            [NODE("Add", ["extra", "one"], ["angle"]), NODE("Cos", ["angle"], ["c"])],
+            [[5, 6, 7]],
+        ),
+        ("KEPT", TensorProto.INT64, [1], [NODE("Neg", ["extra"], ["n"]), CUT], [3]),
+        (
+            "KEPT",
+            TensorProto.INT64,
+            [],
+            [NODE("Sub", ["one", "extra"], ["n"]), NODE("Slice", ["data", "n", "one"], ["made"])],
+            3,
+        ),
+        ("PAST_LENGTH", TensorProto.INT64, [1], [NODE("Slice", ["data", "extra", "one"], ["made"])], [5]),
+        ("PAST_LENGTH", TensorProto.INT64, [], [NODE("Range", ["extra", "one", "one"], ["r"])], 5),
+        ("TOTAL_LENGTH", TensorProto.INT64, [], [NODE("Range", ["one", "extra", "one"], ["r"])], 8),
+    ],
+)
+def test_numbers_and_positions_by_what_reads_them(kind: str, dtype: int, shape: list, nodes: list, expected: list):
+    fed = lone(kind, dtype, shape, *nodes)
+    assert fed.dtype == helper.tensor_dtype_to_np_dtype(dtype)
+    np.testing.assert_array_equal(fed, expected)
+
+
+def test_masks_by_what_reads_them():
+    hidden = 1 - np.tri(3, 8, 5)
+    add = [NODE("Add", ["scores", "extra"], ["sum"]), NODE("Softmax", ["sum"], ["w"])]
+    shape = ["b", 1, "s", "t"]
+    fed = lone("BIAS", TensorProto.FLOAT, shape, NODE("Identity", ["data"], ["scores"]), *add)
+    np.testing.assert_array_equal(fed, np.float32(-1e9) * np.tile(hidden, (2, 1, 1, 1)))
+    low = lone("BIAS", TensorProto.FLOAT16, shape, NODE("Identity", ["data"], ["scores"]), *add)
+    assert np.isfinite(low).all()
+    ones = lone("MASK", TensorProto.FLOAT, shape, NODE("Sub", ["one", "extra"], ["n"]))
+    np.testing.assert_array_equal(ones, np.tile(1 - hidden, (2, 1, 1, 1)))
+    # An addition alone makes no mask of a cache, nor a name of what is joined to keys.
+    for nodes in ([NODE("Concat", ["extra", "data"], ["made"], axis=2)], [NODE("MatMul", ["data", "extra"], ["made"])]):
+        with pytest.raises(ModelError, match="3 cache inputs and 2 cache outputs"):
+            lone("PAST", TensorProto.FLOAT, ["b", 2, "past", 4], *nodes)
+
+
+def test_a_cache_that_is_written_in_place():
+    model = tiny.build()
+    for value in (*model.graph.input, *model.graph.output):
+        if "key" in value.name or "value" in value.name:
+            value.type.tensor_type.shape.dim[2].dim_value = 12
+    joined = inputs_of(model)
+    assert (joined.lengths.past, joined.lengths.in_place) == (12, False)
+    for node in model.graph.node:
+        if node.op_type == "Concat":
+            node.op_type = "Sum"  # whatever is no Concat
+    assert inputs_of(model).lengths.in_place
+    feeds = inputs_of(model).feed(IDS[:, :3])
+    np.testing.assert_array_equal(feeds["attention_mask"], [[1, 1, 1]])
+    np.testing.assert_array_equal(joined.feed(IDS[:, :3])["attention_mask"], [[0] * 12 + [1] * 3])
+    assert feeds["past_key_values.0.key"].shape == (1, 2, 12, 4)
 
 
 def test_ids_outside_the_vocabulary():
