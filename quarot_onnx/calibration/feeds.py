@@ -5,7 +5,6 @@ onnxruntime-genai for no positions, with a cache whose head_dim is a symbol; tor
 ``ModelInputs`` reads this off the graph and makes the feeds of a prefill (an empty cache) and of a decode step.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, assign_roles, attention_shape, embedding_rows
+from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.companions import read_json
 from quarot_onnx.errors import CalibrationError, ModelError
@@ -132,7 +132,7 @@ class ModelInputs:
         return cls(
             inputs=tuple(inputs),
             roles=roles,
-            presents=_pair_presents(pasts, outputs),
+            presents=pair_presents(pasts, outputs, graph),
             logits=logits.name,
             vocab_size=vocab_size,
             kv_heads=kv_heads,
@@ -249,18 +249,6 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
     if not found:
         raise ModelError("the graph has no float output [batch, sequence, vocabulary]: it is no language model")
     return found[0]
-
-
-def _pair_presents(pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[tuple[str, str], ...]:
-    """Past inputs with their present outputs: by name where every name answers, else in order."""
-    names = {spec.name for spec in outputs}
-    pairs = [(spec.name, re.sub(r"past(_key_values)?", "present", spec.name, count=1)) for spec in pasts]
-    if all(present in names and present != past for past, present in pairs):
-        return tuple(pairs)
-    presents = [spec.name for spec in outputs if spec.rank == 4]
-    if len(presents) != len(pasts):
-        raise ModelError(f"the graph has {len(pasts)} cache inputs and {len(presents)} cache outputs: they do not pair")
-    return tuple((spec.name, present) for spec, present in zip(pasts, presents, strict=True))
 
 
 def _config_shape(folder: Path) -> tuple[int | None, int | None]:

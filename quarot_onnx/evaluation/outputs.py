@@ -1,6 +1,6 @@
-"""What a model puts out on given inputs: a decoder's logits in prefill and decode, or any float outputs."""
+"""What a model puts out on given inputs: a decoder in prefill and decode, or any graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from quarot_onnx.calibration.inputs import FLOATS, TensorSpec
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import ModelError
 
-Rows = npt.NDArray[Any]
+Outputs = list[tuple[int, npt.NDArray[Any]]]
+"""What a run puts out, each with its place among the outputs that are compared."""
 
 _FREE_DIM = 4  # size given to every symbolic dimension of a graph that is no decoder
 
@@ -34,62 +35,58 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
         ) from error
 
 
-def decoder_logits(
-    path: str | Path, inputs: ModelInputs, groups: Sequence[TokenIds], *, decode_steps: int, threads: int | None
-) -> Iterator[Rows]:
-    """A decoder's logits, run by run: for each window a prefill, then single tokens on the model's own cache.
+def decoder_outputs(
+    path: str | Path,
+    inputs: ModelInputs,
+    groups: Sequence[TokenIds],
+    names: Sequence[str],
+    *,
+    at_end: Collection[int],
+    decode_steps: int,
+    threads: int | None,
+) -> Iterator[Outputs]:
+    """A decoder's outputs, run by run: for each window a prefill, then single tokens on the model's own cache.
 
     Args:
         path: The ONNX file.
         inputs: Its inputs.
         groups: Windows ``[windows, prefill + decode_steps]``, one array for each length.
+        names: The outputs that are wanted.
+        at_end: Which of them are wanted of the last run of a window alone, as caches hold all positions then.
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache.
         threads: onnxruntime's intra-op threads.
 
     Yields:
-        ``[tokens, vocab]``, the tokens of a prefill or the one of a decode step.
+        The outputs of a run, each with its place in ``names``.
 
     Raises:
         ModelError: The model cannot be run.
     """
     session = runtime.session(path, threads=threads, low_memory=True)
     presents = [present for _, present in inputs.presents] if decode_steps else []
-    names = [inputs.logits, *presents]
+    fetched = list(dict.fromkeys((*names, *presents)))
     for window in (window for group in groups for window in group):
         prefill = len(window) - decode_steps
         past: Feeds | None = None
         for start in (0, *range(prefill, len(window))):
             stop = prefill if start == 0 else start + 1
             feeds = inputs.feed(window[None, start:stop], past, start)
-            outputs = dict(zip(names, run(session, names, feeds), strict=True))
-            yield outputs[inputs.logits][0]
+            outputs = dict(zip(fetched, run(session, fetched, feeds), strict=True))
+            yield [(i, outputs[name]) for i, name in enumerate(names) if stop == len(window) or i not in at_end]
             past = inputs.present_to_past(outputs) if decode_steps else None
 
 
 def float_outputs(
     path: str | Path, names: Sequence[str], feeds: Sequence[Feeds], threads: int | None
-) -> Iterator[Rows]:
-    """A graph's float outputs on each feed, flattened to ``[rows, last dimension]``.
+) -> Iterator[Outputs]:
+    """A graph's outputs on each feed, each with its place in ``names``.
 
     Raises:
         ModelError: The model cannot be run.
     """
     session = runtime.session(path, threads=threads, low_memory=True)
     for feed in feeds:
-        for output in run(session, list(names), feed):
-            yield output.reshape(-1, output.shape[-1] if output.ndim else 1)
-
-
-def float_output_names(model: ir.Model) -> list[str]:
-    """The graph's float outputs.
-
-    Raises:
-        ModelError: There is none.
-    """
-    names = [value.name or "" for value in model.graph.outputs if value.dtype is None or value.dtype in FLOATS]
-    if not names:
-        raise ModelError("the graph has no float output to compare")
-    return names
+        yield list(enumerate(run(session, list(names), feed)))
 
 
 def random_feeds(model: ir.Model, count: int, rng: np.random.Generator) -> list[Feeds]:
