@@ -44,8 +44,9 @@ class Compared:
         if output.ndim < 2:
             return output.reshape(-1, 1)
         rotation = self.rotations[side]
-        if rotation is not None:
-            return rotation.apply(output.reshape(-1, rotation.size), inverse=True)
+        if rotation is not None and output.shape[-1] % rotation.size == 0:
+            turned = rotation.apply(output.reshape(-1, rotation.size), inverse=True)
+            return turned.reshape(-1, output.shape[-1])
         if self.up_to == ANY:
             wide = output.astype(np.float64)
             output = wide @ wide.swapaxes(-1, -2)
