@@ -19,6 +19,10 @@ _R3_NOTE = (
     "(r3=False, on the command line --no-r3, leaves it out)"
 )
 
+_SPLIT_NOTE = (
+    "split_cache (--split-cache): R2 and R3 change the cache; rotate every graph that shares it with the same options"
+)
+
 
 def sites_and_request(
     model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
@@ -42,17 +46,19 @@ def sites_and_request(
     asked = frozenset(kind for kind, switch in switches.items() if switch)
     block_sizes: Mapping[Kind, int] = {}
     if config.r_config_path is not None:
-        named = read_sites(config.r_config_path, model, asked=asked)
+        named = read_sites(config.r_config_path, model, asked=asked, split_cache=config.split_cache)
         sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
         if Kind.R3 in default and switches[Kind.R3] is None:
             notes = (*notes, _R3_NOTE)
     else:
-        sites = detect(model)
+        sites = detect(model, split_cache=config.split_cache)
         demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
     for kind, switch in switches.items():
         if switch is not None:
             demands[kind] = Demand.REQUIRED if switch else Demand.OFF
+    if config.split_cache:
+        notes = (*notes, _SPLIT_NOTE)
     request = RotationRequest(
         demands,
         seed=config.seed if config.use_random_had else None,

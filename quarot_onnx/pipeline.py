@@ -188,6 +188,8 @@ def quantize(
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
             base = work.scratch / "rotated.onnx"
+            # The proof reads from the record which caches are rotated.
+            record(model, make_recipe(rotation=(plan, rotating)))
             model_io.save(model, base, progress=_phase(progress, "rotate"))
             clock.lap("rotate")
             if verify:

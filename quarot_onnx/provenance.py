@@ -17,14 +17,25 @@ from importlib.metadata import version
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.graph.metadata import RECIPE_KEY, recorded
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.sites.model import Kind
 
-RECIPE_KEY = "quarot_onnx.recipe"
-"""The entry of an output's metadata_props that says what was done, as JSON."""
+__all__ = [
+    "RECIPE_KEY",
+    "Recipe",
+    "is_rotated",
+    "make_recipe",
+    "record",
+    "recorded",
+    "refuse_other_rotation",
+    "refuse_quantized",
+    "rotation_notes",
+    "summary",
+]
 
 Recipe = Mapping[str, object]
 
@@ -62,24 +73,6 @@ def make_recipe(
 def record(model: ir.Model, recipe: Recipe) -> None:
     """Write a recipe into the model's metadata."""
     model.metadata_props[RECIPE_KEY] = json.dumps(recipe)
-
-
-def recorded(model: ir.Model) -> Recipe | None:
-    """The recipe that an earlier run wrote into the model, or None.
-
-    Raises:
-        ModelError: The entry is there and is no JSON object.
-    """
-    text = model.metadata_props.get(RECIPE_KEY)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is damaged: {error}; export it anew") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is no JSON object; export it anew")
-    return found
 
 
 def is_rotated(recipe: Recipe | None) -> bool:

@@ -13,7 +13,7 @@ from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.errors import CalibrationError, FeedError
 from quarot_onnx.evaluation.equivalence import compare
-from quarot_onnx.evaluation.outputs import window_logits
+from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
@@ -22,7 +22,7 @@ FED = {
     "plain": (odd.Spec(), 12, 8),
     "fixed length": (odd.Spec(batch=1, seq=16, past=0), 16, 0),
     "fixed length and batch": (odd.Spec(batch=3, seq=16, past=0), 16, 0),
-    "fixed batch": (odd.Spec(batch=3), 12, 8),
+    "fixed batch": (odd.Spec(batch=3), 12, 12),
     "fixed mask": (odd.Spec(seq="s", past=0, mask="ones", total=16), 16, 0),
     "fixed mask, empty cache": (odd.Spec(mask="ones", total=16), 16, 0),
     "prefill, empty cache": (odd.Spec(mask="bias", past=0), 12, 0),
@@ -87,7 +87,8 @@ def test_what_is_fed_is_one_causal_window(case: str, names: bool, tmp_path: Path
     if "prefill" in case or spec.past == 0:
         assert not inputs.has_cache
     decoded = 4 if inputs.has_cache and inputs.lengths.seq is None else 0
-    found = np.concatenate(list(window_logits(onnxruntime.InferenceSession(path), inputs, ids, decoded)), axis=1)
+    runs = window_outputs(onnxruntime.InferenceSession(path), inputs, ids, [inputs.logits], decoded)
+    found = np.concatenate([logits for (logits,) in runs], axis=1)
     # One layer of float32: a few roundings of 6e-8 on logits of about 3.
     np.testing.assert_allclose(found, reference(ids, plain), rtol=0, atol=1e-5)
 
@@ -134,3 +135,17 @@ def test_an_input_that_no_rule_knows(tmp_path: Path):
     outcome = rotate(source, tmp_path / "b.onnx", QuarotConfig(), feeds=[feeds, feeds])
     assert outcome.equivalence is not None
     assert (outcome.equivalence.tokens, outcome.equivalence.decode_steps) == (24, 0)
+
+
+@pytest.mark.parametrize("spec", [odd.Spec(unknown=True), odd.Spec(batch=1, seq=1, past=15, mask="ones", unknown=True)])
+def test_a_given_past_is_rotated_as_the_model_would_have_made_it(spec: odd.Spec, tmp_path: Path):
+    source, rng = odd.write(tmp_path / "a", spec), np.random.default_rng(4)
+    length = 1 if spec.seq == 1 else 6
+    feeds = {"input_ids": np.full((1, length), 7), "temperature": np.ones(1, np.float32)}
+    for part in ("key", "value"):
+        feeds[f"past_key_values.0.{part}"] = rng.standard_normal((1, odd.HEADS, 15, odd.HEAD_DIM), np.float32)
+    if spec.mask:
+        feeds["attention_mask"] = np.ones((1, 16), np.int64)
+    outcome = rotate(source, tmp_path / "b.onnx", QuarotConfig(r3=True), feeds=feeds)
+    assert outcome.equivalence is not None
+    assert set(outcome.recipe["rotation"]["counts"]) >= {"R2", "R3"}

@@ -6,7 +6,6 @@ the lengths, take numbers, or embeddings in place of ids. ``ModelInputs`` reads 
 of a prefill (an empty cache) and of a decode step. Embeddings are drawn at random, the same ones for the same id.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, attention_shape, embedding_rows
 from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made
+from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.companions import read_json
@@ -64,7 +64,7 @@ class ModelInputs:
 
     @classmethod
     def from_model(
-        cls, model: ir.Model, *, head_dim: int | None = None, folder: str | Path | None = None
+        cls, model: ir.Model, *, head_dim: int | None = None, folder: str | Path | None = None, known: bool = True
     ) -> "ModelInputs":
         """Read from a graph.
 
@@ -72,6 +72,7 @@ class ModelInputs:
             model: The model.
             head_dim: The head_dim of the cache, if the graph leaves it symbolic and no config file tells.
             folder: Where genai_config.json or config.json may lie.
+            known: Every input has to be known; otherwise nothing can be fed but what the caller brings.
 
         Raises:
             FeedError: An input is not known.
@@ -80,7 +81,7 @@ class ModelInputs:
         graph = model.graph
         inputs = [TensorSpec.of(value) for value in graph.inputs if value.name not in graph.initializers]
         outputs = [TensorSpec.of(value) for value in graph.outputs]
-        return cls._build(inputs, outputs, model, head_dim, folder)
+        return cls._build(inputs, outputs, model, head_dim, folder, known=known)
 
     @classmethod
     def from_session(
@@ -111,6 +112,8 @@ class ModelInputs:
         model: ir.Model | None,
         head_dim: int | None,
         folder: str | Path | None,
+        *,
+        known: bool = True,
     ) -> "ModelInputs":
         graph = None if model is None else model.graph
         logits = logits_output(outputs)
@@ -118,7 +121,7 @@ class ModelInputs:
         vocab_size = width if isinstance(width, int) else None
         roles = assign_roles(inputs, vocab_size, graph)
         kinds = {role: name for name, role in roles.items()}
-        if InputRole.UNKNOWN in kinds:
+        if known and InputRole.UNKNOWN in kinds:
             raise _unknown(next(spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN))
         tokens = kinds.get(InputRole.TOKENS)
         if tokens is None and InputRole.EMBEDDINGS not in kinds:
@@ -134,7 +137,7 @@ class ModelInputs:
         return cls(
             inputs=tuple(inputs),
             roles=roles,
-            presents=_pair_presents(pasts, outputs),
+            presents=pair_presents(pasts, outputs, graph),
             logits=logits.name,
             vocab_size=vocab_size,
             kv_heads=kv_heads,
@@ -270,18 +273,6 @@ def logits_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
     if not found:
         raise ModelError("the graph has no float output [batch, sequence, vocabulary]: it is no language model")
     return found[0]
-
-
-def _pair_presents(pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[tuple[str, str], ...]:
-    """Past inputs with their present outputs: by name where every name answers, else in order."""
-    names = {spec.name for spec in outputs}
-    pairs = [(spec.name, re.sub(r"past(_key_values)?", "present", spec.name, count=1)) for spec in pasts]
-    if all(present in names and present != past for past, present in pairs):
-        return tuple(pairs)
-    presents = [spec.name for spec in outputs if spec.rank == 4]
-    if len(presents) != len(pasts):
-        raise ModelError(f"the graph has {len(pasts)} cache inputs and {len(presents)} cache outputs: they do not pair")
-    return tuple((spec.name, present) for spec, present in zip(pasts, presents, strict=True))
 
 
 def _config_shape(folder: Path) -> tuple[int | None, int | None]:

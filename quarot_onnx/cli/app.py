@@ -66,13 +66,14 @@ def inspect(
         Path | None, typer.Option(metavar="FILE", help="Write a rotation_config.json of what was found.")
     ] = None,
     rotation_config: opt.RotationFile = None,
+    split_cache: opt.SplitCache = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show what a model is, where rotations go, what they cost, and why anything is left out."""
     path = opt.model_file(model)
     from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
 
-    content = inspect_model(path, rotation_config, write_config)
+    content = inspect_model(path, rotation_config, write_config, split_cache=split_cache)
     print_json(content) if as_json else render.inspection(content)
 
 

@@ -11,13 +11,16 @@ from quarot_onnx.sites.detect import detect
 from quarot_onnx.staging import check_targets
 
 
-def inspect_model(path: Path, rotation_config: Path | None, config_out: Path | None) -> dict[str, object]:
+def inspect_model(
+    path: Path, rotation_config: Path | None, config_out: Path | None, *, split_cache: bool = False
+) -> dict[str, object]:
     """Inspect a model.
 
     Args:
         path: The .onnx file.
         rotation_config: A file that says where rotations go; None searches the graph.
         config_out: Where to write a rotation_config.json of what was found; None writes nothing.
+        split_cache: The other graphs that share its caches are rotated alike.
 
     Returns:
         ``inspection_record`` with the model's path, its recipe, and what was written.
@@ -30,7 +33,10 @@ def inspect_model(path: Path, rotation_config: Path | None, config_out: Path | N
         companions = companion_files(path.absolute().parent, exclude=())
         protected = [*model_io.input_files(model), *companions]
         check_targets([config_out.absolute()], protected=protected, overwrite=True)
-    sites = detect(model) if rotation_config is None else read_sites(rotation_config, model).sites
+    if rotation_config is None:
+        sites = detect(model, split_cache=split_cache)
+    else:
+        sites = read_sites(rotation_config, model, split_cache=split_cache).sites
     content = inspection_record(model, sites) | {"model": str(path), "recipe": recorded(model)}
     if config_out is not None:
         write_config(sites, config_out)

@@ -109,6 +109,14 @@ R2Matrix = Annotated[
     Path | None,
     typer.Option("--r2-matrix", metavar="NPY", help="An orthogonal matrix for R2.", rich_help_panel=ROTATION),
 ]
+SplitCache = Annotated[
+    bool,
+    typer.Option(
+        "--split-cache",
+        help="The graphs that share this one's cache are rotated with the same options.",
+        rich_help_panel=ROTATION,
+    ),
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
 ]

@@ -219,6 +219,7 @@ class RotationOptions:
     random_had: opt.RandomHad = False
     seed: opt.Seed = None
     block_size: opt.BlockSize = None
+    split_cache: opt.SplitCache = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Content = Mapping[str, Any]
 
+_SHOWN = 12
+"""Outputs that are the same in a comparison's table: a cache has two for every layer."""
+
 
 def written(path: Path) -> None:
     """One line that names what was written."""
@@ -44,7 +47,7 @@ def outcome(done: "Outcome") -> None:
         top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"
         say(
             f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}) "
-            f"over {e.tokens} tokens{top1}"
+            f"over {e.tokens} tokens{top1}{_beside(len(e.outputs))}"
         )
     quantization = done.recipe.get("quantization")
     if isinstance(quantization, dict):
@@ -53,6 +56,11 @@ def outcome(done: "Outcome") -> None:
         say(f"quantized: {quantization['linears']} Linears{also}")
     seconds = sum(done.seconds.values())
     say(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)")
+
+
+def _beside(outputs: int) -> str:
+    """How many outputs were compared beside the first."""
+    return "" if outputs < 2 else f", and {outputs - 1} more output{'s' if outputs > 2 else ''}"
 
 
 def inspection(content: Content) -> None:
@@ -106,6 +114,22 @@ def equivalence(content: Content) -> None:
         ["verdict", "the same" if content["passed"] else "DIFFERENT"],
     ]
     table("Comparison", ["figure", "value"], rows)
+    same = [entry for entry in content["outputs"] if entry["passed"]]
+    different = [entry for entry in content["outputs"] if not entry["passed"]]
+    others = [_difference(entry) for entry in (*different, *same[:_SHOWN])]
+    if rest := same[_SHOWN:]:
+        worst = {figure: max(entry[figure] for entry in rest) for figure in ("max_rel_diff", "rel_l2")}
+        also = f"and {len(rest)} more (--json lists them)"
+        others.append(_difference({"name": also, "up_to": None, "passed": True, **worst}))
+    table("Outputs compared", ["output", "up to", "max / max", "relative L2", "verdict"], others)
+    for name, reason in content["not_compared"].items():
+        say(f"not compared: {name}: {reason}")
+
+
+def _difference(entry: Content) -> list[str]:
+    """One output's row."""
+    figures = [f"{entry[figure]:.3e}" for figure in ("max_rel_diff", "rel_l2")]
+    return [entry["name"], entry["up_to"] or "-", *figures, "the same" if entry["passed"] else "DIFFERENT"]
 
 
 def perplexity(content: Content) -> None:

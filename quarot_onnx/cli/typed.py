@@ -46,6 +46,7 @@ _SWITCHES = {
     "int8_down_proj": ("int8_down_proj", "--int8-down-proj", ""),
     "a_sym": ("activations.symmetric", "--a-sym", "--a-asym"),
     "random_had": ("rotation.use_random_had", "--random-had", ""),
+    "split_cache": ("rotation.split_cache", "--split-cache", ""),
     "r1": ("rotation.r1", "--r1", "--no-r1"),
     "r2": ("rotation.r2", "--r2", "--no-r2"),
     "r3": ("rotation.r3", "--r3", "--no-r3"),

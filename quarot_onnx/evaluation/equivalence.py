@@ -1,17 +1,17 @@
-"""Proof that two models compute the same: their logits on the same tokens.
+"""Proof that two models compute the same: their outputs on the same tokens.
 
 Rotations change no output but for rounding, so the measure is rounding noise. Both models see the same random ids and,
-where a tokenizer lies beside the first, the same real text: prefills, then decode steps, each on its own cache (rotated
-keys differ, so caches are never compared). Where no rule can make a graph's inputs, the user gives them. The models run
-one after the other; the first one's logits wait in a file.
+where a tokenizer lies beside the first, the same real text: prefills, then decode steps, each on its own cache. Where
+no rule can make a graph's inputs, the user gives them. The models run one after the other; the first one's outputs wait
+in a file. ``pairing`` says what is compared beside the logits.
 
 Two figures decide: the largest difference relative to the largest logit, which finds a single wrong position, and the
-relative L2 error ``|b - a| / |a|``, which averages over millions of logits and so stands close above the noise.
+relative L2 error ``|b - a| / |a|``, which averages over millions of logits and so stands close above the noise. Both
+are taken of every output by itself.
 """
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,46 +23,37 @@ from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_tokenizer, windows
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
-from quarot_onnx.evaluation.measures import Measures
-from quarot_onnx.evaluation.outputs import (
-    Rows,
-    compared_outputs,
-    decoder_logits,
-    float_output_names,
-    float_outputs,
-    random_feeds,
-)
+from quarot_onnx.evaluation.given import turned
+from quarot_onnx.evaluation.measuring import Measured, measure
+from quarot_onnx.evaluation.outputs import Outputs, decoder_outputs, float_outputs, random_feeds
+from quarot_onnx.evaluation.pairing import Compared, Pairing, float_output_names, pair_decoders
+from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
+
+__all__ = ["Equivalence", "OutputDifference", "Tolerance", "compare", "is_decoder", "require"]
 
 _GENERIC_FEEDS = 4
 _CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """What may differ.
+class OutputDifference:
+    """How far one output of two models is apart.
 
     Attributes:
-        max_rel: Of the largest difference, relative to the largest logit.
-        rel_l2: Of the relative L2 error.
-        top1: Of the share of positions with the same most likely token, from below.
+        name: The output, in the first model.
+        up_to: What was undone or not told apart before they were compared, in words; empty for nothing.
+        max_abs: ``max |b - a|``.
+        max_rel: ``max |b - a| / max |a|``.
+        rel_l2: ``|b - a| / |a|``.
+        passed: Whether both relative figures lie within the tolerance.
     """
 
+    name: str
+    up_to: str
+    max_abs: float
     max_rel: float
     rel_l2: float
-    top1: float = 0.999
-
-
-# Some 12 roundings a layer in 30 layers add up like a random walk: an expected L2 error of sqrt(360) = 19 unit
-# roundoffs (2^-24, 2^-11, 2^-8), 1.1e-6 in float32. One matrix off by 1 % moves the logits by 4e-4 or more. The limit
-# for float32 is the geometric mean of the two, 2e-5, and in the same way 1e-4 for the largest difference, which lies
-# up to eight times above the L2 error. In 16 bits noise and fault meet: the limits are about twice the expected noise
-# for the L2 error and five times for the largest difference.
-_TOLERANCES = {
-    ir.DataType.DOUBLE: Tolerance(max_rel=1e-4, rel_l2=2e-5),
-    ir.DataType.FLOAT: Tolerance(max_rel=1e-4, rel_l2=2e-5),
-    ir.DataType.FLOAT16: Tolerance(max_rel=5e-2, rel_l2=2e-2, top1=0.95),
-    ir.DataType.BFLOAT16: Tolerance(max_rel=4e-1, rel_l2=1.6e-1, top1=0.8),
-}
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,9 @@ class Equivalence:
         decode_steps: Decode steps among them.
         dtype: The less precise of the two models' weight types; it chose the tolerance if none was given.
         tolerance: The tolerance used.
-        passed: Whether everything lies within it.
+        passed: Whether everything lies within it, every output that was compared among it.
+        outputs: Every output that was compared; of a decoder the logits first.
+        not_compared: Float outputs that were not, with the reason.
     """
 
     max_abs_logit_diff: float
@@ -93,6 +86,8 @@ class Equivalence:
     dtype: ir.DataType
     tolerance: Tolerance
     passed: bool
+    outputs: tuple[OutputDifference, ...] = ()
+    not_compared: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -132,40 +127,47 @@ def compare(
         CalibrationError: Token ids that do not fit, or nothing to compare on.
     """
     model_a, model_b = model_io.load(path_a), model_io.load(path_b)
-    dtype = max(_weight_type(model_a), _weight_type(model_b), key=list(_TOLERANCES).index)
+    dtype = coarsest(weight_type(model_a), weight_type(model_b))
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
-    if feeds is not None:
-        runs_a, runs_b = (
-            float_outputs(path, compared_outputs(model, decoder=decoder), feeds, threads)
-            for path, model in ((path_a, model_a), (path_b, model_b))
-        )
-    elif decoder:
-        a = _Decoder.read(path_a, model_a)
+    if decoder:
+        a = _Decoder.read(path_a, model_a, known=feeds is None)
         # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
-        b = _Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim)
+        b = _Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
         if a.inputs.vocab_size != b.inputs.vocab_size:
             raise ModelError(
                 f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
                 "these are different models"
             )
-        length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
-        groups = _token_windows(
-            a,
-            token_ids,
-            random_tokens=random_tokens,
-            real_tokens=real_tokens,
-            seq_len=length - steps,
-            steps=steps,
-            seed=seed,
-        )
-        decoded = sum(map(len, groups)) * steps
-        runs_a, runs_b = (decoder_logits(d.path, d.inputs, groups, decode_steps=steps, threads=threads) for d in (a, b))
+        pairing = pair_decoders(model_a, a.inputs, model_b, b.inputs)
+        names_a, names_b = ([item.name for item in pairing.outputs], [item.other for item in pairing.outputs])
+        if feeds is not None:
+            runs_a = float_outputs(path_a, names_a, turned(feeds, a.inputs, pairing, 0), threads)
+            runs_b = float_outputs(path_b, names_b, turned(feeds, b.inputs, pairing, 1), threads)
+        else:
+            length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
+            groups = _token_windows(
+                a,
+                token_ids,
+                random_tokens=random_tokens,
+                real_tokens=real_tokens,
+                seq_len=length - steps,
+                steps=steps,
+                seed=seed,
+            )
+            decoded = sum(map(len, groups)) * steps
+            at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
+            runs_a = a.runs(groups, names_a, at_end, steps, threads)
+            runs_b = b.runs(groups, names_b, at_end, steps, threads)
     else:
-        runs_a, runs_b = _generic_runs(path_a, model_a, path_b, model_b, seed=seed, threads=threads)
+        pairing = _generic_pairing(path_a, model_a, path_b, model_b)
+        feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
+        runs_a = float_outputs(path_a, [item.name for item in pairing.outputs], feeds, threads)
+        runs_b = float_outputs(path_b, [item.other for item in pairing.outputs], feeds, threads)
     del model_a, model_b
-    measures = _measure(runs_a, runs_b, path_a, path_b)
-    limits = _TOLERANCES[dtype] if tolerance is None else tolerance
-    top1 = measures.top1_agreement(2 * _TOLERANCES[dtype].max_rel * measures.largest) if decoder else None
+    found = measure(pairing, runs_a, runs_b, (path_a, path_b), decoder=decoder)
+    measures, limits = found.main, TOLERANCES[dtype] if tolerance is None else tolerance
+    top1 = measures.top1_agreement(2 * TOLERANCES[dtype].max_rel * measures.largest) if decoder else None
+    outputs = tuple(_difference(item, dtype, tolerance) for item in found.outputs)
     return Equivalence(
         max_abs_logit_diff=measures.max_abs,
         max_rel_logit_diff=measures.max_rel,
@@ -178,7 +180,21 @@ def compare(
         tolerance=limits,
         passed=measures.max_rel <= limits.max_rel
         and measures.rel_l2 <= limits.rel_l2
-        and (top1 is None or top1 >= limits.top1),
+        and (top1 is None or top1 >= limits.top1)
+        and all(output.passed for output in outputs),
+        outputs=outputs,
+        not_compared=pairing.left | found.left,
+    )
+
+
+def _difference(item: Measured, dtype: ir.DataType, tolerance: Tolerance | None) -> OutputDifference:
+    """The figures of one output, judged."""
+    # The logits' own type is left out of it, as it always was; any other output may be rounded further.
+    limits = tolerance or TOLERANCES[dtype if item.main else coarser(dtype, item.dtype)]
+    figures = item.measures
+    passed = figures.max_rel <= limits.max_rel and figures.rel_l2 <= limits.rel_l2
+    return OutputDifference(
+        item.compared.name, item.compared.up_to, figures.max_abs, figures.max_rel, figures.rel_l2, passed
     )
 
 
@@ -200,6 +216,11 @@ def require(equivalence: Equivalence) -> None:
         figures.append(f"top-1 agreement {equivalence.top1_agreement:.4f} (required {limits.top1:.4f})")
     if equivalence.kl is not None:
         figures.append(f"KL {equivalence.kl:.3g} nats")
+    figures += [
+        f"output {output.name!r} relative {output.max_rel:.3g}, relative L2 {output.rel_l2:.3g}"
+        for output in equivalence.outputs
+        if not output.passed
+    ]
     raise VerificationError(
         f"the models differ by more than rounding explains ({equivalence.dtype.name.lower()} weights) over "
         f"{equivalence.tokens} tokens: " + ", ".join(figures)
@@ -212,8 +233,17 @@ class _Decoder:
     inputs: ModelInputs
 
     @classmethod
-    def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None) -> "_Decoder":
-        return cls(Path(path), ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent))
+    def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None, *, known: bool = True) -> "_Decoder":
+        inputs = ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent, known=known)
+        return cls(Path(path), inputs)
+
+    def runs(
+        self, groups: Sequence[TokenIds], names: Sequence[str], at_end: Collection[int], steps: int, threads: int | None
+    ) -> Iterator[Outputs]:
+        """The outputs of all windows; the session opens with the first and goes with the last."""
+        return decoder_outputs(
+            self.path, self.inputs, groups, names, at_end=at_end, decode_steps=steps, threads=threads
+        )
 
 
 def _token_windows(
@@ -228,9 +258,9 @@ def _token_windows(
 ) -> list[TokenIds]:
     """Groups of windows ``[windows, prefill + steps]``: random ids, then real ones."""
     groups, vocab_size = [], decoder.inputs.vocab_size
-    counted = seq_len + steps if decoder.inputs.lengths.seq else seq_len
+    counted, rows = seq_len + steps if decoder.inputs.lengths.seq else seq_len, decoder.inputs.lengths.batch or 1
     if random_tokens:
-        shape = (-(-random_tokens // counted), seq_len + steps)
+        shape = (-(-random_tokens // (counted * rows)) * rows, seq_len + steps)
         groups.append(np.random.default_rng(seed).integers(0, decoder.inputs.id_range, shape))
     tokenizer_path = decoder.path.parent / "tokenizer.json"
     if token_ids is not None:
@@ -239,7 +269,7 @@ def _token_windows(
             shape = groups[-1].shape
             raise CalibrationError(f"token ids are {list(shape)}: need [windows, sequence], longer than {steps} steps")
     elif real_tokens and decoder.inputs.takes_ids and tokenizer_path.is_file() and seq_len + steps > 1:
-        count = -(-real_tokens // counted)
+        count = -(-real_tokens // (counted * rows)) * rows
         text = default_text()[: _CHARACTERS_PER_TOKEN * count * (seq_len + steps)]
         tokenizer, bos_id, length = load_tokenizer(tokenizer_path), find_bos(tokenizer_path), seq_len + steps
         groups.append(windows(text, tokenizer, length=length, count=count, bos_id=bos_id, vocab_size=vocab_size))
@@ -248,53 +278,18 @@ def _token_windows(
     return groups
 
 
-def _generic_runs(
-    path_a: str | Path,
-    model_a: ir.Model,
-    path_b: str | Path,
-    model_b: ir.Model,
-    *,
-    seed: int,
-    threads: int | None,
-) -> tuple[Iterator[Rows], Iterator[Rows]]:
-    """Runs of two graphs that are no decoders, on the same random inputs."""
+def _generic_pairing(path_a: str | Path, model_a: ir.Model, path_b: str | Path, model_b: ir.Model) -> Pairing:
+    """The float outputs of two graphs that are no decoders, in their order.
+
+    Raises:
+        ModelError: They do not take the same inputs, or have no pairs of outputs.
+    """
     wanted, offered = ({value.name for value in model.graph.inputs} for model in (model_a, model_b))
     if wanted != offered:
         raise ModelError(f"{path_a} and {path_b} have different inputs: {sorted(map(str, wanted ^ offered))}")
-    feeds = random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
     names_a, names_b = float_output_names(model_a), float_output_names(model_b)
+    if not names_a:
+        raise ModelError("the graph has no float output to compare")
     if len(names_a) != len(names_b):
         raise ModelError(f"{path_a} has {len(names_a)} float outputs and {path_b} {len(names_b)}: no pairs")
-    return float_outputs(path_a, names_a, feeds, threads), float_outputs(path_b, names_b, feeds, threads)
-
-
-def _measure(runs_a: Iterator[Rows], runs_b: Iterator[Rows], path_a: str | Path, path_b: str | Path) -> Measures:
-    """Run one model to its end, its outputs into a file, then the other against it."""
-    measures, kinds = Measures(), []
-    with tempfile.TemporaryFile(prefix="quarot-logits-") as store:
-        for rows in runs_a:
-            if not np.isfinite(rows).all():
-                raise ModelError(f"{path_a} puts out NaN or infinity on its own: there is nothing to compare with")
-            kinds.append((rows.shape, rows.dtype))
-            store.write(np.ascontiguousarray(rows).tobytes())
-        store.seek(0)
-        for (shape, kind), rows in zip(kinds, runs_b, strict=True):
-            stored = np.frombuffer(store.read(int(np.prod(shape)) * kind.itemsize), kind).reshape(shape)
-            if rows.shape != shape:
-                raise ModelError(f"{path_a} puts out {list(shape)}, {path_b} {list(rows.shape)}: different models")
-            measures.add(stored, rows)
-    return measures
-
-
-def _weight_type(model: ir.Model) -> ir.DataType:
-    """The least precise float type among the weights of two or more dimensions, float32 without any.
-
-    A few scales or tables in float16 do not make a float16 model: a type counts from a tenth of the float bytes on.
-    """
-    sizes: dict[ir.DataType, int] = {}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype in _TOLERANCES and len(tensor.shape) >= 2:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    counted = [dtype for dtype, size in sizes.items() if 10 * size >= sum(sizes.values())]
-    return max(counted, key=list(_TOLERANCES).index, default=ir.DataType.FLOAT)
+    return Pairing(tuple(map(Compared, names_a, names_b)), {})

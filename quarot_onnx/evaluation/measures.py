@@ -12,13 +12,17 @@ from quarot_onnx.evaluation.logits import Float64, blocks, log_softmax
 class Measures:
     """Figures over rows ``[tokens, vocab]`` of two models, a few rows in float64 at a time.
 
+    Args:
+        distributions: Rows are logits, whose distributions are compared too.
+
     Attributes:
         rows: Rows seen.
         max_abs: ``max |b - a|``; infinite once ``b`` is not finite.
         largest: ``max |a|``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, distributions: bool = True) -> None:
+        self._distributions = distributions
         self.rows = 0
         self.max_abs = 0.0
         self.largest = 0.0
@@ -38,8 +42,9 @@ class Measures:
                 continue
             self.max_abs = max(self.max_abs, float(np.abs(y - x).max()))
             self._sum_diff += float(np.sum((y - x) ** 2))
-            self._sum_kl += float(_kl(x, y).sum())
-            self._flip_gaps += _flip_gaps(x, y)
+            if self._distributions:
+                self._sum_kl += float(_kl(x, y).sum())
+                self._flip_gaps += _flip_gaps(x, y)
 
     @property
     def max_rel(self) -> float:

@@ -1,6 +1,6 @@
-"""What a model puts out on given inputs: a decoder's logits in prefill and decode, or any float outputs."""
+"""What a model puts out on given inputs: a decoder in prefill and decode, or any graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx import runtime
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs, logits_output
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec
 from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
-from quarot_onnx.errors import FeedError, ModelError
+from quarot_onnx.errors import FeedError
 
-Rows = npt.NDArray[Any]
+Outputs = list[tuple[int, npt.NDArray[Any]]]
+"""What a run puts out, each with its place among the outputs that are compared."""
 
 _FREE_DIM = 4  # size given to every symbolic dimension of a graph that is no decoder
 
@@ -36,21 +37,30 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
         ) from error
 
 
-def decoder_logits(
-    path: str | Path, inputs: ModelInputs, groups: Sequence[TokenIds], *, decode_steps: int, threads: int | None
-) -> Iterator[Rows]:
-    """A decoder's logits, run by run: for each window a prefill, then single tokens on the model's own cache.
+def decoder_outputs(
+    path: str | Path,
+    inputs: ModelInputs,
+    groups: Sequence[TokenIds],
+    names: Sequence[str],
+    *,
+    at_end: Collection[int],
+    decode_steps: int,
+    threads: int | None,
+) -> Iterator[Outputs]:
+    """A decoder's outputs, run by run: for each window a prefill, then single tokens on the model's own cache.
 
     Args:
         path: The ONNX file.
         inputs: Its inputs.
         groups: Windows ``[windows, prefill + decode_steps]``, one array for each length.
+        names: The outputs that are wanted.
+        at_end: Which of them are wanted of the last run of a window alone, as caches hold all positions then.
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache. Where the graph fixes
             the length of a run, windows are run in pieces of it.
         threads: onnxruntime's intra-op threads.
 
     Yields:
-        ``[tokens, vocab]``, the tokens of a prefill or the one of a decode step.
+        The outputs of a run, each with its place in ``names``.
 
     Raises:
         CalibrationError: Windows of a length that the graph does not take.
@@ -60,21 +70,22 @@ def decoder_logits(
     rows = inputs.lengths.batch or 1
     for group in groups:
         for windows in (group[i : i + rows] for i in range(0, len(group), rows)):
-            for logits in window_logits(session, inputs, windows, decode_steps):
-                yield from logits
+            last = len(pieces(inputs, windows.shape[1], decode_steps)) - 1
+            for number, outputs in enumerate(window_outputs(session, inputs, windows, list(names), decode_steps)):
+                yield [(i, output) for i, output in enumerate(outputs) if number == last or i not in at_end]
 
 
-def window_logits(session: Any, inputs: ModelInputs, windows: TokenIds, decode_steps: int = 0) -> Iterator[Rows]:
-    """The logits of one batch of windows, run by run, each on the cache of those before it.
+def window_outputs(
+    session: Any, inputs: ModelInputs, windows: TokenIds, names: list[str], decode_steps: int = 0
+) -> Iterator[list[Any]]:
+    """The outputs of one batch of windows, run by run, each on the cache of those before it.
 
     Args:
         session: A session of the model.
         inputs: Its inputs.
         windows: ``[rows, seq]``, not more rows than the graph takes.
-        decode_steps: As for ``decoder_logits``.
-
-    Yields:
-        ``[rows, tokens, vocab]``.
+        names: The outputs.
+        decode_steps: As for ``decoder_outputs``.
 
     Raises:
         CalibrationError: A length that the graph does not take.
@@ -82,52 +93,26 @@ def window_logits(session: Any, inputs: ModelInputs, windows: TokenIds, decode_s
     """
     runs = pieces(inputs, windows.shape[1], decode_steps)
     presents = [present for _, present in inputs.presents] if len(runs) > 1 else []
-    names = [inputs.logits, *presents]
+    fetched = list(dict.fromkeys((*names, *presents)))
     past: Feeds | None = None
     for start, stop in runs:
-        outputs = dict(zip(names, run(session, names, inputs.feed(windows[:, start:stop], past, start)), strict=True))
-        yield outputs[inputs.logits][: len(windows)]
+        feeds = inputs.feed(windows[:, start:stop], past, start)
+        outputs = dict(zip(fetched, run(session, fetched, feeds), strict=True))
+        yield [outputs[name] for name in names]
         past = inputs.present_to_past(outputs) if presents else None
 
 
 def float_outputs(
-    path: str | Path, names: Sequence[str], feeds: Sequence[Feeds], threads: int | None
-) -> Iterator[Rows]:
-    """A graph's float outputs on each feed, flattened to ``[rows, last dimension]``.
+    path: str | Path, names: Sequence[str], feeds: Iterable[Feeds], threads: int | None
+) -> Iterator[Outputs]:
+    """A graph's outputs on each feed, each with its place in ``names``.
 
     Raises:
         ModelError: The model cannot be run.
     """
     session = runtime.session(path, threads=threads, low_memory=True)
     for feed in feeds:
-        for output in run(session, list(names), feed):
-            yield output.reshape(-1, output.shape[-1] if output.ndim else 1)
-
-
-def float_output_names(model: ir.Model) -> list[str]:
-    """The graph's float outputs.
-
-    Raises:
-        ModelError: There is none.
-    """
-    names = [value.name or "" for value in model.graph.outputs if value.dtype is None or value.dtype in FLOATS]
-    if not names:
-        raise ModelError("the graph has no float output to compare")
-    return names
-
-
-def compared_outputs(model: ir.Model, *, decoder: bool) -> list[str]:
-    """What is compared where the inputs are given: a decoder's logits, or all float outputs that are no caches.
-
-    Raises:
-        ModelError: There is none.
-    """
-    names = float_output_names(model)
-    if decoder:
-        return [logits_output([TensorSpec.of(value) for value in model.graph.outputs]).name]
-    cached = any(value.shape is not None and len(value.shape) == 4 for value in model.graph.inputs)
-    caches = {value.name for value in model.graph.outputs if value.shape is not None and len(value.shape) == 4}
-    return [name for name in names if not (cached and name in caches)] or names
+        yield list(enumerate(run(session, list(names), feed)))
 
 
 def random_feeds(model: ir.Model, count: int, rng: np.random.Generator) -> list[Feeds]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
@@ -21,7 +22,7 @@ from quarot_onnx.calibration.text import Bos, TokenIds, load_tokenizer, read_tex
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
-from quarot_onnx.evaluation.outputs import Rows, run, window_logits
+from quarot_onnx.evaluation.outputs import run, window_outputs
 
 JOINING = "file as it is, tokenized whole without special tokens, windows without overlap"
 
@@ -134,10 +135,10 @@ def _text_inputs(path: str | Path) -> ModelInputs:
     return inputs
 
 
-def _logits(session: Any, inputs: ModelInputs, window: TokenIds) -> Rows:
+def _logits(session: Any, inputs: ModelInputs, window: TokenIds) -> npt.NDArray[Any]:
     """The logits of a window, [tokens, vocab]."""
     try:
-        return np.concatenate([logits[0] for logits in window_logits(session, inputs, window[None])])
+        return np.concatenate([out[0] for (out,) in window_outputs(session, inputs, window[None], [inputs.logits])])
     except FeedError as error:
         way_out = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
         raise FeedError(error.reason, way_out) from error

@@ -21,6 +21,18 @@ def equivalence_record(result: Equivalence) -> dict[str, object]:
             "top1": result.tolerance.top1,
         },
         "passed": result.passed,
+        "outputs": [
+            {
+                "name": output.name,
+                "up_to": output.up_to or None,
+                "max_abs_diff": output.max_abs,
+                "max_rel_diff": output.max_rel,
+                "rel_l2": output.rel_l2,
+                "passed": output.passed,
+            }
+            for output in result.outputs
+        ],
+        "not_compared": dict(result.not_compared),
     }
 
 

@@ -66,7 +66,8 @@ class _Application:
         name = source.name or "weight"
         made = self._made.setdefault(source, [])
         value = next((value for recipe, value in made if recipe.same_as(edit.recipe)), None)
-        if value is None and old is source and len(consumers(source)) == 1 and source.is_initializer():
+        alone = len(consumers(source)) == 1 and not source.is_graph_output()
+        if value is None and old is source and alone and source.is_initializer():
             # The same value, with another tensor: the name stays.
             tensor = edit.recipe.tensor(name)
             source.const_value = tensor

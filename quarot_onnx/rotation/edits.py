@@ -1,7 +1,7 @@
 """A rotation of a model as data: small edits that are carried out together or not at all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -56,6 +56,7 @@ class Plan:
         edits: In an order that can be carried out.
         rotations: The rotations used, by kind and size, for records.
         counts: Sites rotated, by kind.
+        caches: The rotation of every output that carries a cache R2 or R3 changes, by the output's name.
         notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
     """
 
@@ -63,11 +64,13 @@ class Plan:
     rotations: Mapping[str, Rotation]
     counts: Mapping[str, int]
     notes: tuple[str, ...]
+    caches: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
         """What was done, for the output's metadata: JSON types only."""
         return {
             "counts": dict(self.counts),
             "rotations": {name: rotation.to_dict() for name, rotation in self.rotations.items()},
+            "caches": dict(self.caches),
             "notes": list(self.notes),
         }

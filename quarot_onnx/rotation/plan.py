@@ -60,6 +60,7 @@ class _Planner:
         self._factors: dict[str, OnlineFactors] = {}
         self._counts: dict[str, int] = {}
         self._notes: list[str] = []
+        self._caches: dict[str, str] = {}
 
     def plan(self) -> Plan:
         """Plan each kind that is wanted."""
@@ -72,7 +73,7 @@ class _Planner:
             WeightEdit(node, index, Recipe(constant, tuple(steps), stored_transposed=stored))
             for (node, index), (constant, stored, steps) in self._steps.items()
         ]
-        return Plan((*weights, *self._others), self._rotations, self._counts, tuple(self._notes))
+        return Plan((*weights, *self._others), self._rotations, self._counts, tuple(self._notes), self._caches)
 
     def _check_matrix_dim(self) -> None:
         wanted, hidden = self._request.r_matrix_dim, self._sites.hidden_size
@@ -135,6 +136,7 @@ class _Planner:
             self._weight(attention.value, step)
             self._bias(attention.value, step)
             self._weight(attention.output, Rotate(0, self._rotations[name]))
+            self._cache(attention.value_cache, name)
             done += 1
         return done
 
@@ -146,7 +148,13 @@ class _Planner:
         if not self._possible(name, attention.name, attention.head_dim, Kind.R3, reasons):
             return False
         self._others.append(HeadEdit(attention, self._rotations[name]))
+        self._cache(attention.key_cache, name)
         return True
+
+    def _cache(self, output: str | None, name: str) -> None:
+        """Write down which rotation an output of the graph holds from now on."""
+        if output is not None:
+            self._caches[output] = name
 
     def _r4(self, reasons: list[LeftOut]) -> int:
         block = self._request.block_sizes.get(Kind.R4)

@@ -148,8 +148,8 @@ def _head_obstacle(node: ir.Node) -> str | None:
 
 def _spelt(softmax: ir.Node, shapes: Shapes) -> _Parts | None:
     """The operands of a spelt-out attention, or None when the Softmax belongs to something else."""
-    scores = _score_product(data_input(softmax))
-    product = _context_product(softmax.outputs[0])
+    scores = score_product(data_input(softmax))
+    product = context_product(softmax.outputs[0])
     if scores is None or product is None:
         return None
     value = data_input(product, 1)
@@ -158,7 +158,7 @@ def _spelt(softmax: ir.Node, shapes: Shapes) -> _Parts | None:
     return _Parts(softmax, scores, product, *operands, head_dim=head_dim, num_heads=None, num_kv_heads=None)
 
 
-def _score_product(value: ir.Value) -> ir.Node | None:
+def score_product(value: ir.Value) -> ir.Node | None:
     """The MatMul Q Kᵀ behind a Softmax's input, through scaling, masking and capping."""
     frontier, seen = [value], 0
     while frontier and seen < 64:
@@ -173,12 +173,12 @@ def _score_product(value: ir.Value) -> ir.Node | None:
     return None
 
 
-def _context_product(value: ir.Value) -> ir.Node | None:
+def context_product(value: ir.Value) -> ir.Node | None:
     """The MatMul with V behind a Softmax's output, through a NaN guard."""
     for node, index in consumers_through(value):
         if node.op_type == "MatMul" and index == 0:
             return node
-        if node.op_type in ("Where", "Mul") and (found := _context_product(node.outputs[0])):
+        if node.op_type in ("Where", "Mul") and (found := context_product(node.outputs[0])):
             return found
     return None
 

@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
-from quarot_onnx.sites.detect import detect, refuse_quantized
+from quarot_onnx.sites.detect import refuse_quantized, understood
 from quarot_onnx.sites.dialect_own import OwnConfig, as_config
 from quarot_onnx.sites.dialect_quark_onnx import QuarkOnnxConfig
 from quarot_onnx.sites.dialect_quark_torch import QuarkTorchConfig, read_quark_torch
+from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Kind, Sites
 from quarot_onnx.sites.names import Names, Ref
 from quarot_onnx.sites.places_r1 import NamedPair, r1_places, unproven
@@ -84,13 +85,20 @@ class _AnyFile(FileConfig):
         return {"content": data}
 
 
-def read_sites(path: Path | str | Mapping[str, Any], model: ir.Model, *, asked: frozenset[Kind] = frozenset()) -> Named:
+def read_sites(
+    path: Path | str | Mapping[str, Any],
+    model: ir.Model,
+    *,
+    asked: frozenset[Kind] = frozenset(),
+    split_cache: bool = False,
+) -> Named:
     """Read a rotation config for a model.
 
     Args:
         path: A .json or .yaml file, or its content.
         model: The float model; its weights are not read.
         asked: Rotations that are wanted though the file may not state them: they go where detection finds places.
+        split_cache: The other graphs that share its caches are rotated alike.
 
     Returns:
         The places by name, checked against the graph.
@@ -104,13 +112,14 @@ def read_sites(path: Path | str | Mapping[str, Any], model: ir.Model, *, asked: 
     content = dict(path) if isinstance(path, Mapping) else _AnyFile.load(path).content
     dialect = _recognise(content, source)
     config = _CONFIGS[dialect].from_dict(content, source=source)
-    found = detect(model) if asked or _needs_detection(config) else _undetected(model)
+    found = understood(model) if asked or _needs_detection(config) else _undetected(model)
     try:
         stated = _stated(config, model.graph, found)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     notes = (*stated.notes, unproven(found)) if stated.r1 is not None and not found.norms else stated.notes
-    return Named(stated.on(found, asked), stated.kinds, stated.block_sizes, dialect, notes)
+    sites = without_leaks(stated.on(found, asked), model, split_cache=split_cache)
+    return Named(sites, stated.kinds, stated.block_sizes, dialect, notes)
 
 
 def write_config(sites: Sites, path: Path | str, block_sizes: Mapping[Kind, int] | None = None) -> None:

@@ -12,6 +12,7 @@ from quarot_onnx.graph.linear import Linear, linear_at, linears
 from quarot_onnx.graph.query import label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.attention import find_attentions
+from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stream import Stream, find_stream
@@ -75,11 +76,27 @@ def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
     return tuple(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
-def detect(model: ir.Model) -> Sites:
+def detect(model: ir.Model, *, split_cache: bool = False) -> Sites:
     """Find everything that can be rotated.
 
     Args:
         model: A float decoder, as exported; its weights are not read.
+        split_cache: The other graphs that share its caches are rotated alike.
+
+    Returns:
+        The sites; ``sites.layers`` is 0 when the graph is not a decoder.
+
+    Raises:
+        ModelError: The graph is already quantized, or its decoder is out of sight.
+    """
+    return without_leaks(understood(model), model, split_cache=split_cache)
+
+
+def understood(model: ir.Model) -> Sites:
+    """Everything whose structure admits a rotation, whatever leaves the graph.
+
+    Args:
+        model: As for ``detect``.
 
     Returns:
         The sites; ``sites.layers`` is 0 when the graph is not a decoder.

@@ -127,6 +127,8 @@ class Attention:
         value_start: First of V's columns in ``value``'s output.
         output: The O Linear, or None when it could not be traced.
         heads: The R3 site, or None.
+        value_cache: The output of the graph by which V leaves as a cache, if it does.
+        key_cache: The same of K.
     """
 
     node: ir.Node
@@ -137,6 +139,8 @@ class Attention:
     value_start: int
     output: Linear | None
     heads: HeadRotation | None
+    value_cache: str | None = None
+    key_cache: str | None = None
 
     @property
     def name(self) -> str:

@@ -285,3 +285,19 @@ def _columns(node: ir.Node, value: ir.Value, what: str, shapes: Shapes) -> _Colu
     if sizes is None or axis not in last or index is None:
         raise NotTracedError(f"{label(node)} splits {what} along axis {axis}, not along columns")
     return _Columns(sum(sizes[:index]), sizes[index], sum(sizes))
+
+
+def overlaps(node: ir.Node, value: ir.Value, columns: range, shapes: Shapes) -> bool:
+    """Whether the part that a Split or Slice takes may hold some of a merged projection's columns.
+
+    Args:
+        node: The Split or Slice.
+        value: One of its outputs.
+        columns: The columns that are asked for.
+        shapes: Inferred shapes.
+    """
+    try:
+        taken = _columns(node, value, "V", shapes)
+    except NotTracedError:
+        return True
+    return taken.start < columns.stop and columns.start < taken.start + taken.width

@@ -165,10 +165,9 @@ def test_masks_by_what_reads_them():
     assert np.isfinite(low).all()
     ones = lone("MASK", TensorProto.FLOAT, shape, NODE("Sub", ["one", "extra"], ["n"]))
     np.testing.assert_array_equal(ones, np.tile(1 - hidden, (2, 1, 1, 1)))
-    # An addition alone makes no mask of a cache, nor a name of what is joined to keys.
-    for nodes in ([NODE("Concat", ["extra", "data"], ["made"], axis=2)], [NODE("MatMul", ["data", "extra"], ["made"])]):
-        with pytest.raises(ModelError, match="3 cache inputs and 2 cache outputs"):
-            lone("PAST", TensorProto.FLOAT, ["b", 2, "past", 4], *nodes)
+    # What is joined to keys, or multiplied with queries, is a cache.
+    for node in (NODE("Concat", ["extra", "data"], ["made"], axis=2), NODE("MatMul", ["data", "extra"], ["made"])):
+        assert lone("PAST", TensorProto.FLOAT, ["b", 2, "past", 4], node).shape == (2, 2, 0, 4)
 
 
 def test_a_cache_that_is_written_in_place():

@@ -71,6 +71,8 @@ class QuarotConfig(AlgoConfig):
         block_size: Order of the blocks where a block-diagonal rotation is wanted; None takes the full size.
         r1_matrix_path: An orthogonal matrix [n, n] as .npy to use as R1.
         r2_matrix_path: An orthogonal matrix [head_dim, head_dim] as .npy to use as R2.
+        split_cache: The graphs that this one shares its cache with (a prefill graph and its decode graph) are rotated
+            with the same options, so that R2 and R3 may go where the cache leaves for another graph.
         name: ``"quarot"``.
     """
 
@@ -88,6 +90,7 @@ class QuarotConfig(AlgoConfig):
     block_size: _Size | None = None
     r1_matrix_path: ConfigPath = None
     r2_matrix_path: ConfigPath = None
+    split_cache: StrictBool = False
 
     @model_validator(mode="after")
     def _matrices_are_used(self) -> Self:

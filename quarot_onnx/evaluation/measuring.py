@@ -1,0 +1,118 @@
+"""Run two models over the same inputs and measure, output by output, how far they are apart."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.evaluation.measures import Measures
+from quarot_onnx.evaluation.outputs import Outputs
+from quarot_onnx.evaluation.pairing import Compared, Pairing
+
+Rows = npt.NDArray[Any]
+
+
+@dataclass
+class Measured:
+    """One output of both models.
+
+    Attributes:
+        compared: The output.
+        dtype: Its type, the coarser of both.
+        main: It is a decoder's logits.
+        measures: The figures.
+    """
+
+    compared: Compared
+    dtype: np.dtype[Any]
+    main: bool
+    measures: Measures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All outputs.
+
+    Attributes:
+        main: A decoder's logits; of other graphs all outputs together.
+        outputs: Each one.
+        left: Outputs that turned out not to compare, with the reason.
+    """
+
+    main: Measures
+    outputs: tuple[Measured, ...]
+    left: dict[str, str]
+
+
+def measure(
+    pairing: Pairing,
+    runs_a: Iterator[Outputs],
+    runs_b: Iterator[Outputs],
+    paths: tuple[str | Path, str | Path],
+    *,
+    decoder: bool,
+) -> Figures:
+    """Run one model to its end, its outputs into a file, then the other against it.
+
+    Args:
+        pairing: What is compared.
+        runs_a: The runs of the first model.
+        runs_b: Those of the second.
+        paths: Of both, for messages.
+        decoder: Whether the first output is a decoder's logits.
+
+    Raises:
+        ModelError: The first model's main outputs are not finite, or the shapes differ.
+    """
+    main, found, left = Measures(), dict[int, Measured](), dict[str, str]()
+    kinds: list[tuple[int, tuple[int, ...], np.dtype[Any], np.dtype[Any]]] = []
+    with tempfile.TemporaryFile(prefix="quarot-outputs-") as store:
+        for place, output in _floats(runs_a):
+            rows = pairing.outputs[place].rows(output, 0)
+            if (place == 0 or not decoder) and not np.isfinite(rows).all():
+                raise ModelError(f"{paths[0]} puts out NaN or infinity on its own: there is nothing to compare with")
+            kinds.append((place, rows.shape, rows.dtype, output.dtype))
+            store.write(np.ascontiguousarray(rows).tobytes())
+        store.seek(0)
+        for (place, shape, kind, dtype), (_, output) in zip(kinds, _floats(runs_b), strict=True):
+            compared = pairing.outputs[place]
+            stored = np.frombuffer(store.read(int(np.prod(shape)) * kind.itemsize), kind).reshape(shape)
+            rows = compared.rows(output, 1)
+            if rows.shape != shape and compared.cache:
+                left[compared.name] = f"the shapes {list(shape)} and {list(rows.shape)} differ"
+                continue
+            if rows.shape != shape:
+                raise ModelError(
+                    f"{paths[0]} puts out {list(shape)} as {compared.name!r}, {paths[1]} {list(rows.shape)}: "
+                    "different models"
+                )
+            is_main = decoder and place == 0
+            if place not in found:
+                coarser = min(dtype, output.dtype, key=lambda kind: kind.itemsize)
+                found[place] = Measured(compared, coarser, is_main, main if is_main else Measures(distributions=False))
+            if not is_main:
+                found[place].measures.add(*_finite(stored, rows))
+            if is_main or not decoder:
+                main.add(stored, rows)
+    kept = (item for item in found.values() if item.compared.name not in left)
+    return Figures(main, tuple(kept), left)
+
+
+def _floats(runs: Iterator[Outputs]) -> Iterator[tuple[int, Rows]]:
+    """The float outputs of all runs; a graph may leave their types open."""
+    for outputs in runs:
+        for place, output in outputs:
+            if np.issubdtype(output.dtype, np.floating):
+                yield place, output
+
+
+def _finite(a: Rows, b: Rows) -> tuple[Rows, Rows]:
+    """Masked scores are minus infinity in both: equal. What is infinite or NaN in one alone differs."""
+    same = np.isfinite(a) | (a == b) | (np.isnan(a) & np.isnan(b))
+    wild = ~np.isfinite(a)
+    return np.where(wild, 0, a), np.where(wild, np.where(same, 0, np.inf), b)

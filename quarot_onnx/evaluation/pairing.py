@@ -1,0 +1,146 @@
+"""Which outputs of two models are compared, and up to what.
+
+Every float output of the first is compared with its namesake in the second. A rotation may change one thing alone, the
+caches: R2 rotates the heads of V, R3 those of K. What the record in a model's metadata states is undone before its
+caches are compared. Where neither model has a record, the caches that the graph takes back are compared up to some
+rotation of the heads, by the products of all pairs of positions: (X R)(X R)ᵀ = X Xᵀ.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.inputs import FLOATS
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.graph.metadata import recorded
+from quarot_onnx.hadamard.rotation import Rotation
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An output of both models.
+
+    Attributes:
+        name: In the first model.
+        other: In the second.
+        cache: It is a cache, which holds all positions at the end of a window.
+        rotations: The rotation that each of the two models has put on it, by its record.
+        up_to: What is not told apart, in words; empty for nothing.
+    """
+
+    name: str
+    other: str
+    cache: bool = False
+    rotations: tuple[Rotation | None, Rotation | None] = (None, None)
+    up_to: str = ""
+
+    def rows(self, output: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+        """What is compared of an output, ``[rows, last dimension]``; ``side`` is 0 for the first model, else 1."""
+        if output.ndim < 2:
+            return output.reshape(-1, 1)
+        rotation = self.rotations[side]
+        if rotation is not None and output.shape[-1] % rotation.size == 0:
+            turned = rotation.apply(output.reshape(-1, rotation.size), inverse=True)
+            return turned.reshape(-1, output.shape[-1])
+        if self.up_to == ANY:
+            wide = output.astype(np.float64)
+            output = wide @ wide.swapaxes(-1, -2)
+        return output.reshape(-1, output.shape[-1])
+
+
+ANY = "a rotation of the heads"
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What is compared and what is not.
+
+    Attributes:
+        outputs: Those that are; of a decoder the logits first.
+        left: Float outputs that are not, with the reason.
+    """
+
+    outputs: tuple[Compared, ...]
+    left: dict[str, str]
+
+
+def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: ModelInputs) -> Pairing:
+    """The outputs of two decoders: logits, then whatever else is float.
+
+    Args:
+        model_a: The first model.
+        a: Its inputs.
+        model_b: The second.
+        b: Its inputs.
+    """
+    names_a, names_b = float_output_names(model_a), float_output_names(model_b)
+    records = _Caches(model_a), _Caches(model_b)
+    own = [present for _, present in a.presents]
+    alike = len(a.presents) == len(b.presents)
+    by_place = dict(zip(own, (present for _, present in b.presents), strict=True)) if alike else {}
+    outputs, left = [Compared(a.logits, b.logits)], {}
+    for name in names_a:
+        other = name if name in names_b else by_place.get(name)
+        if name == a.logits or other == b.logits:
+            continue
+        if other is None:
+            left[name] = "the second model has no such output"
+            continue
+        cache = name in own or name in records[0] or other in records[1]
+        outputs.append(_cache(name, other, records) if cache else Compared(name, other))
+    paired = {item.other for item in outputs}
+    left |= {name: "the first model has no such output" for name in names_b if name not in paired}
+    return Pairing(tuple(outputs), left)
+
+
+def _cache(name: str, other: str, records: tuple["_Caches", "_Caches"]) -> Compared:
+    """A cache, up to what the records state."""
+    first, second = records[0].of(name), records[1].of(other)
+    if records[0].known or records[1].known:
+        try:
+            rotations = tuple(None if record is None else Rotation.from_dict(record[1]) for record in (first, second))
+        except ConfigError:  # a given matrix is recorded by its hash alone
+            return Compared(name, other, cache=True, up_to=ANY)
+        words = " and ".join(dict.fromkeys(record[0] for record in (first, second) if record is not None))
+        return Compared(name, other, cache=True, rotations=(rotations[0], rotations[1]), up_to=words)
+    return Compared(name, other, cache=True, up_to=ANY)
+
+
+class _Caches:
+    """The rotated caches that a model's record states.
+
+    Attributes:
+        known: There is a record of a rotation, and it says which caches are rotated.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        recipe = recorded(model) or {}
+        rotation = recipe.get("rotation")
+        content: Mapping[str, Any] = rotation if isinstance(rotation, dict) else {}
+        self.known = isinstance(content.get("caches"), dict)
+        self._caches: Mapping[str, str] = content.get("caches") or {}
+        self._rotations: Mapping[str, Any] = content.get("rotations") or {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._caches
+
+    def of(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The rotation of an output, name and record."""
+        rotation = self._caches.get(name)
+        return None if rotation is None else (rotation, self._rotations.get(rotation, {}))
+
+
+def float_output_names(model: ir.Model) -> list[str]:
+    """The graph's float outputs, each once; those of an unknown type among them."""
+    return list(
+        dict.fromkeys(
+            value.name or ""
+            for value in model.graph.outputs
+            if value.dtype in FLOATS or (value.dtype is None and isinstance(value.type, ir.TensorType | None))
+        )
+    )

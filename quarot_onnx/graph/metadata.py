@@ -1,0 +1,29 @@
+"""The recipe that an earlier run wrote into a model, read back."""
+
+import json
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ModelError
+
+RECIPE_KEY = "quarot_onnx.recipe"
+"""The entry of an output's metadata_props that says what was done, as JSON."""
+
+
+def recorded(model: ir.Model) -> Mapping[str, object] | None:
+    """The recipe that an earlier run wrote into the model, or None.
+
+    Raises:
+        ModelError: The entry is there and is no JSON object.
+    """
+    text = model.metadata_props.get(RECIPE_KEY)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is damaged: {error}; export it anew") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"the model's metadata entry {RECIPE_KEY} is no JSON object; export it anew")
+    return found

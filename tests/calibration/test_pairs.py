@@ -1,0 +1,112 @@
+"""Caches belong together as the graph joins them, whatever their names and places."""
+
+from pathlib import Path
+
+import cached_decoder as cached
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.errors import ModelError
+from quarot_onnx.pipeline import rotate
+from quarot_onnx.quantization.config.algorithm import QuarotConfig
+
+
+def crossed() -> onnx.ModelProto:
+    """Layers 0 and 1 have swapped the names of their cache inputs, so that names say the opposite of the graph."""
+    model = cached.build()
+    swap = {f"past_key_values.{a}.{part}": f"past_key_values.{b}.{part}" for a, b in ("01", "10") for part in
+            ("key", "value")}  # fmt: skip
+    for value in model.graph.input:
+        value.name = swap.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [swap.get(name, name) for name in node.input]
+    return model
+
+
+def reordered() -> onnx.ModelProto:
+    """Other names, and all keys before all values among the outputs alone."""
+    model = cached.build()
+    values = sorted(model.graph.output[1:], key=lambda value: value.name.split(".")[::-1])
+    del model.graph.output[1:]
+    model.graph.output.extend(values)
+    return renamed(model, lambda name: f"c{sum(name.encode())}" if name.startswith(("past", "present")) else name)
+
+
+def renamed(model: onnx.ModelProto, rename) -> onnx.ModelProto:
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = rename(value.name)
+    for node in model.graph.node:
+        node.input[:], node.output[:] = map(rename, node.input), map(rename, node.output)
+    return model
+
+
+def windowed() -> onnx.ModelProto:
+    """Presents through a Slice of the last 64 positions and an Identity, pasts through a Gather of the beams."""
+    model = cached.build()
+    graph = model.graph
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), n) for n, v in
+                             (("back", [-64]), ("far", [2**62]), ("time", [2]), ("beam", [0])))  # fmt: skip
+    for output in list(graph.output)[1:]:
+        last, name = f"{output.name}.last", f"out.{len(graph.node)}"
+        graph.node.append(helper.make_node("Slice", [output.name, "back", "far", "time"], [last]))
+        graph.node.append(helper.make_node("Identity", [last], [name]))
+        output.name = name
+    for value in list(graph.input)[1:]:
+        for node in graph.node:
+            node.input[:] = [f"{value.name}.beam" if name == value.name else name for name in node.input]
+        graph.node.insert(0, helper.make_node("Gather", [value.name, "beam"], [f"{value.name}.beam"], axis=0))
+    return renamed(model, lambda name: name.replace("past_key_values", "mem") if name[-1] in "ye" else name)
+
+
+def logits(model: onnx.ModelProto) -> tuple[np.ndarray, np.ndarray]:
+    """Of a whole prefill, and of a prefill followed by decode steps."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs, names = ModelInputs.from_model(ir.from_proto(model)), [output.name for output in session.get_outputs()]
+    whole = session.run(["logits"], inputs.feed(cached.IDS))[0]
+    outputs = dict(zip(names, session.run(names, inputs.feed(cached.IDS[:, :5])), strict=True))
+    steps = [outputs["logits"]]
+    for step in range(5, cached.IDS.shape[1]):
+        feeds = inputs.feed(cached.IDS[:, step : step + 1], inputs.present_to_past(outputs))
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        steps.append(outputs["logits"])
+    return whole, np.concatenate(steps, axis=1)
+
+
+@pytest.mark.parametrize("build", [cached.build, crossed, reordered, windowed])
+def test_decoding_feeds_back_what_the_graph_joins(build, tmp_path: Path) -> None:
+    whole, steps = logits(build())
+    np.testing.assert_allclose(steps, whole, rtol=1e-4, atol=1e-5)  # float32, sums of up to 64 terms
+    done = rotate(cached.save(build(), tmp_path), tmp_path / "rotated.onnx", QuarotConfig())
+    assert done.equivalence is not None
+    assert done.equivalence.decode_steps == 8
+    # A cache that is gathered before it is joined is no plain one: R2 stays away.
+    assert done.recipe["rotation"]["counts"].get("R2", 0) == (0 if build is windowed else 2)
+
+
+def test_a_past_without_a_present_ends_decoding_but_not_the_proof(tmp_path: Path) -> None:
+    model = cached.build(present=False)
+    assert not ModelInputs.from_model(ir.from_proto(model)).has_cache
+    done = rotate(cached.save(model, tmp_path), tmp_path / "rotated.onnx", QuarotConfig())
+    assert done.equivalence is not None
+    assert (done.equivalence.passed, done.equivalence.decode_steps) == (True, 0)
+
+
+def test_without_a_graph_numbers_must_agree() -> None:
+    model = renamed(cached.build(), lambda name: name.replace("present", "cache"))
+    del model.graph.output[-1]
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with pytest.raises(ModelError, match="4 cache inputs and 3 cache outputs: they do not pair"):
+        ModelInputs.from_session(session)
+    assert not ModelInputs.from_model(ir.from_proto(model)).has_cache
+
+
+def test_a_copy_in_another_type_is_not_fed_back() -> None:
+    model = cached.build(layers=1)
+    node = helper.make_node("Cast", ["present.0.key"], ["half"], to=TensorProto.FLOAT16)
+    cached.put_out(model, "present.0.key", node, kind=TensorProto.FLOAT16)
+    assert dict(ModelInputs.from_model(ir.from_proto(model)).presents)["past_key_values.0.key"] == "present.0.key"
