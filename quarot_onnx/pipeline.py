@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
-from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.calibration.bos import BosChoice
+from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
@@ -60,6 +61,7 @@ class Outcome:
         equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
         notes: What the user should know.
         seconds: Time of each phase.
+        bos: What stood in front of every window of calibration text, and why; None where none was read.
     """
 
     saved: SavedModel
@@ -67,6 +69,7 @@ class Outcome:
     equivalence: Equivalence | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    bos: BosChoice | None = None
 
 
 def rotate(
@@ -164,14 +167,15 @@ def quantize(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
+    data = None if reader is None else wrap(reader)
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     selection = select(model, config)
-    lowbit.check(selection, config, reader)
-    static_ranges.require_reader(selection, reader)
+    lowbit.check(selection, config, data)
+    static_ranges.require_reader(selection, data)
     rotating = _still_to_rotate(model, config)
-    samples = lowbit.calibration_samples(config, reader)
-    lowbit.check_tokens(model, selection, samples)
-    with workspace(Path(target), config, protected, samples, reader) as work:
+    samples = lowbit.calibration_samples(config, data)
+    lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
+    with workspace(Path(target), config, protected, samples, data) as work:
         base: str | Path = source
         plan: Plan | None = None
         equivalence: Equivalence | None = None
@@ -218,8 +222,8 @@ def quantize(
         )
         clock.lap("quantize")
     of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *notes)
-    return Outcome(saved, recipe, equivalence, notes, clock.laps)
+    notes = (*config.notes, *of_rotation, *notes, *(() if data is None else data.notes(config.calib_data_size)))
+    return Outcome(saved, recipe, equivalence, notes, clock.laps, None if data is None else data.bos)
 
 
 def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
+from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
@@ -70,4 +71,12 @@ def _needs_text(model: ir.Model, config: QConfig) -> bool:
 def _reader(calibration: Calibration, source: Path) -> TextReader:
     """A reader of text."""
     tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
-    return TextReader(source, calibration.text, tokenizer, samples=calibration.samples, seq_len=calibration.seq_len)
+    return TextReader(
+        source,
+        calibration.text,
+        tokenizer,
+        samples=calibration.samples,
+        seq_len=calibration.seq_len,
+        bos=Bos.of(calibration.bos),
+        text_key=calibration.text_key,
+    )
