@@ -84,7 +84,7 @@ def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark
     except (OSError, ValueError) as problem:
         raise error(f"{path} is not readable JSON: {problem}; mend or remove it") from problem
     if not isinstance(content, dict):

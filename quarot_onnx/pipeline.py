@@ -12,9 +12,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
+from quarot_onnx.calibration.bos import BosChoice
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
-from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
@@ -62,6 +63,7 @@ class Outcome:
         equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
         notes: What the user should know.
         seconds: Time of each phase.
+        bos: What stood in front of every window of calibration text, and why; None where none was read.
     """
 
     saved: SavedModel
@@ -69,6 +71,7 @@ class Outcome:
     equivalence: Equivalence | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    bos: BosChoice | None = None
 
 
 def rotate(
@@ -171,15 +174,18 @@ def quantize(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
-    given_inputs = None if feeds is None else given_feeds(feeds, model)
+    data, given_inputs = (
+        None if reader is None else wrap(reader),
+        None if feeds is None else given_feeds(feeds, model),
+    )
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     selection = select(model, config)
-    lowbit.check(selection, config, reader)
-    static_ranges.require_reader(selection, reader)
+    lowbit.check(selection, config, data)
+    static_ranges.require_reader(selection, data)
     rotating = _still_to_rotate(model, config)
-    samples = lowbit.calibration_samples(config, reader)
-    lowbit.check_tokens(model, selection, samples)
-    with workspace(Path(target), config, protected, samples, reader) as work:
+    samples = lowbit.calibration_samples(config, data)
+    lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
+    with workspace(Path(target), config, protected, samples, data) as work:
         base: str | Path = source
         plan: Plan | None = None
         equivalence: Equivalence | None = None
@@ -228,8 +234,8 @@ def quantize(
         )
         clock.lap("quantize")
     of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *notes)
-    return Outcome(saved, recipe, equivalence, notes, clock.laps)
+    notes = (*config.notes, *of_rotation, *notes, *(() if data is None else data.notes(config.calib_data_size)))
+    return Outcome(saved, recipe, equivalence, notes, clock.laps, None if data is None else data.bos)
 
 
 def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import resolve_constant, small_ints
+from quarot_onnx.graph.query import attribute_int, resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
@@ -94,6 +94,13 @@ def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:
     return None if value is None else max(_indexed_tables(value), default=None)
 
 
+def embedding_shape(graph: ir.Graph, token_input: str) -> tuple[int, int] | None:
+    """Rows and columns of the largest constant table that the token ids index, None if there is none."""
+    value = next((value for value in graph.inputs if value.name == token_input), None)
+    found = [] if value is None else [_table_shape(node, index) for node, index in _reached(value, _CARRIERS)]
+    return max((shape for shape in found if shape is not None), default=None)
+
+
 def attention_shape(model: ir.Model) -> tuple[int | None, int | None]:
     """``(kv_heads, head_dim)`` of the fused attention nodes, whose cache inputs may leave both symbolic.
 
@@ -148,18 +155,27 @@ def _indexed_tables(value: ir.Value) -> list[int]:
 
 def _table(node: ir.Node, index: int) -> int | None:
     """The rows of the constant 2-D table that a node's input indexes, None if it is no table look-up."""
+    shape = _table_shape(node, index)
+    return None if shape is None else shape[0]
+
+
+def _table_shape(node: ir.Node, index: int) -> tuple[int, int] | None:
+    """The same, with its columns."""
     if node.op_type not in _TABLE_OPS or index != 1:
         return None
-    data, rows = node.inputs[0], 0
+    data, turned = node.inputs[0], False
     while data is not None and data.const_value is None:
         producer = data.producer()
         if producer is None or producer.op_type not in _TABLE_MAKERS:
             return None
-        rows ^= producer.op_type == "Transpose"
+        turned ^= producer.op_type == "Transpose"
         data = producer.inputs[0]
     if data is None or data.const_value is None or len(data.const_value.shape) != 2:
         return None
-    return int(data.const_value.shape.numpy()[rows])
+    rows, columns = data.const_value.shape.numpy()[:: -1 if turned else 1]
+    if node.op_type == "GatherBlockQuantized" and data.const_value.dtype == ir.DataType.UINT8:
+        columns *= 8 // attribute_int(node, "bits", 4)  # several to a byte
+    return int(rows), int(columns)
 
 
 def _reached(value: ir.Value, carriers: Set[str]) -> list[tuple[ir.Node, int]]:

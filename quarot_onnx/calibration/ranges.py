@@ -7,7 +7,7 @@ themselves: they are fetched in groups that fit a budget, and counted in histogr
 """
 
 import enum
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.inputs import FLOATS
+from quarot_onnx.calibration.padding import Padding, Sample
 from quarot_onnx.calibration.readers import DataReader, wrap
-from quarot_onnx.calibration.running import check_feeds, not_finite, run_sample
+from quarot_onnx.calibration.running import check_feeds, check_ids, not_finite, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.skeleton import open_augmented
 
@@ -85,8 +86,8 @@ def collect_ranges(
     loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
     _find_values(loaded, names)
-    rewindable, count = wrap(reader), 0
-    total = len(reader) if isinstance(reader, Sized) else None
+    rewindable, padding, count = wrap(reader), Padding(loaded), 0
+    total = rewindable.size
     if total is not None and max_samples is not None:
         total = min(total, max_samples)
     observer: _MinMax | _Percentile
@@ -96,39 +97,49 @@ def collect_ranges(
         observer = _Percentile(loaded, names, threads, percentile)
     for feeds in rewindable:
         check_feeds(feeds, loaded)
-        observer.observe(feeds, count)
+        check_ids(padding.tokens(feeds, count), rewindable.name, count)
+        for sample in padding.samples(feeds, count):
+            observer.observe(sample)
         count += 1
         if progress is not None:
             progress(count, total)
         if count == max_samples:
             break
     if count == 0:
-        raise CalibrationError(f"the calibration reader {type(reader).__name__} is empty: it gave no sample")
+        raise rewindable.empty()
     return observer.ranges()
 
 
 class _MinMax:
-    """Running minimum and maximum of scalars taken in the graph."""
+    """Running minimum and maximum of scalars taken in the graph; of a part of an activation outside of it."""
 
     def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None) -> None:
-        self._names = names
+        self._model, self._names, self._threads = model, names, threads
+        self._parts: _Percentile | None = None
         self._low, self._high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         self._session = _observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), threads)
 
-    def observe(self, feeds: Feeds, sample: int) -> None:
+    def observe(self, sample: Sample) -> None:
         """Run one sample."""
-        scalars = np.array(run_sample(self._session, feeds, sample), np.float64).reshape(len(self._names), 3)
+        if sample.visible is not None:
+            self._parts = self._parts or _Percentile(self._model, self._names, self._threads, 100.0)
+            self._parts.observe(sample)
+            return
+        found = run_sample(self._session, sample.feeds, sample.number)
+        scalars = np.array(found, np.float64).reshape(len(self._names), 3)
         low, high, total = scalars.T
         # An empty tensor gives min = +inf, max = -inf, sum = 0.
         bad = np.isnan(total) | (np.isinf(low) & ~(low > high)) | (np.isinf(high) & ~(low > high))
         if bad.any():
-            raise not_finite(self._names[int(np.flatnonzero(bad)[0])], sample)
+            raise not_finite(self._names[int(np.flatnonzero(bad)[0])], sample.number)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
 
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
         bounds = zip(self._names, self._low.tolist(), self._high.tolist(), strict=True)
-        return {name: _range(name, low, high) for name, low, high in bounds}
+        parts = {} if self._parts is None else self._parts.bounds()
+        both = ((name, (low, high), parts.get(name, (low, high))) for name, low, high in bounds)
+        return {name: _range(name, min(a[0], b[0]), max(a[1], b[1])) for name, a, b in both}
 
 
 class _Percentile:
@@ -141,19 +152,23 @@ class _Percentile:
         self._sizes: dict[object, list[int]] = {}
         self._sessions: list[tuple[list[str], Any]] = []
 
-    def observe(self, feeds: Feeds, sample: int) -> None:
+    def observe(self, sample: Sample) -> None:
         """Run one sample, once for every group of tensors."""
-        for group, session in self._fitting_sessions(feeds, sample):
-            for name, values in zip(group, run_sample(session, feeds, sample), strict=True):
-                if not self._histograms[name].add(values):
-                    raise not_finite(name, sample)
+        for group, session in self._fitting_sessions(sample.feeds, sample.number):
+            for name, values in zip(group, run_sample(session, sample.feeds, sample.number), strict=True):
+                if not self._histograms[name].add(sample.rows(values, name)):
+                    raise not_finite(name, sample.number)
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The bounds so far, from infinity down where nothing was seen."""
+        return {
+            name: (np.inf, -np.inf) if histogram.empty else histogram.central(self._percentile)
+            for name, histogram in self._histograms.items()
+        }
 
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
-        return {
-            name: _range(name, *((np.inf, -np.inf) if histogram.empty else histogram.central(self._percentile)))
-            for name, histogram in self._histograms.items()
-        }
+        return {name: _range(name, *bounds) for name, bounds in self.bounds().items()}
 
     def _fitting_sessions(self, feeds: Feeds, sample: int) -> list[tuple[list[str], Any]]:
         """Sessions whose outputs fit the budget; made anew when a sample is larger than those before it.

@@ -1,59 +1,43 @@
-"""Calibration readers: feeds for a model, one sample at a time, in onnxruntime's ``CalibrationDataReader`` protocol.
+"""Calibration readers of our own: from token ids, a text, or arrays in memory and in archives."""
 
-``get_next()`` returns a feed or None at the end; ``rewind()`` starts over. Any object with ``get_next`` will do
-(onnxruntime's own class accepts it the same way), so importing this module imports no onnxruntime; ``wrap`` turns such
-an object into a ``RewindableReader``.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from quarot_onnx import runtime
+from quarot_onnx.calibration.checked import CheckedReader, DataReader, RewindableReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
+from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running import run_sample
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
     check_vocabulary,
+    choose_bos,
     default_text,
     load_tokenizer,
     read_text,
-    resolve_bos,
     tokenizer_file,
     windows,
 )
 from quarot_onnx.errors import CalibrationError
 
-
-@runtime_checkable
-class DataReader(Protocol):
-    """What onnxruntime asks of a reader."""
-
-    def get_next(self) -> Any:
-        """The next feed (input name to array), or None at the end."""
-
-
-class RewindableReader(ABC):
-    """A reader that can start over. Iterating it starts over first."""
-
-    @abstractmethod
-    def get_next(self) -> Feeds | None:
-        """The next feed (input name to array), or None at the end."""
-
-    @abstractmethod
-    def rewind(self) -> None:
-        """Start over."""
-
-    def __iter__(self) -> Iterator[Feeds]:
-        self.rewind()
-        while (feeds := self.get_next()) is not None:
-            yield feeds
+__all__ = [
+    "CheckedReader",
+    "DataReader",
+    "NpzReader",
+    "RewindableReader",
+    "SampleReader",
+    "TextReader",
+    "TokenReader",
+    "default_text",
+    "wrap",
+]
 
 
 class _IndexedReader(RewindableReader):
@@ -155,11 +139,17 @@ class TextReader(TokenReader):
 
     Args:
         model_path: The ONNX file.
-        text: A UTF-8 text file; None for ``default_text()``.
+        text: A UTF-8 text file, plain or JSON lines; None for ``default_text()``.
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
         samples: Windows.
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
-        bos: The BOS id in front of every window; by default what the tokenizer's files say.
+        bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
+        text_key: The key of the text in JSON lines; see ``read_text``.
+
+    Attributes:
+        bos: The BOS used, and why.
+        bos_id: Its id.
+        notes: What the user should know: windows that are too long for the model.
 
     Raises:
         CalibrationError: The text or the tokenizer cannot be read, do not fit the model, or hold too little.
@@ -175,16 +165,23 @@ class TextReader(TokenReader):
         samples: int = 16,
         seq_len: int | None = None,
         bos: int | Bos = Bos.AUTO,
+        text_key: str | None = None,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
-        self.bos_id = resolve_bos(self.tokenizer_path, bos)
-        content = default_text() if text is None else read_text(text)
+        self.bos = choose_bos(self.tokenizer_path, bos)
+        self.bos_id = self.bos.id
+        if text is None and text_key is not None:
+            raise CalibrationError(f"text_key {text_key!r} goes with JSON lines: name a text, or leave it out")
+        content = default_text() if text is None else read_text(text, text_key)
         inputs = ModelInputs.from_path(model_path)
+        length = default_window(inputs) if seq_len is None else seq_len
+        too_long = position_note(Path(model_path).parent, length)
+        self.notes = () if too_long is None else (too_long,)
         rows = inputs.lengths.batch or 1
         cut = windows(
             content,
             load_tokenizer(self.tokenizer_path),
-            length=default_window(inputs) if seq_len is None else seq_len,
+            length=length,
             count=-(-samples // rows) * rows,
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
@@ -231,49 +228,3 @@ class NpzReader(_IndexedReader):
         if self._inputs is not None and list(feeds) == [self._inputs.tokens]:
             return self._inputs.feed(feeds[self._inputs.tokens])
         return feeds
-
-
-class _Wrapped(RewindableReader):
-    """Any reader; one without ``rewind`` can be read once."""
-
-    def __init__(self, reader: DataReader) -> None:
-        self._reader = reader
-        self._started = False
-
-    def get_next(self) -> Feeds | None:
-        self._started = True
-        feeds = self._reader.get_next()
-        if feeds is None:
-            return None
-        if not isinstance(feeds, Mapping):
-            raise CalibrationError(
-                f"{type(self._reader).__name__}.get_next() returned {type(feeds).__name__}: need a dict, or None"
-            )
-        return dict(feeds)
-
-    def rewind(self) -> None:
-        if not self._started:
-            return
-        rewind = getattr(self._reader, "rewind", None)
-        if not callable(rewind):
-            raise CalibrationError(
-                f"{type(self._reader).__name__} has no rewind() and has been read already: make a new reader, "
-                "or give it a rewind method"
-            )
-        rewind()
-        self._started = False
-
-
-def wrap(reader: DataReader) -> RewindableReader:
-    """A rewindable reader out of any object with ``get_next``.
-
-    A reader that has no ``rewind`` is read once; starting it over raises CalibrationError.
-
-    Raises:
-        CalibrationError: The object has no ``get_next``.
-    """
-    if isinstance(reader, RewindableReader):
-        return reader
-    if not callable(getattr(reader, "get_next", None)):
-        raise CalibrationError(f"{type(reader).__name__} is no calibration reader: it has no get_next()")
-    return _Wrapped(reader)

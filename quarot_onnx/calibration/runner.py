@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
+from quarot_onnx.calibration.padding import Padding
 from quarot_onnx.calibration.running import check_feeds, not_finite, run_sample
 from quarot_onnx.calibration.states import States
+from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.blocks import Segment, Segments, Stage
 from quarot_onnx.graph.linear import WEIGHT_INPUT
 from quarot_onnx.skeleton import open_augmented
@@ -61,18 +63,22 @@ class StageRunner:
         Args:
             model: The float model, its large weights external; it is not changed.
             stages: From ``graph.blocks.find_stages``.
-            samples: Input name to array, for each sample.
+            samples: Input name to array, for each sample. What their mask hides is not summed up.
             follow_float: Whether the float path is needed too (for the drift D).
             scratch: A folder for hidden states that do not fit into memory.
             limit: Bytes of hidden states to keep in memory, for both paths together.
             threads: onnxruntime's intra-op threads.
 
         Raises:
-            CalibrationError: A sample does not name the model's inputs.
+            CalibrationError: A sample does not name the model's inputs, or the mask hides all of them.
         """
         for feeds in samples:
             check_feeds(feeds, model)
-        self._segments, self._stages, self._samples = Segments(model, stages), stages, samples
+        padding = Padding(model)
+        self._samples = [part for number, feeds in enumerate(samples) for part in padding.samples(feeds, number)]
+        if not self._samples:
+            raise CalibrationError(f"nothing is visible in any of the {len(samples)} samples: look at their mask")
+        self._segments, self._stages = Segments(model, stages), stages
         self._threads = threads
         share = limit // 2 if follow_float else limit
         self._quantized = States(scratch / "quantized", share)
@@ -96,17 +102,17 @@ class StageRunner:
         linear = stage.linears[0]
         sums = Accumulator(linear.in_features, drift=self._float is not None)
         weights = {} if before is None else self._weights(number - 1, before)
-        for sample, feeds in enumerate(self._samples):
+        for sample, run in enumerate(self._samples):
             if self._float is not None and followed:
-                self._advance(self._float, segment, session, sample, feeds)
+                self._advance(self._float, segment, session, sample, run.feeds)
             extra = {} if before is None else {_INPUT: self._input(number - 1, before, sample)}
-            self._advance(self._quantized, segment, replaced, sample, {**feeds, **weights, **extra})
+            self._advance(self._quantized, segment, replaced, sample, {**run.feeds, **weights, **extra})
             if self._float is not None and not followed:
                 for name in segment.outputs:
                     self._float[sample, name] = self._quantized[sample, name]
             x = self._rows(self._quantized, number, sample)
             if not np.isfinite(x).all():
-                raise not_finite(stage.input.name or "", sample)
+                raise not_finite(stage.input.name or "", run.number)
             exact = None if self._float is None else self._rows(self._float, number, sample)
             sums.add(x if activation is None else activation(x), exact)
         return sums.finish()
@@ -169,10 +175,11 @@ class StageRunner:
         """The input of a stage on the quantized path, as its Linears' nodes take it."""
         stage = self._stages[number]
         name = stage.input.name or ""
-        raw = self._samples[sample][name] if name in self._samples[sample] else self._quantized[sample, name]
+        held = self._samples[sample].feeds
+        raw = held[name] if name in held else self._quantized[sample, name]
         if replacement.activation is None:
             return raw
-        rows = self._rows(self._quantized, number, sample)
+        rows = self._rows(self._quantized, number, sample, hidden=True)
         changed = replacement.activation(rows).astype(raw.dtype, copy=False)
         flipped = stage.linears[0].transposed_input
         return np.ascontiguousarray(changed.T) if flipped else changed.reshape(raw.shape)
@@ -180,21 +187,21 @@ class StageRunner:
     def _advance(self, states: States, segment: Segment, session: Any, sample: int, given: Feeds) -> None:
         """Run one segment on one sample and keep what it leaves."""
         if session is not None:
-            names = [argument.name for argument in session.get_inputs()]
+            names, number = [argument.name for argument in session.get_inputs()], self._samples[sample].number
             feeds = {name: given[name] if name in given else states[sample, name] for name in names}
-            for name, array in zip(segment.outputs, run_sample(session, feeds, sample), strict=True):
+            for name, array in zip(segment.outputs, run_sample(session, feeds, number), strict=True):
                 states[sample, name] = array
         for name in segment.expires:
             states.discard((sample, name))
 
-    def _rows(self, states: States, number: int, sample: int) -> NDArray[np.float32]:
-        """The input of a stage as float32 [rows, in]."""
-        stage = self._stages[number]
+    def _rows(self, states: States, number: int, sample: int, *, hidden: bool = False) -> NDArray[np.float32]:
+        """The input of a stage as float32 [rows, in]; with ``hidden`` also what the sample's mask hides."""
+        run, stage = self._samples[sample], self._stages[number]
         name, linear = stage.input.name or "", stage.linears[0]
-        held = self._samples[sample]
-        array = held[name] if name in held else states[sample, name]
-        matrix = array.T if linear.transposed_input else array.reshape(-1, linear.in_features)
-        return np.ascontiguousarray(matrix, dtype=np.float32)
+        array = run.feeds[name] if name in run.feeds else states[sample, name]
+        array = array.T if linear.transposed_input else array
+        rows = array if hidden else run.rows(array, name)
+        return np.ascontiguousarray(rows.reshape(-1, linear.in_features), dtype=np.float32)
 
 
 def _drop_unused(graph: ir.Graph) -> None:

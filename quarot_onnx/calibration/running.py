@@ -3,6 +3,7 @@
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.errors import CalibrationError, did_you_mean
@@ -25,6 +26,24 @@ def check_feeds(feeds: Feeds, model: ir.Model) -> None:
     for name in inputs:
         if name not in feeds and name not in model.graph.initializers:
             raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
+
+
+def check_ids(ids: NDArray[Any] | None, reader: str, sample: int) -> None:
+    """Refuse negative token ids, which a Gather would take from the end of the vocabulary without a word.
+
+    Args:
+        ids: The ids that count; None where they are not known.
+        reader: The reader's class, for the message.
+        sample: The sample's number.
+
+    Raises:
+        CalibrationError: There is one.
+    """
+    if ids is not None and ids.size and ids.min() < 0:
+        raise CalibrationError(
+            f"{reader} gives the token id {int(ids.min())} in sample {sample}: ids begin at 0; put a pad's id there, "
+            "with attention_mask 0"
+        )
 
 
 def run_sample(session: Any, feeds: Feeds, sample: int, names: list[str] | None = None) -> list[Any]:

@@ -140,7 +140,7 @@ def verify(
 @app.command(epilog="Example: quarot-onnx evaluate model.onnx --text wiki.test.raw --tokenizer model/")
 def evaluate(
     model: opt.Model,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text.")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text, or JSON lines.")],
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
     ] = None,
@@ -148,21 +148,26 @@ def evaluate(
         int | None, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.")
     ] = None,
     windows: Annotated[int, typer.Option(metavar="N", min=0, help="Windows; 0 for the whole text.")] = 20,
+    text_key: opt.TextKey = None,
+    bos: opt.UseBos = None,
+    bos_id: opt.BosId = None,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Perplexity of a model, float or quantized, on a text."""
     path = opt.model_file(model)
-    source = opt.tokenizer_path(tokenizer, path)
+    source, chosen = opt.tokenizer_path(tokenizer, path), opt.bos_choice(bos, bos_id)
+    from quarot_onnx.calibration.bos import Bos  # noqa: PLC0415
     from quarot_onnx.evaluation.perplexity import perplexity  # noqa: PLC0415
     from quarot_onnx.evaluation.report import perplexity_record  # noqa: PLC0415
 
     with bars(quiet=quiet or as_json) as progress:
         result = perplexity(
-            path, text, source, seq_len=seq_len, windows=windows, threads=threads,
-            progress=lambda done, total: progress("evaluate", done, total),
+            path, text, source, seq_len=seq_len, windows=windows, threads=threads, bos=Bos.of(chosen),
+            text_key=text_key, progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
+    notes(result.notes)
     content = perplexity_record(result) | {"model": str(path), "text": str(text)}
     print_json(content) if as_json else render.perplexity(content)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quarot_onnx.errors import CalibrationError, ModelError, OutputError, did_you_mean
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, did_you_mean
 
 ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS = (
     "Rotation",
@@ -117,6 +117,19 @@ SplitCache = Annotated[
         rich_help_panel=ROTATION,
     ),
 ]
+_BOS_HELP = "Force the token in front of every window, or none. Default: as the tokenizer's files say."
+_BOS_ID_HELP = "The id to put there."
+_TEXT_KEY_HELP = "The text is JSON lines, this its key. Default in .jsonl files: text."
+UseBos = Annotated[bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP)]
+BosId = Annotated[int | None, typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP)]
+TextKey = Annotated[str | None, typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP)]
+CalibBos = Annotated[bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP, rich_help_panel=CALIBRATION)]
+CalibBosId = Annotated[
+    int | None, typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP, rich_help_panel=CALIBRATION)
+]
+CalibTextKey = Annotated[
+    str | None, typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP, rich_help_panel=CALIBRATION)
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
 ]
@@ -180,3 +193,14 @@ def tokenizer_path(given: Path | None, model: Path) -> Path:
     if not (model.parent / "tokenizer.json").is_file():
         raise CalibrationError(f"no tokenizer.json beside {model}; name the model's tokenizer with --tokenizer")
     return model.parent
+
+
+def bos_choice(use: bool | None, token_id: int | None) -> bool | int | None:
+    """What ``--bos``, ``--no-bos`` and ``--bos-id`` ask for, as a recipe's ``bos``.
+
+    Raises:
+        ConfigError: Two of them were typed.
+    """
+    if use is not None and token_id is not None:
+        raise ConfigError(f"--bos-id {token_id} contradicts {'--bos' if use else '--no-bos'}; leave out one of them")
+    return use if token_id is None else token_id

@@ -182,7 +182,11 @@ class CalibrationOptions:
     ] = None
     calib_text: Annotated[
         Path | None,
-        Option(metavar="FILE", help="UTF-8 text. Default: Python's own documentation.", rich_help_panel=CALIBRATION),
+        Option(
+            metavar="FILE",
+            help="UTF-8 text, or JSON lines. Default: Python's own documentation.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = None
     tokenizer: Annotated[
         Path | None,
@@ -204,6 +208,9 @@ class CalibrationOptions:
             metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=CALIBRATION
         ),
     ] = None
+    text_key: opt.CalibTextKey = None
+    bos: opt.CalibBos = None
+    bos_id: opt.CalibBosId = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
+from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.calibration.pieces import require_ids
@@ -98,5 +99,12 @@ def _text_reader(calibration: Calibration, source: Path) -> TextReader:
     """A reader of text."""
     require_ids(ModelInputs.from_path(source))  # before a tokenizer is asked for
     tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
-    seq_len = calibration.seq_len if "seq_len" in calibration.model_fields_set else None
-    return TextReader(source, calibration.text, tokenizer, samples=calibration.samples, seq_len=seq_len)
+    return TextReader(
+        source,
+        calibration.text,
+        tokenizer,
+        samples=calibration.samples,
+        seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
+        bos=Bos.of(calibration.bos),
+        text_key=calibration.text_key,
+    )

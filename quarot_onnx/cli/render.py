@@ -30,6 +30,7 @@ def outcome_record(outcome: "Outcome") -> dict[str, object]:
         "bytes": outcome.saved.bytes_total,
         "report": None if outcome.saved.report_path is None else str(outcome.saved.report_path),
         "equivalence": None if outcome.equivalence is None else equivalence_record(outcome.equivalence),
+        "bos": None if outcome.bos is None else {"id": outcome.bos.id, "why": outcome.bos.why},
         "notes": list(outcome.notes),
         "seconds": dict(outcome.seconds),
         "recipe": dict(outcome.recipe),
@@ -49,6 +50,8 @@ def outcome(done: "Outcome") -> None:
             f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}) "
             f"over {e.tokens} tokens{top1}{_beside(len(e.outputs))}"
         )
+    if done.bos is not None:
+        say(f"calibrated: BOS {done.bos}")
     quantization = done.recipe.get("quantization")
     if isinstance(quantization, dict):
         tables = quantization["embeddings"]
@@ -134,11 +137,13 @@ def _difference(entry: Content) -> list[str]:
 
 def perplexity(content: Content) -> None:
     """A perplexity with all that is needed to take it again."""
+    from quarot_onnx.calibration.bos import BosChoice  # noqa: PLC0415 - the run has imported it already
+
     rows = [
         ["perplexity", f"{content['perplexity']:.4f}"],
         ["tokens scored", str(content["tokens"])],
         ["windows", f"{content['windows']} of {content['seq_len']} tokens"],
-        ["BOS", "none" if content["bos_id"] is None else f"id {content['bos_id']} in front of every window"],
+        ["BOS", str(BosChoice(content["bos_id"], content["bos_why"]))],
         ["tokenizer", str(content["tokenizer"])],
         ["joining", content["joining"]],
         ["seconds", f"{content['seconds']:.1f}"],

@@ -28,6 +28,8 @@ _VALUES = {
     "calib_samples": "calibration.samples",
     "nsamples": "calibration.samples",
     "calib_seq_len": "calibration.seq_len",
+    "text_key": "calibration.text_key",
+    "bos_id": "calibration.bos",
     "rotation_config": "rotation.r_config_path",
     "r_matrix_dim": "rotation.r_matrix_dim",
     "block_size": "rotation.block_size",
@@ -44,6 +46,7 @@ _SWITCHES = {
     "act_order": ("weights.act_order", "--act-order", ""),
     "static_groups": ("weights.static_groups", "--static-groups", ""),
     "int8_down_proj": ("int8_down_proj", "--int8-down-proj", ""),
+    "bos": ("calibration.bos", "--bos", "--no-bos"),
     "a_sym": ("activations.symmetric", "--a-sym", "--a-asym"),
     "random_had": ("rotation.use_random_had", "--random-had", ""),
     "split_cache": ("rotation.split_cache", "--split-cache", ""),
@@ -64,7 +67,9 @@ _METHODS = {
 _AQ = {True: "enable_aq_calibration", False: "no_enable_aq_calibration"}
 
 ROTATION_SWITCHES = frozenset({"rotation.r1", "rotation.r2", "rotation.r3", "rotation.r4"})
-_OVERRIDING = frozenset({"calibration.text", "calibration.tokenizer", "rotation.seed"})
+_OVERRIDING = frozenset(
+    {"calibration.text", "calibration.text_key", "calibration.tokenizer", "calibration.bos", "rotation.seed"}
+)
 """What may be typed although a file says it too: what differs between one run and the next."""
 
 
@@ -93,7 +98,7 @@ def typed_keys(options: object) -> dict[str, Typed]:
         options: ``QuantizeOptions`` or ``RotateOptions``.
 
     Raises:
-        ConfigError: The rounding, where inputs are measured, or the samples are said twice and differently.
+        ConfigError: The rounding, where inputs are measured, the samples or the BOS are said twice and differently.
     """
     found: dict[str, Typed] = {}
     for name, key in _VALUES.items():
@@ -107,6 +112,8 @@ def typed_keys(options: object) -> dict[str, Typed]:
     for name, (key, yes, no) in _SWITCHES.items():
         value = getattr(options, name, None)
         if value or (value is False and no):
+            if key in found:
+                raise ConfigError(f"{found[key].words} contradicts {yes if value else no}; leave out one of them")
             found[key] = Typed(value, yes if value else no)
     _method(options, found)
     _aq_calibration(options, found)

@@ -18,13 +18,16 @@ import numpy.typing as npt
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
-from quarot_onnx.calibration.text import Bos, TokenIds, load_tokenizer, read_text, resolve_bos, tokenizer_file
+from quarot_onnx.calibration.positions import position_note
+from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
+from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run, window_outputs
+from quarot_onnx.evaluation.scored import Scored
 
-JOINING = "file as it is, tokenized whole without special tokens, windows without overlap"
+_JOINING = "{source}, tokenized whole without special tokens, windows without overlap"
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,11 @@ class Perplexity:
         windows: Windows run.
         seq_len: Tokens of a window, BOS among them.
         bos_id: The id in front of every window, None for none.
+        bos_why: Who says so.
         tokenizer: The tokenizer.json used.
         joining: How the text became windows.
         seconds: Time in onnxruntime and scoring, without loading.
+        notes: What the user should know.
     """
 
     perplexity: float
@@ -49,9 +54,11 @@ class Perplexity:
     windows: int
     seq_len: int
     bos_id: int | None
+    bos_why: str
     tokenizer: Path
     joining: str
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def perplexity(
@@ -62,6 +69,7 @@ def perplexity(
     seq_len: int | None = None,
     windows: int = 20,
     bos: int | Bos = Bos.AUTO,
+    text_key: str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
@@ -69,37 +77,39 @@ def perplexity(
 
     Args:
         model_path: The ONNX file.
-        text: A UTF-8 text file.
+        text: A UTF-8 text file, plain or JSON lines.
         tokenizer: A tokenizer.json, or the folder that holds one.
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
         windows: Windows from the start of the text; 0 for all.
-        bos: The BOS id; by default what the tokenizer's files say.
+        bos: The BOS id, or where it comes from; by default what the tokenizer's files say.
+        text_key: The key of the text in JSON lines; see ``read_text``.
         threads: onnxruntime's intra-op threads.
         progress: Called with the windows done and their number.
 
     Raises:
         CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little.
-        ModelError: The model cannot be run, or its logits are not finite.
+        ModelError: The model cannot be run, has no logits of every position, or some that are not finite.
     """
-    inputs = _text_inputs(model_path)
+    model = _scored(model_path)
+    inputs = model.inputs
     seq_len = default_window(inputs) if seq_len is None else seq_len
     if seq_len < 2 or windows < 0:
         raise CalibrationError(f"{windows} windows of {seq_len} tokens score nothing: need seq_len of 2 or more")
     pieces(inputs, seq_len)  # tells of a length that the graph does not take
     source = tokenizer_file(tokenizer)
-    bos_id = resolve_bos(source, bos)
+    used = choose_bos(source, bos)
     ids = cut_windows(
-        read_text(text),
+        read_text(text, text_key),
         load_tokenizer(source),
         length=seq_len,
         count=windows or None,
-        bos_id=bos_id,
+        bos_id=used.id,
         vocab_size=inputs.vocab_size,
     )
     session = runtime.session(model_path, threads=threads)
     start, total = time.perf_counter(), 0.0
     for done, window in enumerate(ids, start=1):
-        logits = _logits(session, inputs, window)
+        logits = _logits(session, model, window)
         total += float(negative_log_likelihood(logits[:-1], window[1:]).sum())
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
@@ -107,41 +117,58 @@ def perplexity(
             progress(done, len(ids))
     scored = ids.shape[0] * (ids.shape[1] - 1)
     nll = total / scored
+    too_long = position_note(Path(model_path).parent, seq_len)
     return Perplexity(
         perplexity=float(np.exp(nll)),
         nll=nll,
         tokens=scored,
         windows=len(ids),
         seq_len=seq_len,
-        bos_id=bos_id,
+        bos_id=used.id,
+        bos_why=used.why,
         tokenizer=source,
-        joining=JOINING,
+        joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
+        notes=() if too_long is None else (too_long,),
     )
 
 
-def _text_inputs(path: str | Path) -> ModelInputs:
-    """The inputs of a model that a text alone can feed.
+def _scored(path: str | Path) -> Scored:
+    """A model that a text alone can feed.
 
     Raises:
         FeedError: It takes something else.
     """
     way_out = "a perplexity is that of a model that takes token ids: evaluate one that does"
     try:
-        inputs = ModelInputs.from_path(path)
-        require_ids(inputs)
+        model = Scored.read(path)
+        require_ids(model.inputs)
     except FeedError as error:
         raise FeedError(error.reason, way_out) from error
-    return inputs
+    return model
 
 
-def _logits(session: Any, inputs: ModelInputs, window: TokenIds) -> npt.NDArray[Any]:
+def _logits(session: Any, model: Scored, window: TokenIds) -> npt.NDArray[Any]:
     """The logits of a window, [tokens, vocab]."""
+    inputs, found = model.inputs, []
     try:
-        return np.concatenate([out[0] for (out,) in window_outputs(session, inputs, window[None], [inputs.logits])])
+        runs = pieces(inputs, len(window))
+        for (start, stop), (output,) in zip(
+            runs, window_outputs(session, inputs, window[None], [inputs.logits]), strict=True
+        ):
+            # Of a fixed batch the first row; the others repeat it.
+            found.append(model.logits(output[:1] if output.ndim == 3 else output, stop - start))
     except FeedError as error:
         way_out = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
         raise FeedError(error.reason, way_out) from error
+    return np.concatenate(found)
+
+
+def _described(text: str | Path, key: str | None) -> str:
+    """How a file became a text."""
+    if not is_json_lines(text, key):
+        return "file as it is"
+    return f"{key or DEFAULT_KEY!r} of JSON lines, joined by empty lines"
 
 
 def prefill_speed(path: str | Path, *, length: int = 256, repeats: int = 5, threads: int | None = None) -> float:

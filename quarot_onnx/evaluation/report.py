@@ -44,8 +44,10 @@ def perplexity_record(result: Perplexity) -> dict[str, object]:
         "windows": result.windows,
         "seq_len": result.seq_len,
         "bos_id": result.bos_id,
+        "bos_why": result.bos_why,
         "tokenizer": str(result.tokenizer),
         "joining": result.joining,
         "nll": result.nll,
         "seconds": result.seconds,
+        "notes": list(result.notes),
     }

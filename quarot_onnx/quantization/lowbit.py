@@ -6,7 +6,6 @@ stages of their own: while others are rounded they run as in the float model, th
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -15,10 +14,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.padding import Padding
 from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.calibration.running import check_ids
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant, label
 from quarot_onnx.quantization.activations import Activation
@@ -87,36 +87,35 @@ def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feed
     """
     if reader is None or config.rounding is None or not config.rounding.needs_statistics:
         return []
-    samples = list(islice(wrap(reader), config.calib_data_size))
+    checked = wrap(reader)
+    samples = list(islice(checked, config.calib_data_size))
     if not samples:
-        raise CalibrationError(f"the calibration reader {type(reader).__name__} is empty: it gave no sample")
+        raise checked.empty()
     return samples
 
 
-def check_tokens(model: ir.Model, selection: Selection, samples: list[Feeds]) -> None:
+def check_tokens(model: ir.Model, selection: Selection, samples: list[Feeds], reader: str) -> None:
     """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
 
     Args:
         model: The model that the selection was made on.
         selection: What will be quantized.
         samples: From `calibration_samples`.
+        reader: The class of the reader that they come from, for messages.
 
     Raises:
-        CalibrationError: They hold fewer tokens than a Linear has columns.
+        CalibrationError: They hold fewer visible tokens than a Linear has columns, or negative ids.
     """
-    tokens = next((name for name, role in _roles(model).items() if role is InputRole.TOKENS), None)
+    if not samples:
+        return
+    padding = Padding(model)
+    ids = [padding.tokens(feeds, number) for number, feeds in enumerate(samples)]
+    for number, tokens in enumerate(ids):
+        check_ids(tokens, reader, number)
     rounded = [job.linear for job in selection.linears if job.config.weight is not None]
-    if samples and rounded and all(tokens in sample for sample in samples):
-        widest = max(rounded, key=lambda linear: linear.in_features)
-        require_tokens(sum(sample[str(tokens)].size for sample in samples), widest)
-
-
-def _roles(model: ir.Model) -> Mapping[str, InputRole]:
-    """The roles of a language model's inputs; none for another model, whose tokens are counted when it is run."""
-    try:
-        return ModelInputs.from_model(model).roles
-    except ModelError:
-        return {}
+    known = [tokens.size for tokens in ids if tokens is not None]
+    if rounded and len(known) == len(ids):
+        require_tokens(sum(known), max(rounded, key=lambda linear: linear.in_features))
 
 
 def fingerprint(sources: list[Path], config: QConfig, samples: list[Feeds]) -> dict[str, object]:

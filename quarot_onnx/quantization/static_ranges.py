@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
-from quarot_onnx.calibration.readers import DataReader, RewindableReader, wrap
+from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import QTensorConfig
@@ -31,7 +31,7 @@ def require_reader(selection: Selection, reader: DataReader | None) -> None:
     """Refuse a selection that needs calibration data where there are none.
 
     Raises:
-        CalibrationError: Something is calibrated, and the reader is missing or none.
+        CalibrationError: Something is calibrated, and the reader is missing, none, or empty.
     """
     if not needs_calibration(selection):
         return
@@ -40,7 +40,7 @@ def require_reader(selection: Selection, reader: DataReader | None) -> None:
             "static activation quantization needs calibration data: pass a CalibrationDataReader, quantize activations "
             "per token, or leave activations out for weight-only"
         )
-    wrap(reader)
+    wrap(reader).require_sample()
 
 
 def calibrate(
@@ -68,19 +68,19 @@ def calibrate(
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
     """
-    require_reader(selection, reader)
+    checked = None if reader is None else wrap(reader)
+    require_reader(selection, checked)
     observed = _observed(selection)
-    if reader is None or not observed:
+    if checked is None or not observed:
         return {}
     ranges: dict[tuple[str, CalibMethod, float], Range] = {}
-    rewindable: RewindableReader = wrap(reader)
     for number, ((method, percentile), names) in enumerate(observed.items()):
         if number:
-            rewindable.rewind()
+            checked.rewind()
         found = collect_ranges(
             model,
             names,
-            rewindable,
+            checked,
             method=CalibrationMethod.MINMAX if method is CalibMethod.MinMax else CalibrationMethod.PERCENTILE,
             percentile=percentile,
             max_samples=max_samples,

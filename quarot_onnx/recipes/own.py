@@ -14,7 +14,7 @@ It speaks of bits, as the papers do; :mod:`.build` makes a `QConfig` of it. ``do
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StrictBool
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
 from quarot_onnx.choices import Choice, Method, OutputFormat, Precision
 from quarot_onnx.quantization.config._files import FileConfig
@@ -56,6 +56,12 @@ def _activation_granularity(value: object) -> object:
 
 def _optional(choice: type[Choice]) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value is None else choice.parse(value))
+
+
+def _bos(value: object) -> object:
+    if value is not None and not isinstance(value, bool) and (type(value) is not int or value < 0):
+        raise ValueError("true forces the BOS that the tokenizer's files name, false none, a number is its id")
+    return value
 
 
 class Weights(Strict):
@@ -132,15 +138,20 @@ class Calibration(Strict):
 
     Attributes:
         text: A UTF-8 file; None for Python's own documentation.
+        text_key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl files.
         tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
         samples: Windows of text.
         seq_len: Tokens of a window, BOS among them.
+        bos: True forces the BOS that the tokenizer's files name, False none, a number is its id; None leaves it to
+            the files.
     """
 
     text: ConfigPath = None
+    text_key: StrictStr | None = None
     tokenizer: ConfigPath = None
     samples: int = Field(default=16, ge=1, strict=True)
     seq_len: int = Field(default=512, ge=2, strict=True)
+    bos: Annotated[bool | int | None, BeforeValidator(_bos)] = None
 
 
 class Recipe(FileConfig):

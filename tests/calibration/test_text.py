@@ -27,6 +27,33 @@ def test_text_is_tokenized_without_special_tokens(folder):
     np.testing.assert_array_equal(text.windows("w5 w6 other", tokenizer, length=3, count=1), [[5, 6, 0]])
 
 
+def test_saved_truncation_and_padding_are_not_obeyed(folder):
+    tokenizer = tiny.tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9, pad_id=2, pad_token="w2")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    loaded = text.load_tokenizer(folder)
+    assert text.tokenize("w5 w6 w7 w8 w9", loaded).tolist() == [5, 6, 7, 8, 9]
+    assert text.tokenize("w5", loaded).tolist() == [5]
+    with pytest.raises(CalibrationError, match="there are 5"):
+        text.windows("w5 w6 w7 w8 w9", loaded, length=9, count=1)
+
+
+def test_a_bos_in_the_text_is_not_put_there_twice(folder):
+    for ids, wanted in (
+        ([1, 5, 6, 7, 8, 9], [[1, 5, 6], [1, 7, 8]]),
+        ([5, 6, 1, 7, 8], [[1, 5, 6], [1, 7, 8]]),
+        ([1, 1, 5, 6, 7], [[1, 1, 5], [1, 6, 7]]),
+    ):
+        np.testing.assert_array_equal(text.windows(ids, length=3, count=2, bos_id=1), wanted)
+    np.testing.assert_array_equal(text.windows([1, 5, 6], length=3, count=1), [[1, 5, 6]])
+    tokenizer = text.load_tokenizer(folder)
+    tokenizer.add_special_tokens(["<s>"])
+    np.testing.assert_array_equal(text.windows("<s> w5 w6", tokenizer, length=3, count=None, bos_id=1), [[1, 5, 6]])
+    with pytest.raises(CalibrationError, match=r"2 windows of 3 need 4 .* are 3: ask for 1 window"):
+        text.windows([1, 5, 6, 7], length=3, count=2, bos_id=1)
+
+
 def test_too_little_text_says_how_much_there_is(folder):
     with pytest.raises(CalibrationError, match=r"2 windows of 4 need 6 .* are 4: ask for 1 window, or give"):
         text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=4, count=2, bos_id=1)

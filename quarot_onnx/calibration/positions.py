@@ -1,0 +1,44 @@
+"""How many positions a model was made for, as the files beside it say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quarot_onnx.companions import GENAI_CONFIG, read_json
+from quarot_onnx.errors import CalibrationError
+
+_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+
+
+def position_note(folder: Path, length: int) -> str | None:
+    """What to say of windows that are longer than a model's positions.
+
+    They are no error: RoPE goes on, and some configs state the positions before they were stretched.
+
+    Args:
+        folder: The model's folder.
+        length: Tokens of a window.
+
+    Raises:
+        CalibrationError: A config that is not readable.
+    """
+    found = _limit(folder)
+    if found is None or length <= found[0]:
+        return None
+    limit, said = found
+    return (
+        f"windows of {length} tokens are longer than the {limit} positions that the model was made for ({said}): what "
+        f"is measured on them may mean little; use {limit} or fewer"
+    )
+
+
+def _limit(folder: Path) -> tuple[int, str] | None:
+    """The number of positions, and where it stands."""
+    config = read_json(folder / "config.json", CalibrationError)
+    text = config.get("text_config")  # of models that see, too
+    for section in (config, text if isinstance(text, Mapping) else {}):
+        for key in _KEYS:
+            if type(section.get(key)) is int and section[key] > 0:
+                return section[key], f"{key} in config.json"
+    model = read_json(folder / GENAI_CONFIG, CalibrationError).get("model")
+    length = model.get("context_length") if isinstance(model, Mapping) else None
+    return (length, f"context_length in {GENAI_CONFIG}") if type(length) is int and length > 0 else None

@@ -1,0 +1,86 @@
+r"""Texts in files: plain, as it is, or JSON lines.
+
+A JSON line is an object with the text under a key, as in ``{"text": "..."}``. ``.jsonl`` and ``.ndjson`` files are read
+that way, others where a key is named. The texts are joined by an empty line.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from quarot_onnx.errors import CalibrationError, did_you_mean
+
+DEFAULT_KEY = "text"
+JOINT = "\n\n"
+"""Stands between the texts of two JSON lines."""
+
+_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+_MARK = "\ufeff"
+"""A byte order mark, which editors on Windows write: no text."""
+_HALVES = re.compile("[\ud800-\udfff]")
+"""What JSON's escapes can say and UTF-8 cannot."""
+
+
+def is_json_lines(path: str | Path, key: str | None = None) -> bool:
+    """Whether a file is read as JSON lines.
+
+    Args:
+        path: The file.
+        key: The key that was named, if any.
+    """
+    return key is not None or Path(path).suffix.lower() in _SUFFIXES
+
+
+def read_text(path: str | Path, key: str | None = None) -> str:
+    """Read a text file whole.
+
+    Args:
+        path: A UTF-8 file; a byte order mark at its head is dropped, line ends are not translated.
+        key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl and .ndjson files.
+
+    Raises:
+        CalibrationError: It is missing, not UTF-8, or empty; or a line, named by its number, is no object with a text
+            under the key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8").lstrip(_MARK)
+    except OSError as error:
+        raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"the text {path} is not UTF-8 (byte {error.start}): convert it first") from error
+    if is_json_lines(path, key):
+        text = _joined(text, DEFAULT_KEY if key is None else key, path)
+    if not text.strip():
+        raise CalibrationError(f"the text {path} is empty: name a file with text in it")
+    return text
+
+
+def _joined(content: str, key: str, path: Path) -> str:
+    """The texts of all lines."""
+    texts = []
+    # Not splitlines: a JSON string may hold U+2028 and its like as they are.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            texts.append(_text_of(line, key, f"{path}, line {number}"))
+    return JOINT.join(text for text in texts if text)
+
+
+def _text_of(line: str, key: str, place: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        reason = getattr(error, "msg", str(error))
+        raise CalibrationError(f"{place}: not JSON ({reason}); in JSON lines every line is an object") from None
+    if not isinstance(record, dict):
+        raise CalibrationError(f'{place}: a {type(record).__name__}, not an object such as {{"{key}": "..."}}')
+    if key not in record:
+        known = ", ".join(map(repr, record)) or "none"
+        hint = did_you_mean(key, record)
+        raise CalibrationError(f"{place}: no key {key!r}{hint}, its keys are {known}; name the text's with --text-key")
+    text = record[key]
+    if not isinstance(text, str):
+        raise CalibrationError(f"{place}: {key!r} holds a {type(text).__name__}, no text; name another with --text-key")
+    if _HALVES.search(text):
+        raise CalibrationError(f"{place}: {key!r} holds half of a surrogate pair, which is no character: take it out")
+    return text.lstrip(_MARK)

@@ -1,0 +1,46 @@
+"""The tokenizer of a model: tokenizer.json, loaded to tokenize texts whole.
+
+A tokenizer.json may carry the truncation and padding of the training that it was saved in. Neither is obeyed: a text
+is not cut, and pads are no text.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
+
+from quarot_onnx.errors import CalibrationError
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Load a tokenizer, without the truncation and padding that are saved in it.
+
+    Args:
+        path: A tokenizer.json, or the folder that holds one.
+
+    Raises:
+        CalibrationError: No such file, a folder without tokenizer.json, or a file that is no tokenizer.
+    """
+    path = tokenizer_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CalibrationError(f"{path} is no tokenizer.json of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The tokenizer.json that a path means.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise CalibrationError(f"{path} holds no tokenizer.json: name the folder or file of the model's tokenizer")
+        return path / "tokenizer.json"
+    if not path.is_file():
+        raise CalibrationError(f"no tokenizer at {path}: name a tokenizer.json or the folder that holds it")
+    return path

@@ -1,0 +1,89 @@
+"""Which output of a model holds the logits of every token, and whether any does.
+
+Exports for generation may give the logits of the last token alone, and models without a head give hidden states, which
+look the same but for their width: that of the embedding, where logits have one column for each of its rows.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quarot_onnx import model_io
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
+from quarot_onnx.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model whose logits are read.
+
+    Attributes:
+        path: Its file, for messages.
+        inputs: What it is fed, and which output is read.
+        table: Rows and columns of its embedding; None where they are not known.
+    """
+
+    path: Path
+    inputs: ModelInputs
+    table: tuple[int, int] | None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Scored":
+        """Find the logits of a model.
+
+        Raises:
+            ModelError: It has none, or its inputs are not known.
+        """
+        path = Path(path)
+        model = model_io.load(path)
+        inputs = ModelInputs.from_model(model, folder=path.parent)
+        found = cls(path, inputs, embedding_shape(model.graph, inputs.tokens))
+        outputs = [TensorSpec.of(value) for value in model.graph.outputs]
+        width = next((spec.shape[-1] for spec in outputs if spec.name == inputs.logits and spec.shape), None)
+        if not isinstance(width, int) or not found._is_hidden(width):
+            return found
+        others = [spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS and spec.shape]
+        rows = None if found.table is None else found.table[0]
+        better = next((spec for spec in others if spec.shape is not None and spec.shape[-1] == rows), None)
+        if better is None:
+            raise found._no_logits(width)
+        return replace(found, inputs=replace(inputs, logits=better.name, vocab_size=rows))
+
+    def logits(self, output: NDArray[Any], length: int) -> NDArray[Any]:
+        """The logits of one window.
+
+        Args:
+            output: What the model gave for it.
+            length: Its tokens.
+
+        Returns:
+            ``[tokens, vocab]``.
+
+        Raises:
+            ModelError: They are not those of every token, or hidden states.
+        """
+        shape = output.shape
+        if output.ndim > 1 and self._is_hidden(shape[-1]):
+            raise self._no_logits(shape[-1])
+        if shape[:-1] not in {(1, length), (length,)}:
+            given = shape[1] if output.ndim == 3 else 1
+            raise ModelError(
+                f"{self.path} gives logits for {given} of {length} tokens (output {self.inputs.logits!r} "
+                f"{list(shape)}), and perplexity needs those of all: export the model without pruning its logits"
+            )
+        return output.reshape(length, shape[-1])
+
+    def _is_hidden(self, width: int) -> bool:
+        """Whether an output of this width can only be something else than logits."""
+        return width == 1 or (self.table is not None and width == self.table[1] != self.table[0])
+
+    def _no_logits(self, width: int) -> ModelError:
+        tokens = "" if self.table is None else f" and a vocabulary of {self.table[0]} tokens"
+        what = "the width of its hidden states" if width > 1 else "a single column"
+        return ModelError(
+            f"{self.path} has no logits: its output {self.inputs.logits!r} is {width} wide, {what}{tokens}; "
+            "perplexity needs a model with its language model head"
+        )
