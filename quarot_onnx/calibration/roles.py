@@ -17,6 +17,7 @@ from quarot_onnx.calibration.traced import length_role, mask_role
 from quarot_onnx.errors import ModelError
 
 _CACHE_TYPES = FLOATS | {ir.DataType.INT8, ir.DataType.UINT8}
+_IDS = ("input_ids", "tokens", "ids")
 _MASK_TYPES = INTEGERS | FLOATS | {ir.DataType.BOOL}
 
 
@@ -65,7 +66,7 @@ def main_input(
         if spec.dtype in FLOATS and spec.shape is not None and spec.rank == 3 and isinstance(spec.shape[2], int)
         if _mask(spec, values.get(spec.name)) is None
     ]
-    named = next((spec for spec in integers if spec.name in ("input_ids", "tokens", "ids")), None)
+    named = next((spec for spec in integers if spec.name in _IDS), None)
     if named is None and len(integers) == 1 and not embedded:
         named = integers[0]
     if named is not None:
@@ -93,7 +94,8 @@ def _indexing(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.
         return None
     rows = {spec.name: embedding_rows(graph, spec.name) or 0 for spec in integers}
     found = [spec for spec in integers if rows[spec.name] and rows[spec.name] == vocab_size]
-    # A padded or quantized head can differ from the table's height: then the largest table is the vocabulary.
+    # A padded or quantized head can differ from the table's height: then the name, or else the largest table, tells.
+    found = found or [spec for spec in integers if rows[spec.name] and spec.name in _IDS]
     found = found or [spec for spec in integers if rows[spec.name] == max(rows.values()) > 0]
     return found[0] if len(found) == 1 else None
 
