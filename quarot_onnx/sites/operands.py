@@ -288,14 +288,7 @@ def _columns(node: ir.Node, value: ir.Value, what: str, shapes: Shapes) -> _Colu
 
 
 def overlaps(node: ir.Node, value: ir.Value, columns: range, shapes: Shapes) -> bool:
-    """Whether the part that a Split or Slice takes may hold some of a merged projection's columns.
-
-    Args:
-        node: The Split or Slice.
-        value: One of its outputs.
-        columns: The columns that are asked for.
-        shapes: Inferred shapes.
-    """
+    """Whether ``value``, what a Split or Slice takes, may hold some of these columns of a merged projection."""
     try:
         taken = _columns(node, value, "V", shapes)
     except NotTracedError:

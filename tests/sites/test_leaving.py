@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import cached_decoder as cached
+import exports
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rotating import request
@@ -188,3 +190,25 @@ def test_the_plan_says_which_outputs_hold_which_rotation(tmp_path: Path) -> None
     plan = plan_rotation(sites, request())
     assert plan.caches == {"present.0.value": "R2[16]", "present.0.key": "R3[16]"}
     assert plan.record()["caches"] == plan.caches
+
+
+def fused(change: str) -> ir.Model:
+    """A genai-like graph: GroupQueryAttention with Q, K and V packed, without some of its caches."""
+    model = model_io.load(exports.genai_like())
+    if change == "no present":
+        kept = [value for value in model.graph.outputs if "present" not in str(value.name)]
+        model.graph.outputs.clear()
+        model.graph.outputs.extend(kept)
+    for attention in (item for item in model.graph if item.op_type == "GroupQueryAttention"):
+        for place in (3, 4) if change == "no past" else ():
+            attention.replace_input_with(place, None)
+    return model
+
+
+@pytest.mark.parametrize(("change", "reason"), [("no present", "comes in and does not leave"), ("no past", PREFILL)])
+def test_fused_attentions_without_some_of_their_caches(change: str, reason: str) -> None:
+    whole = detect(fused("")).counts()
+    sites = detect(fused(change))
+    assert sites.counts() == whole | {"R2": 0, "R3": 0}
+    assert all(reason in entry.reason for entry in sites.left_out)
+    assert detect(fused(change), split_cache=True).counts() == whole
