@@ -271,11 +271,19 @@ def _token_windows(
     elif real_tokens and decoder.inputs.takes_ids and tokenizer_path.is_file() and seq_len + steps > 1:
         count = -(-real_tokens // (counted * rows)) * rows
         text = default_text()[: _CHARACTERS_PER_TOKEN * count * (seq_len + steps)]
-        tokenizer, bos_id, length = load_tokenizer(tokenizer_path), find_bos(tokenizer_path), seq_len + steps
+        tokenizer, bos_id, length = load_tokenizer(tokenizer_path), _any_bos(tokenizer_path), seq_len + steps
         groups.append(windows(text, tokenizer, length=length, count=count, bos_id=bos_id, vocab_size=vocab_size))
     if not groups:
         raise CalibrationError("nothing to compare on: ask for random tokens, or give token ids")
     return groups
+
+
+def _any_bos(tokenizer_path: Path) -> int | None:
+    """The BOS, or none where the files are at odds about it: both models see the same ids whatever it is."""
+    try:
+        return find_bos(tokenizer_path)
+    except CalibrationError:
+        return None
 
 
 def _generic_pairing(path_a: str | Path, model_a: ir.Model, path_b: str | Path, model_b: ir.Model) -> Pairing:

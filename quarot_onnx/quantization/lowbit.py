@@ -94,7 +94,9 @@ def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feed
     return samples
 
 
-def check_tokens(model: ir.Model, selection: Selection, samples: list[Feeds], reader: str) -> None:
+def check_tokens(
+    model: ir.Model, selection: Selection, samples: list[Feeds], reader: str = "the calibration reader"
+) -> None:
     """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
 
     Args:

@@ -13,7 +13,7 @@ from quarot_onnx.evaluation.perplexity import perplexity
 
 
 def model(folder: Path, change: str) -> Path:
-    proto = tiny.build(tiny.Spec(cache=False))
+    proto = tiny.build(tiny.Spec(cache=False, positions=False))
     graph, head = proto.graph, proto.graph.node[-1]
     first, hidden = graph.output[0], helper.make_tensor_value_info("h", TensorProto.FLOAT, ["b", "s", tiny.HIDDEN])
     if change.startswith("last"):
