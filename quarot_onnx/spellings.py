@@ -1,0 +1,129 @@
+"""One spelling for what onnxruntime accepts in several, so that nothing further on has to know the others.
+
+* The standard domain may be called ``ai.onnx``; here it is ``""``.
+* Nodes may stand in any order (common float16 converters append their Casts); here each stands behind what it reads.
+* Initializers may be listed among the inputs. From IR version 4 on such an input has a default, which whoever runs the
+  model may override (the rank of an adapter, a temperature): it stays an input. Before, every initializer had to be
+  listed, and all of them are constants: that is what the ONNX specification says and what onnxruntime does.
+* Local functions may import another version of an operator set than the model. ONNX and onnxruntime then apply the
+  model's, which is right where every operator means the same in both; they are inlined here.
+"""
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.opsets import STANDARD_DOMAINS, means_the_same
+
+_DEFAULTS_SINCE = 4
+"""The IR version from which an initializer that is an input is its default, and one that is none a constant."""
+
+
+def name_standard_domain(proto: onnx.ModelProto) -> None:
+    """Call the standard domain ``""`` wherever the model calls it ``ai.onnx``; of two imports the last one counts."""
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        for opset in imports:
+            if opset.domain in STANDARD_DOMAINS:
+                opset.domain = ""
+    for node in _nodes(proto):
+        if node.domain in STANDARD_DOMAINS and node.domain:
+            node.domain = ""
+
+
+def respell(model: ir.Model, source: object) -> None:
+    """Sort the nodes, inline local functions, and make the initializers of old models constants; in place.
+
+    Args:
+        model: The model, as it was deserialized.
+        source: Its file, for messages.
+
+    Raises:
+        ModelError: Nodes that need each other's results, or a function whose operators mean something else in the
+            version that the model imports.
+    """
+    for function in model.functions.values():
+        _sort(function, source)
+    _sort(model.graph, source)
+    if model.functions:
+        for function in model.functions.values():
+            _import_as_model(function, model, source)
+        common_passes.InlinePass()(model)
+    if (model.ir_version or 0) < _DEFAULTS_SINCE:
+        common_passes.RemoveInitializersFromInputsPass()(model)
+
+
+def _sort(body: ir.Graph | ir.Function, source: object) -> None:
+    try:
+        body.sort()
+    except ValueError as error:
+        names = " needs ".join(repr(node.name or node.outputs[0].name) for node in _cycle(body))
+        raise ModelError(
+            f"the graph of {source} has a cycle: {names}; no runtime can run it, export the model again"
+        ) from error
+
+
+def _cycle(body: ir.Graph | ir.Function) -> list[ir.Node]:
+    """Nodes each of which needs the next one's result; the last one is the first again."""
+    waiting = {node: set(_needs(node)) for node in ir.traversal.RecursiveGraphIterator(body)}
+    ready = [node for node, needs in waiting.items() if not needs]
+    users: dict[ir.Node, list[ir.Node]] = {}
+    for node, needs in waiting.items():
+        for need in needs:
+            users.setdefault(need, []).append(node)
+    while ready:
+        done = ready.pop()
+        del waiting[done]
+        for user in users.get(done, ()):
+            waiting[user].discard(done)
+            if not waiting[user]:
+                ready.append(user)
+    way: list[ir.Node] = []
+    node = next(iter(waiting))
+    while node not in way:
+        way.append(node)
+        node = next(iter(waiting[node]))
+    return [*way[way.index(node) :], node]
+
+
+def _needs(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes that must run before ``node`` is done: those it reads from, and those in its subgraphs."""
+    yield from (producer for value in node.inputs if value is not None and (producer := value.producer()) is not None)
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield from attribute.as_graph()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            yield from (inner for graph in attribute.as_graphs() for inner in graph)
+
+
+def _import_as_model(function: ir.Function, model: ir.Model, source: object) -> None:
+    """Let a function import the operator sets in the versions that the model imports.
+
+    Raises:
+        ModelError: Some operator means something else then.
+    """
+    for domain, version in list(function.opset_imports.items()):
+        wanted = model.opset_imports.setdefault(domain, version)
+        if version == wanted:
+            continue
+        for node in function.all_nodes():
+            if node.domain == domain and not means_the_same(node, version, wanted):
+                raise ModelError(
+                    f"the function {function.domain}::{function.name} of {source} imports version {version} of the "
+                    f"operators of {domain or 'ai.onnx'!r} and the model {wanted}, in which {node.op_type} "
+                    f"{node.name or node.outputs[0].name!r} means something else; export both with one version"
+                )
+        function.opset_imports[domain] = wanted
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model, in subgraphs and functions too."""
+    frontier = [proto.graph.node, *(function.node for function in proto.functions)]
+    while frontier:
+        for node in frontier.pop():
+            yield node
+            for attribute in node.attribute:
+                graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                frontier.extend(graph.node for graph in graphs)
