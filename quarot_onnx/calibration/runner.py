@@ -147,7 +147,7 @@ class StageRunner:
             graph.inputs.append(w)
             node.replace_input_with(0, x)
             node.replace_input_with(WEIGHT_INPUT, w)
-            if node.op_type == "Gemm":
+            if node.op_type != "MatMul":
                 node.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
                 node.attributes["transB"] = ir.AttrInt64("transB", 0)
         _drop_unused(graph)

@@ -75,7 +75,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         raise ConfigError(f"the model uses opset {opset}; per-channel integers need 13 or later: export it anew")
     found = []
     for linear in linears(model.graph):
-        chosen = config.layer_config_for(linear.name, linear.node.op_type)
+        chosen = config.layer_config_for(linear.name, linear.op_type)
         if chosen is not None:
             found.append(LinearJob(linear, chosen))
     tables = _tables(model, config)
