@@ -55,6 +55,17 @@ def respell(model: ir.Model, source: object) -> None:
         common_passes.RemoveInitializersFromInputsPass()(model)
 
 
+def weights_with_default(graph: ir.Graph) -> str:
+    """A clause for errors that find no constant weights, where some are inputs with a default; else nothing."""
+    names = [str(value.name) for value in graph.inputs if value.is_initializer() and len(value.shape or ()) > 1]
+    if not names:
+        return ""
+    return (
+        f"; {len(names)} matrices, such as {names[0]!r}, are inputs with a default and so no constants: if nobody is "
+        "to override them, export with keep_initializers_as_inputs=False or take them out of the graph's inputs"
+    )
+
+
 def _sort(body: ir.Graph | ir.Function, source: object) -> None:
     try:
         body.sort()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
-from quarot_onnx.calibration.running import check_feeds, not_finite, run_sample
+from quarot_onnx.calibration.running import check_feeds, fed_defaults, not_finite, run_sample
 from quarot_onnx.calibration.states import States
 from quarot_onnx.graph.blocks import Segment, Segments, Stage
 from quarot_onnx.graph.linear import WEIGHT_INPUT
@@ -72,7 +72,9 @@ class StageRunner:
         """
         for feeds in samples:
             check_feeds(feeds, model)
-        self._segments, self._stages, self._samples = Segments(model, stages), stages, samples
+        defaults = fed_defaults(samples, model)
+        self._segments, self._stages = Segments(model, stages, defaults), stages
+        self._samples = [defaults | feeds for feeds in samples] if defaults else samples
         self._threads = threads
         share = limit // 2 if follow_float else limit
         self._quantized = States(scratch / "quantized", share)

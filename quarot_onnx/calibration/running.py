@@ -1,11 +1,13 @@
 """Run a calibration sample; say which one, and what, is at fault."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.tensors import read_array
 
 
 def check_feeds(feeds: Feeds, model: ir.Model) -> None:
@@ -25,6 +27,13 @@ def check_feeds(feeds: Feeds, model: ir.Model) -> None:
     for name in inputs:
         if name not in feeds and name not in model.graph.initializers:
             raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
+
+
+def fed_defaults(samples: Sequence[Feeds], model: ir.Model) -> Feeds:
+    """The defaults of those inputs that some sample overrides, for the samples that do not."""
+    fed = {name for feeds in samples for name in feeds}
+    tensors = {value.name or "": value.const_value for value in model.graph.inputs}
+    return {name: read_array(tensor) for name, tensor in tensors.items() if tensor is not None and name in fed}
 
 
 def run_sample(session: Any, feeds: Feeds, sample: int) -> list[Any]:

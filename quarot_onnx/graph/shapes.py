@@ -128,10 +128,9 @@ def _give_name(old: ir.Value, new: ir.Value) -> None:
 def _equation(product: ir.Node) -> str:
     """A FusedMatMul in Einsum's notation; its attributes are explained in ``graph.products``."""
     sides = []
-    for side, rows, columns in (("A", "m", "k"), ("B", "k", "n")):
-        if attribute_int(product, f"trans{side}", 0):
-            rows, columns = columns, rows
-        sides.append(f"{rows}...{columns}" if attribute_int(product, f"transBatch{side}", 0) else f"...{rows}{columns}")
+    for side, axes in (("A", ("m", "k")), ("B", ("k", "n"))):
+        first, last = reversed(axes) if attribute_int(product, f"trans{side}", 0) else axes
+        sides.append(f"{first}...{last}" if attribute_int(product, f"transBatch{side}", 0) else f"...{first}{last}")
     return f"{','.join(sides)}->...mn"
 
 

@@ -4,7 +4,9 @@ Spelt out::
 
     scores = Q Kᵀ (scaled, masked, capped) ── Softmax ── (NaN guard) ── MatMul V ── Transpose ── Reshape ── O
 
-with MatMul or, after onnxruntime's optimiser, FusedMatMul, which scales and transposes inside. Fused: GroupQueryAttention, MultiHeadAttention (com.microsoft), Attention (opset 23).
+with MatMul or, after onnxruntime's optimiser, FusedMatMul, which scales and transposes inside.
+
+Fused: GroupQueryAttention, MultiHeadAttention (com.microsoft), Attention (opset 23).
 
 V is followed from the product back to the Linear that makes it, through reshapes, head repetition, the
 past-value Concat and the Split or Slice of a merged projection. Q and K are followed back from the score

@@ -9,7 +9,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.linear import Linear, linear_at, linears
-from quarot_onnx.graph.query import label
+from quarot_onnx.graph.query import label, subgraphs
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.attention import find_attentions
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
@@ -54,19 +54,12 @@ def refuse_hidden(graph: ir.Graph) -> None:
         ModelError: Naming the node.
     """
     for node in graph:
-        bodies = (g for attr in node.attributes.values() for g in _subgraphs(attr))
-        if any(linear_at(inner) is not None for body in bodies for inner in RecursiveGraphIterator(body)):
+        inside = (inner for body in subgraphs(node) for inner in RecursiveGraphIterator(body))
+        if any(linear_at(inner) is not None for inner in inside):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "
                 "export without merging the decoders (optimum: --no-post-process)"
             )
-
-
-def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """The graphs that an attribute holds."""
-    if attribute.type is ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def detect(model: ir.Model) -> Sites:
@@ -81,9 +74,23 @@ def detect(model: ir.Model) -> Sites:
     Raises:
         ModelError: The graph is already quantized, or its decoder is out of sight.
     """
+    sites = understood(model)
+    if not sites.layers:
+        refuse_hidden(model.graph)
+    return sites
+
+
+def understood(model: ir.Model) -> Sites:
+    """Everything of ``detect``; where the decoder is out of sight, little or nothing.
+
+    Args:
+        model: As for ``detect``.
+
+    Raises:
+        ModelError: The graph is already quantized.
+    """
     graph = model.graph
     refuse_quantized(graph)
-    refuse_hidden(graph)
     shapes = Shapes(model)
     stream = find_stream(graph, shapes)
     attentions, left_out = find_attentions(graph, shapes)
