@@ -7,6 +7,8 @@
   listed, and all of them are constants: that is what the ONNX specification says and what onnxruntime does.
 * Local functions may import another version of an operator set than the model. ONNX and onnxruntime then apply the
   model's, which is right where every operator means the same in both; they are inlined here.
+* onnxruntime's optimiser puts an activation into the Gemm before it (FusedGemm), and a bias into the Skip-norm behind
+  it. Here they are taken out again; it puts them back when it loads the result.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,18 @@ _DEFAULTS_SINCE = 4
 """The IR version from which an initializer that is an input is its default, and one that is none a constant."""
 
 
+_ACTIVATION_OPTIONS = {
+    "Elu": ("alpha",),
+    "HardSigmoid": ("alpha", "beta"),
+    "LeakyRelu": ("alpha",),
+    "ThresholdedRelu": ("alpha",),
+}
+"""What the activations of a FusedGemm take."""
+
+_SKIP_BIAS = 3
+_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
+
+
 def name_standard_domain(proto: onnx.ModelProto) -> None:
     """Call the standard domain ``""`` wherever the model calls it ``ai.onnx``; of two imports the last one counts."""
     for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
@@ -34,7 +48,7 @@ def name_standard_domain(proto: onnx.ModelProto) -> None:
 
 
 def respell(model: ir.Model, source: object) -> None:
-    """Sort the nodes, inline local functions, and make the initializers of old models constants; in place.
+    """Sort the nodes, inline functions, part fused nodes, make the initializers of old models constants; in place.
 
     Args:
         model: The model, as it was deserialized.
@@ -51,6 +65,11 @@ def respell(model: ir.Model, source: object) -> None:
         for function in model.functions.values():
             _import_as_model(function, model, source)
         common_passes.InlinePass()(model)
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.domain == "com.microsoft" and node.op_type == "FusedGemm":
+            _part_activation(node)
+        elif node.op_type == "SkipSimplifiedLayerNormalization":
+            _part_bias(node)
     if (model.ir_version or 0) < _DEFAULTS_SINCE:
         common_passes.RemoveInitializersFromInputsPass()(model)
 
@@ -127,6 +146,44 @@ def _import_as_model(function: ir.Function, model: ir.Model, source: object) -> 
                     f"{node.name or node.outputs[0].name!r} means something else; export both with one version"
                 )
         function.opset_imports[domain] = wanted
+
+
+def _part_activation(gemm: ir.Node) -> None:
+    """A FusedGemm becomes a Gemm and its activation."""
+    graph, activation = gemm.graph, gemm.attributes.pop("activation").as_string()
+    assert graph is not None
+    options = []
+    for name in ("alpha", "beta"):
+        value = gemm.attributes.pop(f"activation_{name}", None)
+        if value is not None and name in _ACTIVATION_OPTIONS.get(activation, ()):
+            options.append(ir.AttrFloat32(name, value.as_float()))
+    gemm.attributes.pop("activation_gamma", None)
+    gemm.domain, gemm.op_type = "", "Gemm"
+    old = gemm.outputs[0]
+    made = ir.Node("", activation, [old], options, name=f"{gemm.name or old.name}/{activation}")
+    new = made.outputs[0]
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    made.replace_input_with(0, old)
+    graph.insert_after(gemm, made)
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.name = f"{old.name}/gemm"
+
+
+def _part_bias(norm: ir.Node) -> None:
+    """The bias that a Skip-norm adds goes back to the product that it belongs to."""
+    bias = norm.inputs[_SKIP_BIAS] if len(norm.inputs) > _SKIP_BIAS else None
+    makers = [None if value is None else value.producer() for value in norm.inputs[:2]]
+    index = next((i for i, maker in enumerate(makers) if maker is not None and maker.op_type in _PRODUCTS), None)
+    if bias is None or index is None or norm.graph is None:
+        return
+    value = norm.inputs[index]
+    assert value is not None
+    add = ir.Node("", "Add", [value, bias], name=f"{norm.name or norm.outputs[0].name}/bias")
+    add.outputs[0].name = f"{value.name}/bias"
+    add.outputs[0].type, add.outputs[0].shape = value.type, value.shape
+    norm.graph.insert_before(norm, add)
+    norm.replace_input_with(index, add.outputs[0])
+    norm.replace_input_with(_SKIP_BIAS, None)
 
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -292,6 +292,62 @@ def test_a_replaced_output_that_is_listed_twice(tmp_path):
     assert np.linalg.norm(one - exact) < 0.05 * np.linalg.norm(exact)  # two int8 weights, one scale each: about 2 %
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Tanh", "LeakyRelu", "Elu", "HardSigmoid", "ThresholdedRelu"])
+def test_an_activation_inside_a_gemm(activation, tmp_path):
+    options = {"activation": activation, "activation_alpha": 0.2, "activation_beta": 0.4, "activation_gamma": 0.0}
+    fused = node(
+        "FusedGemm", ["x", "first", "bias"], ["y"], name="up", domain="com.microsoft", transB=1, alpha=0.5, **options
+    )
+    tensors = [numpy_helper.from_array(array, name) for name, array in io_models.weights().items() if name != "second"]
+    proto = io_models.model_of([fused], tensors)
+    made = loaded(proto, tmp_path)
+    assert [one.op_type for one in made.graph.node] == ["Gemm", activation]
+    np.testing.assert_allclose(run(made), run(proto), rtol=1e-6, atol=1e-6)
+    quantize(tmp_path / "in.onnx", tmp_path / "int8.onnx", QConfig(QLayerConfig(weight=Int8Spec())))
+    exact = run(proto)
+    assert np.linalg.norm(run(tmp_path / "int8.onnx") - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_a_relu_that_the_optimizer_fused(tmp_path):
+    """Gemm and Relu of a 2-D model become a FusedGemm; it stays the output of the graph and keeps its readers."""
+    nodes = [
+        node("Gemm", ["x", "first", "bias"], ["g"], name="up"),
+        node("Relu", ["g"], ["h"], name="relu"),
+        node("MatMul", ["h", "second"], ["d"], name="down"),
+        node("Add", ["d", "h"], ["y"], name="add"),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in io_models.weights().items()]
+    proto = io_models.model_of(nodes, tensors)
+    proto.graph.output.append(helper.make_tensor_value_info("h", 1, ["n", 32]))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert "FusedGemm" in [one.op_type for one in optimized.graph.node]
+    made = loaded(optimized, tmp_path)
+    assert [output.name for output in made.graph.output] == ["y", "h"]
+    np.testing.assert_allclose(run(made), run(proto), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_inside_a_skip_norm(tmp_path):
+    """As the optimiser fuses it: o's bias joins the norm; R1 rotates it with o's columns."""
+    source = exports.genai_like()
+    proto = onnx.load(source)
+    rng = np.random.default_rng(0)
+    skips = [one for one in proto.graph.node if one.op_type == "SkipSimplifiedLayerNormalization"]
+    for number, one in enumerate(skips):
+        name = f"skip_bias_{number}"
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(64).astype(np.float32), name))
+        one.input.append(name)
+    biased = saved_beside(proto, source, tmp_path / "biased")
+    model = model_io.load(biased)
+    assert detect(model).counts() == detect(model_io.load(source)).counts()
+    target, _, _ = rotate(biased, tmp_path)
+    check_equivalent(biased, target)
+
+
 def inputs_too(proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
     """List initializers among the inputs."""
     for tensor in proto.graph.initializer:

@@ -112,11 +112,6 @@ ODD: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]], str]] = {
         {"V": array(K, K), "flat": np.array([-1, K])},
         "the bias is not constant",
     ),
-    "fused gemm": (
-        [FLAT, node("FusedGemm", "f", "V", domain=MICROSOFT, activation="Relu")],
-        {"V": array(K, K), "flat": np.array([-1, K])},
-        "FusedGemm is not quantized here",
-    ),
     "einsum": ([node("Einsum", "h", "V", equation="bsk,nk->bsn")], {"V": array(K, K)}, "Einsum is not quantized here"),
     "conv": ([TURNED, node("Conv", "t", "V")], {"V": array(K, K, 1)}, "Conv is not quantized here"),
 }
