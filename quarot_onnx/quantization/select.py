@@ -64,7 +64,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         ModelError: The graph is already quantized.
     """
     refuse_quantized(model.graph)
-    names = [label(node) for node in model.graph]
+    names = [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)]
     unmatched = config.unmatched_patterns(names)
     if unmatched:
         near = did_you_mean(unmatched[0], names)

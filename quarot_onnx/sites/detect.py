@@ -15,6 +15,7 @@ from quarot_onnx.sites.attention import find_attentions
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stream import Stream, find_stream
+from quarot_onnx.sites.unknown import unknown_attentions
 
 QUANTIZED = frozenset(
     {
@@ -94,6 +95,8 @@ def understood(model: ir.Model) -> Sites:
     shapes = Shapes(model)
     stream = find_stream(graph, shapes)
     attentions, left_out = find_attentions(graph, shapes)
+    if not attentions:
+        attentions, left_out = unknown_attentions(stream)
     writers = {linear.node for linear in stream.writers}
     attentions = [a for a in attentions if a.output is None or a.output.node in writers]
     outputs = {a.output.node for a in attentions if a.output is not None}
