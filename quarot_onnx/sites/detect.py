@@ -133,7 +133,7 @@ def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
 
 
 def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:
-    """Whether a Linear works on what one of ``attentions`` computes, without passing a value in ``stop``."""
+    """Whether a Linear works on what one of ``attentions`` computes, on a way past no node that reads ``stop``."""
     seen: set[ir.Value] = set()
     frontier = [linear.input] if attentions else []
     while frontier:
@@ -141,7 +141,7 @@ def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> b
         node = value.producer()
         if node in attentions:
             return True
-        if node is not None and value not in seen and value not in stop:
+        if node is not None and value not in seen and not any(v in stop for v in (value, *node.inputs)):
             seen.add(value)
             frontier.extend(v for v in node.inputs if v is not None)
     return False
