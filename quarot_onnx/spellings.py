@@ -62,7 +62,7 @@ def respell(model: ir.Model, source: object) -> None:
         _sort(function, source)
     _sort(model.graph, source)
     if model.functions:
-        for function in model.functions.values():
+        for function in _called(model):
             _import_as_model(function, model, source)
         common_passes.InlinePass()(model)
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
@@ -72,6 +72,7 @@ def respell(model: ir.Model, source: object) -> None:
             _part_bias(node)
     if (model.ir_version or 0) < _DEFAULTS_SINCE:
         common_passes.RemoveInitializersFromInputsPass()(model)
+        model.ir_version = _DEFAULTS_SINCE  # before, an initializer that is no input was not allowed
 
 
 def weights_with_default(graph: ir.Graph) -> str:
@@ -126,6 +127,19 @@ def _needs(node: ir.Node) -> Iterator[ir.Node]:
             yield from attribute.as_graph()
         elif attribute.type is ir.AttributeType.GRAPHS:
             yield from (inner for graph in attribute.as_graphs() for inner in graph)
+
+
+def _called(model: ir.Model) -> Iterator[ir.Function]:
+    """The functions that the graph calls, themselves or through others."""
+    found: set[ir.Function] = set()
+    frontier: list[ir.Graph | ir.Function] = [model.graph]
+    while frontier:
+        for node in ir.traversal.RecursiveGraphIterator(frontier.pop()):
+            function = model.functions.get(node.op_identifier())
+            if function is not None and function not in found:
+                found.add(function)
+                frontier.append(function)
+                yield function
 
 
 def _import_as_model(function: ir.Function, model: ir.Model, source: object) -> None:

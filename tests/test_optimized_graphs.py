@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import exports
+import hand_decoder
 import onnx
 import onnxruntime as ort
 import pytest
+from hand_decoder import Spec
 from rotating import check_equivalent, rotate
 
 from quarot_onnx import model_io
@@ -84,6 +86,26 @@ def test_an_optimized_decoder_is_quantized_whole(export: str, tmp_path: Path) ->
     done = quantize(file, tmp_path / "int8" / "model.onnx", config)
     assert done.recipe["quantization"]["linears"] == sum(1 for _ in linears(model_io.load(file).graph))
     assert not done.notes
+
+
+@pytest.mark.parametrize("spec", [Spec(multipliers=True), Spec(multipliers=True, table="tied"), Spec(linear="bias")])
+def test_linears_that_the_optimizer_scaled_or_made_gemms(spec: Spec, tmp_path: Path) -> None:
+    """Granite's multipliers go into FusedMatMuls; with fixed lengths MatMul and Add become a Gemm of matrices."""
+    (tmp_path / "in").mkdir()
+    source = hand_decoder.write(tmp_path / "in", spec)
+    if spec.linear == "bias":
+        proto = onnx.load(source)
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8
+        onnx.save(proto, tmp_path / "in" / "model.onnx")
+        file = optimized(tmp_path / "in" / "model.onnx", tmp_path / "optimized", "basic")
+        assert {"Gemm", "Reshape"} <= operators(file)
+        assert detect(model_io.load(file)).counts() == detect(model_io.load(source)).counts()
+        return
+    file = optimized(source, tmp_path / "optimized", "extended")
+    assert "FusedMatMul" in operators(file)
+    target, sites, _ = rotate(file, tmp_path)
+    assert sites.counts() == detect(model_io.load(source)).counts()
+    check_equivalent(source, target)
 
 
 def test_what_is_tested_here_is_what_the_optimizer_makes(tmp_path: Path) -> None:

@@ -212,6 +212,13 @@ def test_a_function_whose_operators_changed_is_refused_by_name(model, function, 
         model_io.load(path)
 
 
+def test_a_function_that_nobody_calls_may_be_what_it_likes(tmp_path):
+    proto = with_function(product(node("Relu", ["m"], ["o"])), 18, 17)
+    odd = product(node("ReduceMax", ["m"], ["o"], axes=[0], keepdims=1))
+    proto.functions.append(helper.make_function("local", "Odd", ["a", "w"], ["o"], odd, [helper.make_opsetid("", 17)]))
+    np.testing.assert_array_equal(run(loaded(proto, tmp_path)), run(proto))
+
+
 def test_functions_that_call_functions_and_hold_branches(tmp_path):
     then = branch("then", node("Add", ["m", "m"], ["t"]))
     body = product(
@@ -367,4 +374,5 @@ def test_an_initializer_that_is_an_input_is_a_default_since_ir_version_4(ir_vers
     made = loaded(proto, tmp_path)
     assert [value.name for value in made.graph.input] == inputs
     assert {tensor.name for tensor in made.graph.initializer} == set(io_models.weights())
+    onnx.checker.check_model(made)
     np.testing.assert_array_equal(run(made), run(proto))
