@@ -84,7 +84,8 @@ class Binder:
         needed = _nbytes(tensor, self.source)
         entries = {entry.key: entry.value for entry in tensor.external_data}
         try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
+            # Without a length, or with 0, the tensor has what its shape asks for (so does onnxruntime read it).
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0)) or needed
         except ValueError as error:
             raise ModelError(
                 f"tensor {tensor.name!r} in {self.source} has no valid external data range: {error}"

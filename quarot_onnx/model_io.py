@@ -13,7 +13,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from quarot_onnx import wire
@@ -21,6 +20,7 @@ from quarot_onnx.companions import companion_bytes, companion_files
 from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.external import Binder, damaged, model_file
 from quarot_onnx.layout import Layout, lay_out, streamed_weights
+from quarot_onnx.spellings import name_standard_domain, respell
 from quarot_onnx.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.tensors import lazy_tensor, read_array, read_rows
 
@@ -40,7 +40,6 @@ _SOURCE = "source"
 _DATA_FILES = "data_files"
 _EXTERNAL_FROM = 100 * 10**6
 _IR_ERRORS = (RuntimeError, ir.passes.InvariantError, ValueError, TypeError, KeyError)  # onnx-ir on a damaged graph
-_STANDARD_DOMAINS = {"", "ai.onnx"}
 _PROTOBUF_LIMIT = 2**31 - 1
 _SLACK = 1 << 16  # folder entries and file system blocks, in the estimate of the space that a save needs
 
@@ -65,8 +64,9 @@ class SavedModel:
 def load(path: str | Path) -> ir.Model:
     """Open a model without reading its weights.
 
-    Local functions are inlined, initializers are no inputs, and Constant nodes of at least ``wire.INLINE_BYTES``
-    become initializers.
+    What may be spelt in several ways is spelt in one (:mod:`quarot_onnx.spellings`): nodes are sorted, local functions
+    inlined, and initializers are inputs only where they are defaults that may be overridden. Constant nodes of at least
+    ``wire.INLINE_BYTES`` become initializers.
 
     Args:
         path: The ``.onnx`` file, with or without external data; symbolic links are followed.
@@ -83,10 +83,7 @@ def load(path: str | Path) -> ir.Model:
     binder.bind(proto)
     try:
         model = ir.serde.deserialize_model(proto)
-        if model.functions:
-            model = common_passes.InlinePass()(model).model
-        # Old exporters list weights among the inputs, as defaults that nobody overrides.
-        common_passes.RemoveInitializersFromInputsPass()(model)
+        respell(model, source)
     except _IR_ERRORS as error:
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
     _lift_constants(model)
@@ -185,8 +182,9 @@ def _parse(source: Path) -> onnx.ModelProto:
         raise damaged(source, "it has no " + ("operator set imports" if proto.HasField("graph") else "graph"))
     if not proto.graph.node:
         raise ModelError(f"the graph of {source} has no nodes; export the model again")
+    name_standard_domain(proto)
     imported = {opset.domain for opset in proto.opset_import}
-    if unknown := {node.domain for node in proto.graph.node} - imported - _STANDARD_DOMAINS:
+    if unknown := {node.domain for node in proto.graph.node} - imported - {""}:
         raise damaged(source, f"it uses operators of {sorted(unknown)} without importing them")
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name

@@ -37,10 +37,12 @@ from quarot_onnx.quantization import lowbit, static_ranges
 from quarot_onnx.quantization.apply import GivenWeights, apply_selection
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.sites.model import Kind
+from quarot_onnx.spellings import weights_with_default
 from quarot_onnx.workspace import Clock, scratch_folder, workspace
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
@@ -214,6 +216,7 @@ def quantize(
             task = lowbit.Task(model, selection, config, ranges, work.samples)
             given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(progress, "round"))
             clock.lap("round")
+        notes = (*left_in_float(model.graph, config), *notes)
         earlier = recorded(model)
         apply_selection(model, selection, ranges, _phase(progress, "quantize"), given)
         done = (plan, rotating) if plan is not None and rotating is not None else None
@@ -264,6 +267,7 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
             "there is nothing to rotate; name nodes in a rotation config's online_pairs, or go without rotation"
+            f"{weights_with_default(model.graph)}"
         )
     plan = plan_rotation(sites, request)
     plan = replace(plan, notes=(*notes, *plan.notes))

@@ -5,6 +5,7 @@ from pathlib import Path
 import io_models
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -106,6 +107,41 @@ def test_offset_and_length_may_be_left_out(tmp_path):
     (tmp_path / "w").write_bytes(w.tobytes())
     model = model_io.load(external(tmp_path / "m.onnx", location="w"))
     np.testing.assert_array_equal(model_io.read_array(model.graph.initializers["first"].const_value), w)
+
+
+@pytest.mark.parametrize("entries", [{"length": "0"}, {"offset": "64"}, {"offset": "64", "length": "0"}])
+def test_a_length_of_zero_or_none_means_what_the_shape_needs(tmp_path, entries):
+    w = io_models.weights()["first"]
+    (tmp_path / "w").write_bytes(bytes(int(entries.get("offset", 0))) + w.tobytes() + bytes(100))
+    source = external(tmp_path / "m.onnx", location="w", **entries)
+    model = model_io.load(source)
+    np.testing.assert_array_equal(model_io.read_array(model.graph.initializers["first"].const_value), w)
+    saved = model_io.save(model, tmp_path / "out.onnx")
+    x = np.ones((2, 32), np.float32)
+    ours, theirs = (
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+        for path in (saved.path, source)
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_length_of_zero_beyond_the_end_of_the_file(tmp_path):
+    (tmp_path / "w").write_bytes(bytes(4000))
+    assert "needs 4,096 bytes at offset 0, 4,000 are there" in refusal(
+        external(tmp_path / "m.onnx", location="w", length="0")
+    )
+
+
+def test_an_empty_tensor_in_an_empty_file(tmp_path):
+    (tmp_path / "w").write_bytes(b"")
+    tensor = TensorProto(name="none", data_type=TensorProto.FLOAT, dims=[0, 32])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w")
+    node = helper.make_node("Concat", ["x", "none"], ["y"], axis=0)
+    (tmp_path / "m.onnx").write_bytes(io_models.model_of([node], [tensor]).SerializeToString())
+    saved = model_io.save(model_io.load(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    session = ort.InferenceSession(saved.path, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.ones((2, 32), np.float32)})[0].shape == (2, 32)
 
 
 def external(path: Path, **entries: str) -> Path:

@@ -7,7 +7,7 @@ else is carried (:mod:`quarot_onnx.graph.blocks`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
 from quarot_onnx.calibration.padding import Padding
-from quarot_onnx.calibration.running import check_feeds, not_finite, run_sample
+from quarot_onnx.calibration.running import check_feeds, fed_defaults, not_finite, run_sample
 from quarot_onnx.calibration.states import States
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.blocks import Segment, Segments, Stage
@@ -74,11 +74,12 @@ class StageRunner:
         """
         for feeds in samples:
             check_feeds(feeds, model)
-        padding = Padding(model)
-        self._samples = [part for number, feeds in enumerate(samples) for part in padding.samples(feeds, number)]
-        if not self._samples:
+        defaults, padding = fed_defaults(samples, model), Padding(model)
+        self._segments, self._stages = Segments(model, stages, defaults), stages
+        parts = [part for number, feeds in enumerate(samples) for part in padding.samples(feeds, number)]
+        if not parts:
             raise CalibrationError(f"nothing is visible in any of the {len(samples)} samples: look at their mask")
-        self._segments, self._stages = Segments(model, stages), stages
+        self._samples = [replace(part, feeds=defaults | part.feeds) for part in parts]
         self._threads = threads
         share = limit // 2 if follow_float else limit
         self._quantized = States(scratch / "quantized", share)
@@ -153,7 +154,7 @@ class StageRunner:
             graph.inputs.append(w)
             node.replace_input_with(0, x)
             node.replace_input_with(WEIGHT_INPUT, w)
-            if node.op_type == "Gemm":
+            if node.op_type != "MatMul":
                 node.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
                 node.attributes["transB"] = ir.AttrInt64("transB", 0)
         _drop_unused(graph)

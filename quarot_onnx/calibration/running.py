@@ -1,5 +1,6 @@
 """Run a calibration sample; say which one, and what, is at fault."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.tensors import read_array
 
 
 def check_feeds(feeds: Feeds, model: ir.Model) -> None:
@@ -44,6 +46,13 @@ def check_ids(ids: NDArray[Any] | None, reader: str, sample: int) -> None:
             f"{reader} gives the token id {int(ids.min())} in sample {sample}: ids begin at 0; put a pad's id there, "
             "with attention_mask 0"
         )
+
+
+def fed_defaults(samples: Sequence[Feeds], model: ir.Model) -> Feeds:
+    """The defaults of those inputs that some sample overrides, for the samples that do not."""
+    fed = {name for feeds in samples for name in feeds}
+    tensors = {value.name or "": value.const_value for value in model.graph.inputs}
+    return {name: read_array(tensor) for name, tensor in tensors.items() if tensor is not None and name in fed}
 
 
 def run_sample(session: Any, feeds: Feeds, sample: int, names: list[str] | None = None) -> list[Any]:

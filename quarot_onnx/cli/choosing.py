@@ -23,7 +23,7 @@ from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import understood
 
 CALIBRATION = "calibration."
 """How the keys of calibration begin."""
@@ -150,7 +150,7 @@ def _from_scheme(question: Question) -> Chosen:
         weight_symmetric=options.w_sym is not False,
         method=options.calib_method or opt.CalibrationChoice.MINMAX,
         percentile=options.percentile,
-        head=[linear.name for linear in detect(question.model).head] if head is Precision.FLOAT else (),
+        head=[linear.name for linear in understood(question.model).head] if head is Precision.FLOAT else (),
         embedding=options.embedding or Precision.FLOAT,
         exclude=options.exclude or (),
         rotation=configs.quarot_config(typed) if rotates else None,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.query import subgraphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +85,15 @@ def find_stages(
 class Segments:
     """The segments of a model, one for each stage."""
 
-    def __init__(self, model: ir.Model, stages: Sequence[Stage]) -> None:
-        """Label the graph; it is not changed and must not be until the last segment was made."""
-        self._model, self._stages = model, stages
+    def __init__(self, model: ir.Model, stages: Sequence[Stage], fed: Collection[str] = ()) -> None:
+        """Label the graph; it is not changed and must not be until the last segment was made.
+
+        Args:
+            model: The model.
+            stages: From ``find_stages``.
+            fed: Names of inputs with a default that are fed nevertheless; the others are constants here.
+        """
+        self._model, self._stages, self._fed = model, stages, frozenset(fed)
         self._level: dict[ir.Value, int] = {}
         self._by_level: list[list[ir.Node]] = [[] for _ in stages]
         self._last_use: dict[ir.Value, int] = {}
@@ -132,7 +139,7 @@ class Segments:
         graph = self._model.graph
         stage_of = {linear.node: k for k, stage in enumerate(self._stages) for linear in stage.linears}
         for value in graph.inputs:
-            if not value.is_initializer():
+            if not value.is_initializer() or value.name in self._fed:
                 self._level[value] = 0
         needed = self._needed()
         for node in graph:
@@ -178,12 +185,9 @@ class Segments:
 def _operands(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, in subgraphs too, where it comes from outside of them."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            graphs = (attribute.as_graph(),) if attribute.type is ir.AttributeType.GRAPH else attribute.as_graphs()
-            for graph in graphs:
-                for inner in ir.traversal.RecursiveGraphIterator(graph):
-                    yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+    for graph in subgraphs(node):
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
 
 
 def _in_order(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:

@@ -106,9 +106,7 @@ class Editor:
         result = nodes[-1].outputs[0]
         for node, index in users:
             node.replace_input_with(index, result)
-        for position, output in enumerate(self.graph.outputs):
-            if output is value:
-                self._take_over(value, result, position)
+        self._take_over(value, result)
 
     def replace_node(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
         """Put ``nodes`` in the place of a node with one output; the last one's output takes its users over."""
@@ -117,20 +115,22 @@ class Editor:
         self.before(node, nodes)
         for user, index in users:
             user.replace_input_with(index, new)
-        for position, output in enumerate(self.graph.outputs):
-            if output is old:
-                self._take_over(old, new, position)
+        self._take_over(old, new)
         operands = [v for v in node.inputs if v is not None]
         self.graph.remove(node, safe=True)
         for operand in operands:
             self.prune(operand)
 
-    def _take_over(self, old: ir.Value, new: ir.Value, position: int) -> None:
-        """Make ``new`` the graph output that ``old`` was, name, type and shape."""
+    def _take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """Make ``new`` the graph output that ``old`` is, name, type and shape, however often it is listed."""
+        positions = [position for position, output in enumerate(self.graph.outputs) if output is old]
+        if not positions:
+            return
         name = old.name
         old.name = self.unique(f"{name}_before")
         new.name, new.type, new.shape = name, old.type, old.shape
-        self.graph.outputs[position] = new
+        for position in positions:
+            self.graph.outputs[position] = new
 
     def prune(self, value: ir.Value) -> None:
         """Remove an initializer or a chain of nodes that nobody uses any more."""

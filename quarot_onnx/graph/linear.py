@@ -1,9 +1,10 @@
-"""A Linear: a MatMul or Gemm whose second operand is a constant matrix, with the bias that follows it.
+"""A Linear: a product whose second operand is a constant matrix, with the bias that follows it.
 
     y = alpha · x W + beta · b,    x: [..., in], W: [in, out], b: [out]
 
 Whatever the graph stores ([in, out], [out, in], behind a Transpose, a Cast or an Identity), a Linear
-speaks of W as [in, out].
+speaks of W as [in, out]. The product is a MatMul, a Gemm, or what onnxruntime's optimiser makes of a MatMul and its
+neighbours, com.microsoft's FusedMatMul (with alpha and transB).
 """
 
 from collections.abc import Iterator
@@ -23,8 +24,14 @@ from quarot_onnx.graph.query import (
     through,
 )
 from quarot_onnx.graph.tags import is_online
+from quarot_onnx.opsets import STANDARD_DOMAINS
 
 WEIGHT_INPUT = 1
+
+LINEAR_OPS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
+"""The operators that may be Linears."""
+
+_FUSED = "FusedMatMul"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +51,15 @@ class Bias:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A MatMul or Gemm with a constant weight.
+    """A MatMul, Gemm or FusedMatMul with a constant weight.
 
     Attributes:
-        node: The MatMul or Gemm; its input 0 is x, its input 1 leads to the weight.
+        node: The product; its input 0 is x, its input 1 leads to the weight.
         weight: The weight, seen as [in, out]: ``weight.transposed`` tells whether it is stored [out, in].
         bias: What is added to the product, or None.
         output: The value after the bias.
         transposed_input: A Gemm with transA=1: x comes as [in, rows].
-        alpha: Gemm's factor of the product.
+        alpha: Gemm's and FusedMatMul's factor of the product.
         beta: Gemm's factor of the bias.
     """
 
@@ -68,6 +75,16 @@ class Linear:
     def name(self) -> str:
         """The node's name as messages give it."""
         return label(self.node)
+
+    @property
+    def op_type(self) -> str:
+        """The operator as configurations name it: a FusedMatMul is a MatMul."""
+        return "MatMul" if self.node.op_type == _FUSED else self.node.op_type
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the node itself transposes its second operand (transB)."""
+        return bool(attribute_int(self.node, "transB", 0))
 
     @property
     def input(self) -> ir.Value:
@@ -90,36 +107,48 @@ class Linear:
         return self.bias is not None and self.bias.constant.shape[-1:] != (self.out_features,)
 
 
+def is_matmul(node: ir.Node) -> bool:
+    """Whether a node is a MatMul, or onnxruntime's FusedMatMul, of any operands."""
+    if node.op_type == _FUSED:
+        return node.domain == "com.microsoft"
+    return node.op_type == "MatMul" and node.domain in STANDARD_DOMAINS
+
+
 def linear_at(node: ir.Node) -> Linear | None:
-    """The Linear that ``node`` is, or None (another operator, no constant 2-D float weight, an online rotation)."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or is_online(node):
+    """The Linear that ``node`` is, or None.
+
+    That is another operator, an operand that is no constant 2-D float weight or an empty one, an online rotation.
+    """
+    gemm = node.op_type == "Gemm" and node.domain in STANDARD_DOMAINS
+    if not (gemm or is_matmul(node)) or is_online(node):
         return None
     weight = resolve_constant(node.inputs[WEIGHT_INPUT])
-    if weight is None or len(weight.shape) != 2 or weight.dtype not in FLOAT_TYPES:
+    if weight is None or len(weight.shape) != 2 or weight.dtype not in FLOAT_TYPES or 0 in weight.shape:
         return None
     if resolve_constant(node.inputs[0]) is not None:
         return None
-    if node.op_type == "MatMul":
-        bias = _bias_after(node, weight.shape[1])
-        output = bias.node.outputs[0] if bias else node.outputs[0]
-        return Linear(node, weight, bias, output)
     if attribute_int(node, "transB", 0):
         weight = Constant(weight.value, weight.tensor, not weight.transposed, weight.dtype)
-    bias, output = None, node.outputs[0]
+    alpha = attribute_float(node, "alpha", 1.0)
+    if gemm:
+        return _gemm(node, weight, alpha)
+    if any(attribute_int(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")):
+        return None  # x turned inside: only a Gemm's x, which is a matrix, can be turned back
+    bias = _bias_after(node, weight.shape[1])
+    return Linear(node, weight, bias, bias.node.outputs[0] if bias else node.outputs[0], alpha=alpha)
+
+
+def _gemm(node: ir.Node, weight: Constant, alpha: float) -> Linear | None:
+    """A Gemm whose bias, if it has one, is constant."""
+    bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         constant = resolve_constant(node.inputs[2])
         if constant is None:
             return None
         bias = Bias(constant, node, 2)
-    return Linear(
-        node,
-        weight,
-        bias,
-        output,
-        transposed_input=bool(attribute_int(node, "transA", 0)),
-        alpha=attribute_float(node, "alpha", 1.0),
-        beta=attribute_float(node, "beta", 1.0),
-    )
+    transposed = bool(attribute_int(node, "transA", 0))
+    beta = attribute_float(node, "beta", 1.0)
+    return Linear(node, weight, bias, node.outputs[0], transposed_input=transposed, alpha=alpha, beta=beta)
 
 
 def linears(graph: ir.Graph) -> Iterator[Linear]:

@@ -64,6 +64,15 @@ def attribute_float(node: ir.Node, name: str, default: float) -> float:
     return default if attr is None else float(attr.as_float())
 
 
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds: branches of an If, the body of a Loop."""
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 def label(node: ir.Node) -> str:
     """A node as messages name it: its name, or its operator and first output when it has none."""
     return node.name or f"{node.op_type}->{node.outputs[0].name}"

@@ -46,7 +46,7 @@ from quarot_onnx.quantization.weights.qronos import QronosOptions
 from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
 from quarot_onnx.quantization.weights.solve import GptqOptions
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import understood
 
 
 def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
@@ -204,7 +204,7 @@ def round_weights(
     """
     options, jobs, tables = _options(task.config), task.jobs(), task.tables()
     rounding = Rounding(options, checkpoint, progress, len(jobs) + len(tables))
-    sites = detect(task.model)
+    sites = understood(task.model)
     head = {linear.node for linear in sites.head}
     aware = [j for j in jobs if j.linear and j.linear.node not in head] if needs_statistics(options) else []
     if aware:

@@ -1,7 +1,8 @@
 """Which nodes are quantized, and how: a configuration applied to a graph.
 
 Only MatMuls and Gemms with a constant weight come into question, and embeddings where Gather is asked for; never
-attention's own MatMuls, never the Hadamards of online rotations, never tables of cosines.
+attention's own MatMuls, never the Hadamards of online rotations, never tables of cosines. What else holds a constant
+matrix is told (:mod:`quarot_onnx.quantization.left_float`).
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.spec import QLayerConfig, QTensorConfig
-from quarot_onnx.sites.detect import detect, refuse_quantized
+from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
+from quarot_onnx.spellings import weights_with_default
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         ModelError: The graph is already quantized.
     """
     refuse_quantized(model.graph)
-    names = [label(node) for node in model.graph]
+    names = [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)]
     unmatched = config.unmatched_patterns(names)
     if unmatched:
         near = did_you_mean(unmatched[0], names)
@@ -75,13 +77,17 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         raise ConfigError(f"the model uses opset {opset}; per-channel integers need 13 or later: export it anew")
     found = []
     for linear in linears(model.graph):
-        chosen = config.layer_config_for(linear.name, linear.node.op_type)
+        chosen = config.layer_config_for(linear.name, linear.op_type)
         if chosen is not None:
             found.append(LinearJob(linear, chosen))
     tables = _tables(model, config)
     if not found and not tables:
+        refuse_hidden(model.graph)
         kinds = ", ".join(config.op_types_to_quantize)
-        raise ConfigError(f"nothing to quantize: no {kinds} with a constant weight is left by the configuration")
+        raise ConfigError(
+            f"nothing to quantize: no {kinds} with a constant weight is left by the configuration"
+            f"{weights_with_default(model.graph)}"
+        )
     return Selection(tuple(found), tuple(tables))
 
 
@@ -93,7 +99,7 @@ def _tables(model: ir.Model, config: QConfig) -> list[TableJob]:
         chosen = config.layer_config_for(label(node), node.op_type) if table is not None else None
         if table is not None and chosen is not None:
             jobs.append(TableJob(node, table, chosen))
-    embeddings = {embedding.node for embedding in detect(model).embeddings} if jobs else set()
+    embeddings = {embedding.node for embedding in understood(model).embeddings} if jobs else set()
     return [job for job in jobs if not embeddings or job.node in embeddings]
 
 

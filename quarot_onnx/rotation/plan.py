@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import WEIGHT_INPUT, Linear
-from quarot_onnx.graph.query import Constant, attribute_int
+from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.online import OnlineFactors
 from quarot_onnx.hadamard.orders import construct, largest_block
 from quarot_onnx.hadamard.rotation import Rotation
@@ -219,8 +219,7 @@ class _Planner:
         self._steps.setdefault((node, index), (constant, stored, []))[2].append(step)
 
     def _weight(self, linear: Linear, step: Step) -> None:
-        stored = linear.node.op_type == "Gemm" and bool(attribute_int(linear.node, "transB", 0))
-        self._add(linear.node, WEIGHT_INPUT, linear.weight, step, stored=stored)
+        self._add(linear.node, WEIGHT_INPUT, linear.weight, step, stored=linear.stored_transposed)
 
     def _bias(self, linear: Linear, step: Step) -> None:
         if linear.bias is None:

@@ -4,6 +4,8 @@ Spelt out::
 
     scores = Q Kᵀ (scaled, masked, capped) ── Softmax ── (NaN guard) ── MatMul V ── Transpose ── Reshape ── O
 
+with MatMul or, after onnxruntime's optimiser, FusedMatMul, which scales and transposes inside.
+
 Fused: GroupQueryAttention, MultiHeadAttention (com.microsoft), Attention (opset 23).
 
 V is followed from the product back to the Linear that makes it, through reshapes, head repetition, the
@@ -18,7 +20,8 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.linear import Linear, linear_at
+from quarot_onnx.graph.linear import Linear, is_matmul, linear_at
+from quarot_onnx.graph.products import operand_axis
 from quarot_onnx.graph.query import attribute_int, consumers_through, data_input, label, resolve_constant, through
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Attention, HeadRotation, Kind, LeftOut
@@ -153,7 +156,8 @@ def _spelt(softmax: ir.Node, shapes: Shapes) -> _Parts | None:
     if scores is None or product is None:
         return None
     value = data_input(product, 1)
-    head_dim = shapes.last(product.outputs[0]) or shapes.last(value)
+    turned = operand_axis(product, 1, -1, shapes) != -1
+    head_dim = shapes.last(product.outputs[0]) or (None if turned else shapes.last(value))
     operands = (data_input(scores, 0), data_input(scores, 1), value, product.outputs[0])
     return _Parts(softmax, scores, product, *operands, head_dim=head_dim, num_heads=None, num_kv_heads=None)
 
@@ -166,7 +170,7 @@ def score_product(value: ir.Value) -> ir.Node | None:
         seen += 1
         if node is None:
             continue
-        if node.op_type == "MatMul":
+        if is_matmul(node):
             return node if linear_at(node) is None else None
         if node.op_type in SCORE_PATH or node.op_type in LAYOUT:
             frontier.extend(v for v in node.inputs if v is not None and resolve_constant(v) is None)
@@ -176,7 +180,7 @@ def score_product(value: ir.Value) -> ir.Node | None:
 def context_product(value: ir.Value) -> ir.Node | None:
     """The MatMul with V behind a Softmax's output, through a NaN guard."""
     for node, index in consumers_through(value):
-        if node.op_type == "MatMul" and index == 0:
+        if is_matmul(node) and index == 0:
             return node
         if node.op_type in ("Where", "Mul") and (found := context_product(node.outputs[0])):
             return found
@@ -234,6 +238,8 @@ def _value_source(parts: _Parts, num_heads: int, head_dim: int, shapes: Shapes) 
     if parts.obstacle is not None:
         raise NotTracedError(parts.obstacle)
     if parts.value is not None:
+        if operand_axis(parts.product, 1, -1, shapes) != -1:
+            raise NotTracedError(f"{label(parts.product)} reads V turned round, its heads not along the last axis")
         return follow_to_linear(parts.value, parts.product, "V", shapes)
     packed = follow_to_linear(parts.query, parts.product, "the packed QKV", shapes)
     kv_heads = parts.num_kv_heads or num_heads
@@ -251,8 +257,12 @@ def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation
     if parts.rope_inside or parts.key is None:
         return HeadRotation(None, None, parts.node, _rope_width(parts, head_dim, shapes))
     fused = parts.scores is parts.node
-    query = after_rope(parts.query, parts.scores, "Q", shapes)
-    key = after_rope(parts.key, parts.scores, "K", shapes, axis=-1 if fused else -2)
+    query_axis = operand_axis(parts.scores, 0, -1, shapes)
+    key_axis = operand_axis(parts.scores, 1, -1 if fused else -2, shapes)
+    if query_axis is None or key_axis is None:
+        raise NotTracedError(f"{label(parts.scores)} turns Q or K, of which the graph does not tell the rank")
+    query = after_rope(parts.query, parts.scores, "Q", shapes, axis=query_axis)
+    key = after_rope(parts.key, parts.scores, "K", shapes, axis=key_axis)
     for place, what in ((query, "Q"), (key, "K")):
         length = place.length
         if length is None and not place.reshaped:

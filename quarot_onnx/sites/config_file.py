@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
-from quarot_onnx.sites.detect import refuse_quantized, understood
+from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
 from quarot_onnx.sites.dialect_own import OwnConfig, as_config
 from quarot_onnx.sites.dialect_quark_onnx import QuarkOnnxConfig
 from quarot_onnx.sites.dialect_quark_torch import QuarkTorchConfig, read_quark_torch
@@ -112,7 +112,12 @@ def read_sites(
     content = dict(path) if isinstance(path, Mapping) else _AnyFile.load(path).content
     dialect = _recognise(content, source)
     config = _CONFIGS[dialect].from_dict(content, source=source)
-    found = understood(model) if asked or _needs_detection(config) else _undetected(model)
+    if asked or _needs_detection(config):
+        found = understood(model)
+        if not found.layers:
+            refuse_hidden(model.graph)
+    else:
+        found = _undetected(model)
     try:
         stated = _stated(config, model.graph, found)
     except ConfigError as error:

@@ -9,13 +9,14 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.linear import Linear, linear_at, linears
-from quarot_onnx.graph.query import label
+from quarot_onnx.graph.query import label, subgraphs
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.attention import find_attentions
 from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stream import Stream, find_stream
+from quarot_onnx.sites.unknown import unknown_attentions
 
 QUANTIZED = frozenset(
     {
@@ -55,8 +56,8 @@ def refuse_hidden(graph: ir.Graph) -> None:
         ModelError: Naming the node.
     """
     for node in graph:
-        bodies = (g for attr in node.attributes.values() for g in _subgraphs(attr))
-        if any(_is_layer(inner) for body in bodies for inner in RecursiveGraphIterator(body)):
+        inside = (inner for body in subgraphs(node) for inner in RecursiveGraphIterator(body))
+        if any(_is_layer(inner) for inner in inside):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "
                 "export without merging the decoders (optimum: --no-post-process)"
@@ -67,13 +68,6 @@ def _is_layer(node: ir.Node) -> bool:
     """Whether a node is a Linear of a decoder; an outer product is none (LongRoPE's angles, in an If)."""
     linear = linear_at(node)
     return linear is not None and linear.in_features > 1
-
-
-def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """The graphs that an attribute holds."""
-    if attribute.type is ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def detect(model: ir.Model, *, split_cache: bool = False) -> Sites:
@@ -89,27 +83,31 @@ def detect(model: ir.Model, *, split_cache: bool = False) -> Sites:
     Raises:
         ModelError: The graph is already quantized, or its decoder is out of sight.
     """
-    return without_leaks(understood(model), model, split_cache=split_cache)
+    sites = understood(model)
+    if not sites.layers:
+        refuse_hidden(model.graph)
+    return without_leaks(sites, model, split_cache=split_cache)
 
 
 def understood(model: ir.Model) -> Sites:
-    """Everything whose structure admits a rotation, whatever leaves the graph.
+    """Everything whose structure admits a rotation, whatever leaves the graph; little or nothing where a decoder hides.
 
     Args:
         model: As for ``detect``.
 
     Returns:
-        The sites; ``sites.layers`` is 0 when the graph is not a decoder.
+        The sites; ``sites.layers`` is 0 when the graph is not a decoder, or its decoder is out of sight.
 
     Raises:
-        ModelError: The graph is already quantized, or its decoder is out of sight.
+        ModelError: The graph is already quantized.
     """
     graph = model.graph
     refuse_quantized(graph)
-    refuse_hidden(graph)
     shapes = Shapes(model)
     stream = find_stream(graph, shapes)
     attentions, left_out = find_attentions(graph, shapes)
+    if not attentions:
+        attentions, left_out = unknown_attentions(stream)
     writers = {linear.node for linear in stream.writers}
     attentions = [a for a in attentions if a.output is None or a.output.node in writers]
     outputs = {a.output.node for a in attentions if a.output is not None}
@@ -146,7 +144,7 @@ def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
 
 
 def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:
-    """Whether a Linear works on what one of ``attentions`` computes, without passing a value in ``stop``."""
+    """Whether a Linear works on what one of ``attentions`` computes, on a way past no node that reads ``stop``."""
     seen: set[ir.Value] = set()
     frontier = [linear.input] if attentions else []
     while frontier:
@@ -154,7 +152,7 @@ def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> b
         node = value.producer()
         if node in attentions:
             return True
-        if node is not None and value not in seen and value not in stop:
+        if node is not None and value not in seen and not any(v in stop for v in (value, *node.inputs)):
             seen.add(value)
             frontier.extend(v for v in node.inputs if v is not None)
     return False

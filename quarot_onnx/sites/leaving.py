@@ -89,7 +89,7 @@ class _Guard:
             if node in readers and index == 0:
                 return []
             if norm is not None and norm.output in node.outputs:
-                return [v for v in (norm.output, norm.skip_sum) if v is not None]  # not 1 / rms, which stays as it is
+                return [norm.output, *node.outputs[3:]]  # a Skip-norm's sum, but not 1 / rms, which stays as it is
             if node.op_type == "ReduceMean" and through(data_input(node)).producer() in norms:
                 return []  # the mean of squares stays as well
             return list(node.outputs)

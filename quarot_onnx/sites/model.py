@@ -63,7 +63,6 @@ class Norm:
         gamma: γ as the graph stores it, [hidden]; None when the norm has none.
         gamma_use: The node and the input index where γ enters.
         gamma_offset: Added to the stored γ (Gemma stores γ - 1); then ``gamma_use`` is the Mul by the sum.
-        skip_sum: The output of a Skip-norm that carries the sum on, or None.
         reads: The nodes through which the norm reads its input.
     """
 
@@ -73,7 +72,6 @@ class Norm:
     gamma: Constant | None
     gamma_use: tuple[ir.Node, int] | None
     gamma_offset: float = 0.0
-    skip_sum: ir.Value | None = None
     reads: frozenset[ir.Node] = frozenset()
 
     @property

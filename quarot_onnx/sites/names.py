@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError, did_you_mean
-from quarot_onnx.graph.linear import Linear, linear_at
+from quarot_onnx.graph.linear import LINEAR_OPS, Linear, linear_at
 from quarot_onnx.graph.query import label
-
-LINEAR_OPS = frozenset({"MatMul", "Gemm"})
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,12 @@ from quarot_onnx.sites.model import Norm
 
 FUSED = frozenset({"SimplifiedLayerNormalization", "RMSNormalization"})
 SKIP = "SkipSimplifiedLayerNormalization"
+SKIPS = frozenset({SKIP, "SkipLayerNormalization"})
+"""Norms that add two values first."""
+
+SKIP_SUM = 3
+"""Which output of theirs is the sum."""
+
 LAYER_NORMS = frozenset({"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization"})
 
 
@@ -43,17 +49,8 @@ def fused_norm(node: ir.Node, shapes: Shapes | None = None) -> Norm | None:
     axis = attribute_int(node, "axis", -1)
     if gamma is None or len(gamma.shape) != 1 or biased or not _is_last(axis, data_input(node), shapes):
         return None
-    total = node.outputs[3] if node.op_type == SKIP and len(node.outputs) > 3 and node.outputs[3].name else None
-    return Norm(
-        node,
-        data_input(node),
-        node.outputs[0],
-        gamma,
-        (node, position),
-        offset,
-        skip_sum=total,
-        reads=frozenset({node}),
-    )
+    use = (node, position)
+    return Norm(node, data_input(node), node.outputs[0], gamma, use, offset, reads=frozenset({node}))
 
 
 def spelt_norms(graph: ir.Graph, shapes: Shapes | None = None) -> Iterator[Norm]:

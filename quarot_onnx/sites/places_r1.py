@@ -12,10 +12,10 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.linear import LINEAR_OPS, Linear
 from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, resolve_constant
 from quarot_onnx.sites.model import Embedding, Kind, Norm, ResidualNorm, Sites
-from quarot_onnx.sites.names import LINEAR_OPS, Names, Ref, once
+from quarot_onnx.sites.names import Names, Ref, once
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stated import R1Places
 

@@ -30,7 +30,7 @@ from quarot_onnx.graph.query import (
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Embedding, Norm, ResidualNorm
 from quarot_onnx.sites.moves import moved_operand, scaled_operand
-from quarot_onnx.sites.norms import LAYER_NORMS, SKIP, fused_norm, is_centred_mean, spelt_norms
+from quarot_onnx.sites.norms import LAYER_NORMS, SKIP_SUM, SKIPS, fused_norm, is_centred_mean, spelt_norms
 
 
 @dataclass(eq=False)
@@ -157,6 +157,8 @@ class _Labelling:
             self._write(node, [v for v in node.inputs if v is not None and v not in self._stream])
             self._stream.add(node.outputs[0])
         else:
+            if node.op_type in SKIPS:
+                self._skip(node)
             self._unknown_reader(node)
 
     def _vector(self, node: ir.Node) -> ir.Value | None:
@@ -173,10 +175,8 @@ class _Labelling:
 
     def _norm(self, node: ir.Node, norm: Norm) -> None:
         """A norm of the stream; a Skip-norm also writes."""
-        if node.op_type == SKIP:
-            self._write(node, [v for v in node.inputs[:2] if v is not None and v not in self._stream])
-            if norm.skip_sum is not None:
-                self._stream.add(norm.skip_sum)
+        if node.op_type in SKIPS:
+            self._skip(node)
         self._inner |= norm.reads
         if self._pending:
             self._last_written = tuple(self._pending)
@@ -186,6 +186,12 @@ class _Labelling:
         self._normed[norm.output] = _Normed(readers)
         if norm.gamma is not None and norm.gamma.shape != (self._found.hidden_size,):
             self._problem(node, f"its weight has the shape {list(norm.gamma.shape)}, not [{self._found.hidden_size}]")
+
+    def _skip(self, node: ir.Node) -> None:
+        """The addition inside a Skip-norm; its last output carries the sum on."""
+        self._write(node, [v for v in node.inputs[:2] if v is not None and v not in self._stream])
+        if len(node.outputs) > SKIP_SUM and node.outputs[SKIP_SUM].name:
+            self._stream.add(node.outputs[SKIP_SUM])
 
     def _read(self, node: ir.Node, value: ir.Value, mark: _Normed) -> None:
         """A use of a norm's output: a Linear, or something that R1 cannot pass."""
@@ -207,6 +213,8 @@ class _Labelling:
         elif node.op_type in LAYER_NORMS or is_centred_mean(node):
             self._found.layer_norm = True
             self._problem(node, "is a LayerNorm: it subtracts the mean, so R1 does not pass it (an RMSNorm does)")
+        elif node.op_type in SKIPS:
+            self._problem(node, "is a Skip-norm with a bias, or with a weight that is no constant vector")
         elif not self._belongs_to_layer_norm(node):
             self._problem(node, "reads the residual stream but is neither an RMSNorm nor an addition to it")
 

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
+import exports
 import hand_decoder
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from hand_decoder import Spec
-from onnx import TensorProto, helper
-from rotating import check_equivalent, rotate
+from onnx import TensorProto, helper, numpy_helper
+from rotating import check_equivalent, request, rotate
 
 from quarot_onnx import model_io
 from quarot_onnx.errors import ModelError
+from quarot_onnx.rotation.plan import Demand, plan_rotation
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites
 
@@ -145,3 +148,46 @@ def test_a_graph_without_attention_is_no_decoder(tmp_path: Path) -> None:
     sites = detect(model)
     assert (sites.layers, sites.hidden_size, sites.architecture) == (0, 0, "not a decoder")
     assert set(sites.counts().values()) == {0}
+
+
+def test_a_linear_inside_an_if_is_no_reason_to_refuse_a_decoder_outside(tmp_path: Path) -> None:
+    model = hand_decoder.build()
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "raw"
+    weight = np.eye(hand_decoder.VOCAB, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "twice"))
+    then = [helper.make_node("MatMul", ["raw", "twice"], ["then_logits"], name="inside")]
+    model.graph.node.append(choice(then, [helper.make_node("Identity", ["raw"], ["else_logits"])], "logits"))
+    sites = detect(with_condition(model, tmp_path))
+    assert sites.counts() == {"R1": 3, "R2": 1, "R3": 1, "R4": 1}
+    assert not sites.left_out
+
+
+@pytest.mark.parametrize("export", ["genai", "optimum"])
+def test_where_attention_is_not_understood_r1_and_r4_are_done(export: str, tmp_path: Path) -> None:
+    source = exports.genai_like() if export == "genai" else exports.optimum_export("llama")
+    model = model_io.load(source)
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            node.op_type = "FutureAttention"
+        if export == "optimum" and node.op_type == "Softmax":
+            node.replace_input_with(0, odd_scores(node))
+    sites = detect(model)
+    assert sites.counts() == {"R1": 5, "R2": 0, "R3": 0, "R4": 2}
+    assert (sites.layers, sites.architecture) == (2, "llama")
+    assert {entry.kind for entry in sites.left_out} == {Kind.R2, Kind.R3}
+    assert all("is not understood" in entry.reason for entry in sites.left_out)
+    plan = plan_rotation(sites, request(demand=Demand.IF_POSSIBLE))
+    assert dict(plan.counts) == {"R1": 5, "R4": 2}
+    assert len(plan.notes) == 2
+
+
+def odd_scores(softmax: ir.Node) -> ir.Value:
+    """The scores through an operator that no spelling of an attention has."""
+    scores = softmax.inputs[0]
+    assert scores is not None
+    assert softmax.graph is not None
+    odd = ir.Node("", "Erf", [scores], name=f"{softmax.name}/odd")
+    odd.outputs[0].name = f"{scores.name}/odd"
+    softmax.graph.insert_before(softmax, odd)
+    return odd.outputs[0]

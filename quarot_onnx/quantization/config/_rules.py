@@ -5,7 +5,7 @@ A pattern is a node's exact name, or a glob (``*``, ``?``, ``[...]``) over the w
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated
@@ -46,6 +46,11 @@ def matches(pattern: str, name: str) -> bool:
 def any_matches(patterns: Iterable[str], name: str) -> bool:
     """Whether one of the patterns names the node."""
     return any(matches(pattern, name) for pattern in patterns)
+
+
+def leaves_out(exclude: Sequence[str], nodes_to_quantize: Sequence[str], name: str) -> bool:
+    """Whether a node is excluded, or others alone are named."""
+    return any_matches(exclude, name) or (bool(nodes_to_quantize) and not any_matches(nodes_to_quantize, name))
 
 
 class LayerRule(Strict):

@@ -27,6 +27,7 @@ from quarot_onnx.quantization.config._rules import (
     Pattern,
     any_matches,
     as_rules,
+    leaves_out,
     matches,
     refuse_unknown_types,
 )
@@ -248,10 +249,7 @@ class QConfig(FileConfig):
             ConfigError: `specific_layer_config` names this very node, and its operator type is left out; or names an
                 embedding with what only a Linear can have, or the other way about.
         """
-        left_out = any_matches(self.exclude, node_name) or (
-            bool(self.nodes_to_quantize) and not any_matches(self.nodes_to_quantize, node_name)
-        )
-        if left_out:
+        if leaves_out(self.exclude, self.nodes_to_quantize, node_name):
             return None
         by_type = next((rule for rule in self.layer_type_config if op_type in rule.layers), None)
         quantizable = op_type in self.op_types_to_quantize or (by_type is not None and by_type.config is not None)

@@ -7,26 +7,17 @@ parts. What else changed is refused.
 
 import numpy as np
 import onnx_ir as ir
-from onnx import defs
 
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import label
+from quarot_onnx.opsets import STANDARD_DOMAINS, means_the_same
 
 INT4_OPSET = 21
 """The first opset with 4-bit integers."""
 
 _INT4_IR_VERSION = 10
 
-# From opset 13 to 21 these gained types, optional inputs or attributes whose defaults are the old meaning.
-# fmt: off
-_WIDENED = frozenset({
-    "Add", "Cast", "CastLike", "Constant", "ConstantOfShape", "CumSum", "DequantizeLinear", "Div", "Equal",
-    "Flatten", "GreaterOrEqual", "Identity", "If", "IsInf", "IsNaN", "LeakyRelu", "LessOrEqual", "Loop",
-    "Mul", "PRelu", "Pad", "Pow", "QLinearMatMul", "QuantizeLinear", "Relu", "Reshape", "Scan",
-    "ScatterElements", "ScatterND", "Shape", "Size", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
-})
-# fmt: on
 _REDUCTIONS = frozenset(
     f"Reduce{what}" for what in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 )
@@ -46,11 +37,10 @@ def raise_opset(editor: Editor, wanted: int = INT4_OPSET) -> None:
     model = editor.model
     current = model.graph.opset_imports.get("", 1)
     if current < wanted:
-        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in ("", "ai.onnx")]
-        changed = [node for node in nodes if _since(node, current) != _since(node, wanted)]
-        known = _WIDENED | _REDUCTIONS | {"Split"}
+        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in STANDARD_DOMAINS]
+        changed = [node for node in nodes if not means_the_same(node, current, wanted)]
         for node in changed:
-            if node.op_type not in known:
+            if node.op_type not in _REDUCTIONS | {"Split"}:
                 raise ConfigError(
                     f"4-bit weights beside 8-bit activations need opset {wanted}; the model has {current}, and its "
                     f"{node.op_type} {label(node)!r} would change its meaning: export it with opset {wanted}, or use "
@@ -63,14 +53,6 @@ def raise_opset(editor: Editor, wanted: int = INT4_OPSET) -> None:
                 editor.set_int(node, "num_outputs", len(node.outputs))
         model.graph.opset_imports[""] = wanted
     model.ir_version = max(model.ir_version or 0, _INT4_IR_VERSION)
-
-
-def _since(node: ir.Node, opset: int) -> int | None:
-    """The version of the definition that is in force; None for operators that only onnxruntime knows."""
-    try:
-        return int(defs.get_schema(node.op_type, opset, "").since_version)
-    except defs.SchemaError:
-        return None
 
 
 def _axes_as_input(editor: Editor, node: ir.Node) -> None:
