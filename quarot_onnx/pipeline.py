@@ -75,7 +75,7 @@ def rotate(
     config: QuarotConfig,
     *,
     verify: bool = True,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
     """Rotate a float model.
@@ -87,7 +87,8 @@ def rotate(
         target: The .onnx file to write; the source's companion files are copied beside it.
         config: Which rotations.
         verify: Prove that the rotated model computes the same.
-        overwrite: Whether an existing target may be replaced.
+        overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
+            it wrote beside it.
         progress: Called as the work goes on.
 
     Returns:
@@ -99,7 +100,8 @@ def rotate(
     """
     clock = Clock()
     model = model_io.load(source)
-    model_io.check_target(model, target, overwrite=overwrite)
+    folder = Path(source).absolute().parent
+    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     refuse_quantized(recorded(model))
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     recipe = make_recipe(rotation=(plan, config))
@@ -122,7 +124,7 @@ def rotate(
             target,
             overwrite=overwrite,
             progress=_phase(progress, "save"),
-            companions_from=Path(source).absolute().parent,
+            companions_from=folder,
             report=report,
             forbid=protected,
         )
@@ -137,7 +139,7 @@ def quantize(
     reader: DataReader | None = None,
     *,
     verify: bool = True,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
@@ -149,7 +151,8 @@ def quantize(
             decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
         reader: Calibration data; needed for static activation quantization.
         verify: Prove that the rotated model, before it is quantized, computes the same.
-        overwrite: Whether an existing target may be replaced.
+        overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
+            it wrote beside it.
         progress: Called as the work goes on.
 
     Returns:
@@ -161,7 +164,8 @@ def quantize(
     """
     clock = Clock()
     model = model_io.load(source)
-    model_io.check_target(model, target, overwrite=overwrite)
+    folder = Path(source).absolute().parent
+    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
@@ -212,7 +216,7 @@ def quantize(
             overwrite=overwrite,
             use_external_data=config.use_external_data_format or None,
             progress=_phase(progress, "save"),
-            companions_from=Path(source).absolute().parent,
+            companions_from=folder,
             report=report,
             forbid=protected,
         )

@@ -47,6 +47,7 @@ class ModelQuantizer:
         calibration_data_reader: DataReader | None = None,
         *,
         verify: bool = True,
+        overwrite: bool | None = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -55,6 +56,8 @@ class ModelQuantizer:
             model_output: The .onnx file to write; None to get the result back as a ModelProto.
             calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
             verify: Prove that the rotated model, before it is quantized, computes the same.
+            overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
+                wrote beside it.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
@@ -69,7 +72,9 @@ class ModelQuantizer:
             scratch = Path(name)
             source = _as_file(model_input, scratch)
             target = scratch / "quantized" / "model.onnx" if model_output is None else Path(model_output)
-            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify)
+            self.outcome = quantize(
+                source, target, self.config, calibration_data_reader, verify=verify, overwrite=overwrite
+            )
             for note in self.outcome.notes:
                 _LOG.warning(note)
             return _read_back(target) if model_output is None else None

@@ -113,6 +113,9 @@ RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the rotation changed nothing.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files of other origin beside OUT, and a model in a folder OUT.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 

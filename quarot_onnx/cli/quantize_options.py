@@ -227,6 +227,7 @@ class OutputOptions:
 
     verify: opt.Verify = True
     as_json: opt.Json = False
+    overwrite: opt.Overwrite = False
     quiet: opt.Quiet = False
 
 

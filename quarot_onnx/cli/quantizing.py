@@ -11,6 +11,7 @@ from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import typed_keys
+from quarot_onnx.cli.targets import target_file
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
@@ -36,14 +37,17 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
     """
     model = model_io.load(source)
-    target = opt.target_file(options.out, source)
-    model_io.check_target(model, target)
+    target = target_file(options, source)
+    overwrite = options.overwrite or None
+    model_io.check_target(model, target, overwrite=overwrite, companions_from=source.absolute().parent)
     record = recorded(model)
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
     reader = _reader(chosen.calibration, source) if calibrated else None
-    outcome = quantize(source, target, chosen.config, reader, verify=options.verify, progress=progress)
+    outcome = quantize(
+        source, target, chosen.config, reader, verify=options.verify, overwrite=overwrite, progress=progress
+    )
     notes = [*outcome.notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
