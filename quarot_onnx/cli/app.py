@@ -45,7 +45,9 @@ def export(
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new or empty folder.")],
     dtype: Annotated[opt.Dtype, typer.Option(help="Type of the weights.")] = opt.Dtype.FP32,
     opset: Annotated[int | None, typer.Option(min=1, help="Opset of the graph.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT_DIR.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export, and all files in OUT_DIR.")
+    ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -66,13 +68,14 @@ def inspect(
         Path | None, typer.Option(metavar="FILE", help="Write a rotation_config.json of what was found.")
     ] = None,
     rotation_config: opt.RotationFile = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show what a model is, where rotations go, what they cost, and why anything is left out."""
     path = opt.model_file(model)
     from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
 
-    content = inspect_model(path, rotation_config, write_config)
+    content = inspect_model(path, rotation_config, write_config, overwrite=overwrite)
     print_json(content) if as_json else render.inspection(content)
 
 
