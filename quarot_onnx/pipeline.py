@@ -16,7 +16,7 @@ from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.intent import kinds_for, sites_and_request
+from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs, sites_and_request
 from quarot_onnx.model_io import SavedModel
 from quarot_onnx.provenance import (
     RECIPE_KEY,
@@ -180,7 +180,7 @@ def quantize(
         plan: Plan | None = None
         equivalence: Equivalence | None = None
         if rotating is not None:
-            plan = _rotate_in_place(model, rotating, kinds_for(config))
+            plan = _rotate_in_place(model, rotating, kinds_for(config), quantized_inputs(selection))
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
             base = work.scratch / "rotated.onnx"
@@ -191,6 +191,8 @@ def quantize(
                 clock.lap("verify")
             model = model_io.load(base)
             selection = select(model, config)
+        # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
+        needless = needless_notes(model, selection) if plan is not None or Kind.R4 in kinds_for(config) else ()
         ranges = static_ranges.calibrate(
             base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
         )
@@ -222,7 +224,7 @@ def quantize(
         )
         clock.lap("quantize")
     of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *notes)
+    notes = (*config.notes, *of_rotation, *needless, *notes)
     return Outcome(saved, recipe, equivalence, notes, clock.laps)
 
 
@@ -239,7 +241,9 @@ def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
     return None
 
 
-def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[Kind]) -> Plan:
+def _rotate_in_place(
+    model: ir.Model, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
+) -> Plan:
     """Find the sites, plan, edit the graph; weights follow when the model is written."""
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
@@ -247,7 +251,7 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
             f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
             "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request, notes = sites_and_request(model, config, default)
+    sites, request, notes = sites_and_request(model, config, default, quantized)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
