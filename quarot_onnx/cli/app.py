@@ -11,7 +11,7 @@ from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions, RotateOptions
-from quarot_onnx.cli.signature import takes
+from quarot_onnx.cli.signature import dashed, takes
 
 if TYPE_CHECKING:
     from quarot_onnx.pipeline import Outcome
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": dashed},
 )
 
 

@@ -8,6 +8,7 @@ from typer import Option
 
 from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, ROUNDING, SCHEME, WEIGHTS
 
 
@@ -226,8 +227,8 @@ class OutputOptions:
     """What is checked and what is printed."""
 
     verify: opt.Verify = True
-    as_json: opt.Json = False
     overwrite: opt.Overwrite = False
+    as_json: opt.Json = False
     quiet: opt.Quiet = False
 
 
@@ -235,6 +236,7 @@ class OutputOptions:
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(
     OutputOptions,
+    GptaqOptions,
     RotationOptions,
     CalibrationOptions,
     ActivationOptions,
@@ -245,9 +247,15 @@ class QuantizeOptions(
 ):
     """All options of ``quantize``."""
 
-    no_rotate: Annotated[bool, Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=ROTATION)] = (
-        False
-    )
+    rotate: Annotated[
+        bool | None,
+        Option("--rotate/--no-rotate", help="Rotate before quantizing. Default: on.", rich_help_panel=ROTATION),
+    ] = None
+
+    @property
+    def no_rotate(self) -> bool:
+        """Whether --no-rotate was typed."""
+        return self.rotate is False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
-from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.cli.targets import target_file
+from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
@@ -36,6 +37,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     Raises:
         QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
     """
+    unused_notes = cache_notes(options)
     model = model_io.load(source)
     target = target_file(options, source)
     overwrite = options.overwrite or None
@@ -48,7 +50,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     outcome = quantize(
         source, target, chosen.config, reader, verify=options.verify, overwrite=overwrite, progress=progress
     )
-    notes = [*outcome.notes]
+    notes = [*outcome.notes, *unused_notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
