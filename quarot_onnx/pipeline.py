@@ -101,9 +101,10 @@ def rotate(
     clock = Clock()
     model = model_io.load(source)
     folder = Path(source).absolute().parent
-    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
+    model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
+    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
@@ -165,7 +166,7 @@ def quantize(
     clock = Clock()
     model = model_io.load(source)
     folder = Path(source).absolute().parent
-    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
+    model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
@@ -177,10 +178,12 @@ def quantize(
     lowbit.check_tokens(model, selection, samples)
     with workspace(Path(target), config, protected, samples, reader) as work:
         base: str | Path = source
-        plan: Plan | None = None
         equivalence: Equivalence | None = None
-        if rotating is not None:
-            plan = _rotate_in_place(model, rotating, kinds_for(config), quantized_inputs(selection))
+        kinds = kinds_for(config)
+        plan = None if rotating is None else _rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
+        # After what is wrong with the configuration, and before anything that takes long.
+        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
+        if plan is not None:
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
             base = work.scratch / "rotated.onnx"
@@ -192,7 +195,7 @@ def quantize(
             model = model_io.load(base)
             selection = select(model, config)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
-        needless = needless_notes(model, selection) if plan is not None or Kind.R4 in kinds_for(config) else ()
+        needless = needless_notes(model, selection) if plan is not None or Kind.R4 in kinds else ()
         ranges = static_ranges.calibrate(
             base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
         )
@@ -223,9 +226,8 @@ def quantize(
             forbid=protected,
         )
         clock.lap("quantize")
-    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *needless, *notes)
-    return Outcome(saved, recipe, equivalence, notes, clock.laps)
+    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds)
+    return Outcome(saved, recipe, equivalence, (*config.notes, *of_rotation, *needless, *notes), clock.laps)
 
 
 def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:

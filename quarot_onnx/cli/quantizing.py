@@ -41,7 +41,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     model = model_io.load(source)
     target = target_file(options, source)
     overwrite = options.overwrite or None
-    model_io.check_target(model, target, overwrite=overwrite, companions_from=source.absolute().parent)
+    model_io.check_target(model, target, overwrite=overwrite)
     record = recorded(model)
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, model, record, target))
