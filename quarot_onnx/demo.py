@@ -6,6 +6,7 @@ reference manual is no prose); the ratios to float are what the table is for.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
+from quarot_onnx.errors import OutputError
 from quarot_onnx.evaluation.perplexity import Perplexity, perplexity, prefill_speed
 from quarot_onnx.evaluation.report import perplexity_record
 from quarot_onnx.export import export, packaged_model
@@ -27,6 +29,7 @@ from quarot_onnx.sites.detect import detect
 SEQ_LEN = 512
 CALIBRATION_SAMPLES = 16
 _EVALUATION_SHARE = 0.3
+_RESULTS, _TEXTS = "results.json", ("calibration.txt", "evaluation.txt")
 
 Say = Callable[[str], None]
 
@@ -84,7 +87,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
     """Export, rotate, quantize and measure.
 
     Args:
-        out: Folder for the models and results.json; models of an earlier run are replaced.
+        out: Folder for the models and results.json; what an earlier run wrote there is replaced.
         windows: Windows of 512 tokens per perplexity.
         say: Called with a line when a stage begins.
 
@@ -93,10 +96,11 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
 
     Raises:
         MissingPackageError: The packages of the extra ``demo`` or the packaged model are not installed.
-        InputError: ``out`` cannot be written.
+        InputError: ``out`` cannot be written, or holds other files of the names that the demo gives.
     """
     tell = say or (lambda _line: None)
     out = Path(out).absolute()
+    _refuse_other_files(out)
     tell("exporting SmolLM2-135M to ONNX (about a minute)")
     source = export(packaged_model(), out / "float", overwrite=True)
     calibration, evaluation = _texts(out)
@@ -123,7 +127,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
         "calibration": {"text": str(calibration.relative_to(out)), "samples": CALIBRATION_SAMPLES, "seq_len": SEQ_LEN},
         "repeat": f"quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float --windows {windows}",
     }
-    (out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (out / _RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content | {"out": str(out)}
 
 
@@ -139,12 +143,44 @@ def _quarters(tell: Say) -> Progress:
 
 def _texts(out: Path) -> tuple[Path, Path]:
     """Write the calibration and the evaluation text; they do not overlap."""
-    text = default_text()
-    cut = text.index("\n", round(len(text) * (1 - _EVALUATION_SHARE))) + 1
-    paths = out / "calibration.txt", out / "evaluation.txt"
-    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+    paths = out / _TEXTS[0], out / _TEXTS[1]
+    for path, part in zip(paths, _parts(), strict=True):
         path.write_text(part, encoding="utf-8")
     return paths
+
+
+def _parts() -> tuple[str, str]:
+    """The text to calibrate on, and the text to evaluate on."""
+    text = default_text()
+    cut = text.index("\n", round(len(text) * (1 - _EVALUATION_SHARE))) + 1
+    return text[:cut], text[cut:]
+
+
+def _refuse_other_files(out: Path) -> None:
+    """Refuse a folder that has files of the demo's names and was not made by a demo.
+
+    Raises:
+        OutputError: With their list.
+    """
+    names = (_RESULTS, *_TEXTS, *(variant.folder for variant in VARIANTS))
+    found = [name for name in names if os.path.lexists(out / name)]
+    if found and not _is_ours(out):
+        raise OutputError(
+            f"{out} was not made by a demo, which would replace {', '.join(found)} there; choose another with --out"
+        )
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a folder has a demo's results.json, or the texts of one that was interrupted."""
+    try:
+        if not os.path.lexists(out / _RESULTS):
+            return all(
+                (out / name).read_text(encoding="utf-8") == part for name, part in zip(_TEXTS, _parts(), strict=True)
+            )
+        content = json.loads((out / _RESULTS).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"rows", "perplexity", "calibration", "repeat"}
 
 
 def _row(

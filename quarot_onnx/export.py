@@ -51,7 +51,7 @@ def export(
         out_dir: New or empty folder for model.onnx, config.json, tokenizer.json and the like; missing parents are made.
         dtype: Type of the weights and the cache in the graph.
         opset: Opset of the standard domain; None takes optimum's choice for the architecture.
-        overwrite: Replace ``out_dir`` when it holds an earlier export.
+        overwrite: Replace ``out_dir``, with all files in it, when it holds an earlier export and no folders.
         progress: Called with a short line when a stage begins.
 
     Returns:
@@ -155,9 +155,17 @@ def _check_destination(out_dir: Path, source: Path, *, overwrite: bool) -> None:
     if not any(out_dir.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"{out_dir} is not empty; choose a new folder or allow overwriting")
+        raise OutputError(
+            f"{out_dir} is not empty; choose a new folder, or replace all files in it with --overwrite "
+            "(overwrite=True in Python)"
+        )
     if not (out_dir / "model.onnx").is_file():
         raise OutputError(f"{out_dir} has no model.onnx, so it is not an earlier export and is not overwritten")
+    if folders := sorted(path.name for path in out_dir.iterdir() if path.is_dir()):
+        raise OutputError(
+            f"{out_dir} is not overwritten: it holds folders ({', '.join(folders)}), which no export writes; move "
+            "them, or choose a new folder"
+        )
 
 
 def _check_packages() -> None:
@@ -180,7 +188,7 @@ def _move(built: Path, out_dir: Path, *, replaced: Path) -> None:
     except OSError as error:
         if replaced.exists():
             replaced.rename(out_dir)
-        raise OutputError(f"cannot write {out_dir}: {error.strerror}") from error
+        raise OutputError(f"cannot write to {out_dir}: {error.strerror}; choose another folder") from error
 
 
 @contextmanager
@@ -191,9 +199,9 @@ def _staging(out_dir: Path) -> Iterator[Path]:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"cannot make {out_dir.parent}: a file is in the way; choose another folder") from error
+        raise OutputError(f"cannot write to {out_dir}: a file is in the way; choose another folder") from error
     except OSError as error:
-        raise OutputError(f"cannot write to {out_dir.parent}: {error.strerror}") from error
+        raise OutputError(f"cannot write to {out_dir}: {error.strerror}; choose another folder") from error
     try:
         yield staging
     finally:

@@ -12,7 +12,9 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from quarot_onnx import wire
 from quarot_onnx.errors import ModelError, did_you_mean
 
 _LFS_SIGNATURE = b"version https://git-lfs"
@@ -52,6 +54,21 @@ def damaged(path: Path, detail: str) -> ModelError:
     return ModelError(
         f"{path} ({size:,} bytes) is truncated, corrupt or not an ONNX model: {detail}; export or copy it again"
     )
+
+
+def peek(path: Path) -> onnx.ModelProto | None:
+    """A model file without its large weights; None where it is no readable ONNX model."""
+    try:
+        return onnx.ModelProto.FromString(wire.skeleton(path))
+    except (OSError, wire.WireError, DecodeError, RecursionError):
+        return None
+
+
+def data_locations(path: Path) -> set[str]:
+    """The data files that a model file names; none where it cannot be read."""
+    proto = peek(path)
+    tensors = [] if proto is None else [t for t in _tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
 @dataclass

@@ -1,16 +1,20 @@
 """What a configuration asks of a model: the places of the rotations and how much each is wanted."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.tags import is_online
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Demand, RotationRequest
 from quarot_onnx.sites.config_file import read_sites
 from quarot_onnx.sites.detect import detect
-from quarot_onnx.sites.model import Kind, Sites
+from quarot_onnx.sites.model import Kind, LeftOut, Sites
 
 _FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
 
@@ -25,7 +29,10 @@ _SPLIT_NOTE = (
 
 
 def sites_and_request(
-    model: ir.Model, config: QuarotConfig, default: frozenset[Kind]
+    model: ir.Model,
+    config: QuarotConfig,
+    default: frozenset[Kind],
+    quantized_inputs: Collection[ir.Node] | None = None,
 ) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
     """Combine the graph, the rotation config file and the switches.
 
@@ -33,6 +40,8 @@ def sites_and_request(
         model: The float model.
         config: The switches, and perhaps a rotation config file.
         default: The rotations to do where possible, when neither a file nor a switch speaks of them.
+        quantized_inputs: The Linears whose inputs will be quantized, before which alone R4 pays; None where that is
+            not known.
 
     Returns:
         The places, what is wanted there, and what the user should know of the file.
@@ -59,6 +68,8 @@ def sites_and_request(
             demands[kind] = Demand.REQUIRED if switch else Demand.OFF
     if config.split_cache:
         notes = (*notes, _SPLIT_NOTE)
+    if quantized_inputs is not None and demands.get(Kind.R4, Demand.OFF) is Demand.IF_POSSIBLE:
+        sites = _without_float_inputs(sites, quantized_inputs)
     request = RotationRequest(
         demands,
         seed=config.seed if config.use_random_had else None,
@@ -68,6 +79,43 @@ def sites_and_request(
         r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
     )
     return sites, request, notes
+
+
+def _without_float_inputs(sites: Sites, quantized_inputs: Collection[ir.Node]) -> Sites:
+    """The places without R4 where it would cost time and gain nothing."""
+    inside = tuple(linear for linear in sites.mlps if linear.node in quantized_inputs)
+    outside = [linear.name for linear in sites.mlps if linear.node not in quantized_inputs]
+    reasons = tuple(LeftOut(name, "its input stays in float", Kind.R4) for name in outside)
+    return replace(sites, mlps=inside, left_out=(*sites.left_out, *reasons))
+
+
+def needless_notes(model: ir.Model, selection: Selection) -> tuple[str, ...]:
+    """What to say of online rotations before Linears whose inputs stay in float.
+
+    Args:
+        model: Rotated, not yet quantized.
+        selection: What will be quantized.
+    """
+    quantized = quantized_inputs(selection)
+    found = [item.name for item in linears(model.graph) if item.node not in quantized and _behind_online(item.input)]
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    note = (
+        f"the online rotation before {found[0]}{more} costs time at every step and gains little, as the input there "
+        "stays in float: quantize it, or leave R4 out there"
+    )
+    return (note,)
+
+
+def _behind_online(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and is_online(producer)
+
+
+def quantized_inputs(selection: Selection) -> frozenset[ir.Node]:
+    """The Linears whose inputs are quantized."""
+    return frozenset(job.linear.node for job in selection.linears if job.config.activation is not None)
 
 
 def kinds_for(config: QConfig) -> frozenset[Kind]:

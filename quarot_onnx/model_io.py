@@ -20,6 +20,7 @@ from quarot_onnx.companions import companion_bytes, companion_files
 from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.external import Binder, damaged, model_file
 from quarot_onnx.layout import Layout, lay_out, streamed_weights
+from quarot_onnx.replacing import RECORD, Earlier, Outputs, report_file
 from quarot_onnx.spellings import name_standard_domain, respell
 from quarot_onnx.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.tensors import lazy_tensor, read_array, read_rows
@@ -102,7 +103,7 @@ def save(
     model: ir.Model,
     path: str | Path,
     *,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     use_external_data: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     companions_from: Path | None = None,
@@ -114,7 +115,8 @@ def save(
     Args:
         model: The model; it is left as it is and stays usable.
         path: The ``.onnx`` file; missing folders are created. External data go to ``<file name>.data`` beside it.
-        overwrite: Whether existing files may be replaced.
+        overwrite: Whether existing files may be replaced; None: the file that was named with its data, and what an
+            earlier run to it wrote (see ``replacing``).
         use_external_data: Whether the weights get a file of their own; None: from 100 MB on.
         progress: Called after each weight with the bytes written and their total.
         companions_from: A model folder whose configs and tokenizer are copied along.
@@ -125,22 +127,28 @@ def save(
         What was written.
 
     Raises:
-        OutputError: If a target is an input or cannot be written, the disk is full, or a single file would exceed 2 GB.
+        OutputError: If a target is an input, may not be replaced or cannot be written, the disk is full, or a single
+            file would exceed 2 GB.
     """
     target = Path(path).absolute()
     weights = streamed_weights(model).values()
     external = use_external_data
     if external is None:
         external = sum(tensor.nbytes for tensor in weights) >= _EXTERNAL_FROM
-    data_path = target.with_name(f"{target.name}.data") if external else None
-    report_path = target.with_name(f"{target.stem}.quarot.json") if report is not None else None
     inputs = input_files(model)
-
-    beside = _companions(companions_from, target, exclude=inputs)
-    if report_path is not None:
-        beside[report_path] = f"{json.dumps(report, indent=2)}\n".encode()
-    outputs = [target, *beside] if data_path is None else [target, data_path, *beside]
-    check_targets(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
+    forbid = list(forbid)
+    outputs = Outputs(
+        target,
+        _data_file(target) if external else None,
+        report_file(target) if report is not None else None,
+        _companions(companions_from, target, exclude=[*inputs, *forbid]),
+    )
+    earlier = _check(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
+    data_path, report_path = outputs.data, outputs.report
+    beside = earlier.pending(outputs.companions)
+    if report is not None and report_path is not None:
+        listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
+        beside[report_path] = f"{json.dumps({**report, **listed}, indent=2)}\n".encode()
 
     layout = lay_out(model, data_name=data_path.name if data_path else None)
     if data_path is None:
@@ -160,14 +168,38 @@ def save(
     return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, report_path)
 
 
-def check_target(model: ir.Model, path: str | Path, *, overwrite: bool = True) -> None:
+def check_target(
+    model: ir.Model, path: str | Path, *, overwrite: bool | None = None, companions_from: Path | None = None
+) -> None:
     """Refuse early what ``save`` would refuse: a target that is an input, a folder, or not to be replaced.
+
+    Args:
+        model: The model that was read.
+        path: The ``.onnx`` file to be written.
+        overwrite: As for ``save``.
+        companions_from: The model folder whose companions, and a report, will go beside the output.
 
     Raises:
         OutputError: Naming the target and the way out.
     """
     target = Path(path).absolute()
-    check_targets([target, target.with_name(f"{target.name}.data")], protected=input_files(model), overwrite=overwrite)
+    inputs = input_files(model)
+    report = None if companions_from is None else report_file(target)
+    outputs = Outputs(target, _data_file(target), report, _companions(companions_from, target, exclude=inputs))
+    _check(outputs, protected=inputs, overwrite=overwrite)
+
+
+def _check(outputs: Outputs, *, protected: Iterable[Path], overwrite: bool | None) -> Earlier:
+    """Refuse what must not be written; the records of earlier runs in the output's folder."""
+    check_targets(outputs.files, protected=protected, overwrite=overwrite is not False)
+    earlier = Earlier.at(outputs.target)
+    if overwrite is None:
+        earlier.check(outputs)
+    return earlier
+
+
+def _data_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.data")
 
 
 def _parse(source: Path) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.intent import kinds_for, sites_and_request
+from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs, sites_and_request
 from quarot_onnx.model_io import SavedModel
 from quarot_onnx.provenance import (
     RECIPE_KEY,
@@ -83,7 +83,7 @@ def rotate(
     *,
     verify: bool = True,
     feeds: FeedsSource | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
     """Rotate a float model.
@@ -96,7 +96,8 @@ def rotate(
         config: Which rotations.
         verify: Prove that the rotated model computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
-        overwrite: Whether an existing target may be replaced.
+        overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
+            it wrote beside it.
         progress: Called as the work goes on.
 
     Returns:
@@ -108,10 +109,12 @@ def rotate(
     """
     clock = Clock()
     model = model_io.load(source)
+    folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     given = None if feeds is None else given_feeds(feeds, model)
     plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
+    model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
@@ -132,7 +135,7 @@ def rotate(
             target,
             overwrite=overwrite,
             progress=_phase(progress, "save"),
-            companions_from=Path(source).absolute().parent,
+            companions_from=folder,
             report=report,
             forbid=protected,
         )
@@ -148,7 +151,7 @@ def quantize(
     *,
     verify: bool = True,
     feeds: FeedsSource | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
@@ -161,7 +164,8 @@ def quantize(
         reader: Calibration data; needed for static activation quantization.
         verify: Prove that the rotated model, before it is quantized, computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
-        overwrite: Whether an existing target may be replaced.
+        overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
+            it wrote beside it.
         progress: Called as the work goes on.
 
     Returns:
@@ -173,6 +177,7 @@ def quantize(
     """
     clock = Clock()
     model = model_io.load(source)
+    folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected = model_io.input_files(model)
@@ -189,10 +194,12 @@ def quantize(
     lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
     with workspace(Path(target), config, protected, samples, data) as work:
         base: str | Path = source
-        plan: Plan | None = None
         equivalence: Equivalence | None = None
-        if rotating is not None:
-            plan = _rotate_in_place(model, rotating, kinds_for(config))
+        kinds = kinds_for(config)
+        plan = None if rotating is None else _rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
+        # After what is wrong with the configuration, and before anything that takes long.
+        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
+        if plan is not None and rotating is not None:
             clock.lap("plan")
             # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
             base = work.scratch / "rotated.onnx"
@@ -205,6 +212,8 @@ def quantize(
                 clock.lap("verify")
             model = model_io.load(base)
             selection = select(model, config)
+        # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
+        needless = needless_notes(model, selection) if plan is not None or Kind.R4 in kinds else ()
         ranges = static_ranges.calibrate(
             base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
         )
@@ -231,13 +240,14 @@ def quantize(
             overwrite=overwrite,
             use_external_data=config.use_external_data_format or None,
             progress=_phase(progress, "save"),
-            companions_from=Path(source).absolute().parent,
+            companions_from=folder,
             report=report,
             forbid=protected,
         )
         clock.lap("quantize")
-    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *notes, *(() if data is None else data.notes(config.calib_data_size)))
+    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds)
+    of_reader = () if data is None else data.notes(config.calib_data_size)
+    notes = (*config.notes, *of_rotation, *needless, *notes, *of_reader)
     return Outcome(saved, recipe, equivalence, notes, clock.laps, None if data is None else data.bos)
 
 
@@ -254,7 +264,9 @@ def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
     return None
 
 
-def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[Kind]) -> Plan:
+def _rotate_in_place(
+    model: ir.Model, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
+) -> Plan:
     """Find the sites, plan, edit the graph; weights follow when the model is written."""
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
@@ -262,7 +274,7 @@ def _rotate_in_place(model: ir.Model, config: QuarotConfig, default: frozenset[K
             f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
             "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request, notes = sites_and_request(model, config, default)
+    sites, request, notes = sites_and_request(model, config, default, quantized)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "

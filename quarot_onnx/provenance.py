@@ -6,8 +6,8 @@
      "rotation": {"counts": {"R1": 61, ...}, "rotations": {"R1": {..., "seed": 0}, ...}, "notes": [...]},
      "quantization": {"config": {...}, "linears": 211, "embeddings": 0}}
 
-It lies in the model's metadata_props under ``RECIPE_KEY`` and, with the proof of the rotation, in ``.quarot.json``
-beside the model.
+It lies in the model's metadata_props under ``RECIPE_KEY`` and, with the proof of the rotation and a list of what was
+written beside the model (see ``replacing``), in ``.quarot.json`` there.
 """
 
 import json

@@ -49,6 +49,7 @@ class ModelQuantizer:
         *,
         verify: bool = True,
         feeds: FeedsSource | None = None,
+        overwrite: bool | None = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -58,6 +59,8 @@ class ModelQuantizer:
             calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
             verify: Prove that the rotated model, before it is quantized, computes the same.
             feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
+            overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
+                wrote beside it.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
@@ -72,7 +75,15 @@ class ModelQuantizer:
             scratch = Path(name)
             source = _as_file(model_input, scratch)
             target = scratch / "quantized" / "model.onnx" if model_output is None else Path(model_output)
-            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify, feeds=feeds)
+            self.outcome = quantize(
+                source,
+                target,
+                self.config,
+                calibration_data_reader,
+                verify=verify,
+                feeds=feeds,
+                overwrite=overwrite,
+            )
             for note in self.outcome.notes:
                 _LOG.warning(note)
             return _read_back(target) if model_output is None else None

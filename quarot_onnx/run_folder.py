@@ -74,27 +74,34 @@ def run_folder(target: Path) -> Iterator[RunFolder]:
     Raises:
         OutputError: It cannot be made, another run has it, or the disk is full.
     """
-    target = target.absolute()
+    named, target = target, target.absolute()
     path = _folder_of(target)
     where = path.parent
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write to {where}: {error.strerror}; choose another output folder") from error
+        raise OutputError(
+            f"cannot write to {named}: {where} takes no new folder ({error.strerror}); choose another output folder"
+        ) from error
     with ExitStack() as stack:
         try:
             stack.enter_context(_locked(path, target))
             folder = RunFolder(path)
             remove_stale(target)
         except OSError as error:
-            raise OutputError(f"cannot use {path}: {error.strerror}; remove it, or choose another output") from error
+            raise OutputError(
+                f"cannot write to {named}: {path} cannot be used ({error.strerror}); remove it, or "
+                "choose another output"
+            ) from error
         stack.callback(folder.close)
         try:
             yield folder
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise OutputError(f"no space is left in {where}: free some, and run the same command again") from error
+            raise OutputError(
+                f"no space is left in {where} for {named}: free some, and run the same command again"
+            ) from error
 
 
 def _folder_of(target: Path) -> Path:

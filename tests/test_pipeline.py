@@ -74,7 +74,10 @@ def test_the_recipe_is_in_the_model_and_beside_it(tmp_path: Path) -> None:
     done = quantize(source, tmp_path / "q.onnx", config)
     inside = json.loads(model_io.load(tmp_path / "q.onnx").metadata_props[RECIPE_KEY])
     beside = json.loads((tmp_path / "q.quarot.json").read_text())
-    assert inside == done.recipe == {key: value for key, value in beside.items() if key != "equivalence"}
+    ours = {"equivalence", "beside"}
+    assert inside == done.recipe == {key: value for key, value in beside.items() if key not in ours}
+    assert beside["beside"]["model"] == "q.onnx"
+    assert set(beside["beside"]["companions"]) >= {"config.json", "tokenizer.json"}
     assert beside["equivalence"]["passed"]
     assert inside["version"]
     assert inside["rotation"]["rotations"]["R1"]["seed"] == 11

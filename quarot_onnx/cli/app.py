@@ -11,7 +11,7 @@ from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions, RotateOptions
-from quarot_onnx.cli.signature import takes
+from quarot_onnx.cli.signature import dashed, takes
 
 if TYPE_CHECKING:
     from quarot_onnx.pipeline import Outcome
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": dashed},
 )
 
 
@@ -45,7 +45,9 @@ def export(
     out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new or empty folder.")],
     dtype: Annotated[opt.Dtype, typer.Option(help="Type of the weights.")] = opt.Dtype.FP32,
     opset: Annotated[int | None, typer.Option(min=1, help="Opset of the graph.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT_DIR.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export, and all files in OUT_DIR.")
+    ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -67,13 +69,14 @@ def inspect(
     ] = None,
     rotation_config: opt.RotationFile = None,
     split_cache: opt.SplitCache = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Show what a model is, where rotations go, what they cost, and why anything is left out."""
     path = opt.model_file(model)
     from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
 
-    content = inspect_model(path, rotation_config, write_config, split_cache=split_cache)
+    content = inspect_model(path, rotation_config, write_config, split_cache=split_cache, overwrite=overwrite)
     print_json(content) if as_json else render.inspection(content)
 
 

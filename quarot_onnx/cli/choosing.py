@@ -80,6 +80,10 @@ class Question:
         """The rotation options that were typed, without the seed."""
         return [item for key, item in self.typed.items() if key.startswith(_ROTATION) and key != _SEED]
 
+    def whether_to_rotate(self) -> list[str]:
+        """The switch that asks for rotations, or for none, if it was typed."""
+        return [] if self.options.rotate is None else ["--rotate" if self.options.rotate else "--no-rotate"]
+
     def of_schemes(self) -> list[str]:
         """The options that only schemes know, as typed."""
         given = [(name, getattr(self.options, name)) for name in _OF_SCHEMES]
@@ -116,7 +120,7 @@ def _seed_notes(question: Question, rotation: QuarotConfig | None) -> tuple[str,
 def _from_config(question: Question, path: Path) -> Chosen:
     """The configuration in a file."""
     given = [item.words for key, item in question.typed.items() if not key.startswith(CALIBRATION) and key != _SEED]
-    given = [*question.of_schemes(), *given, *(["--no-rotate"] if question.options.no_rotate else [])]
+    given = [*question.of_schemes(), *given, *question.whether_to_rotate()]
     given += ["--recipe"] if question.options.recipe is not None else []
     if given:
         raise ConfigError(f"{given[0]} and --config say the same thing twice; write it into {path}")
@@ -205,7 +209,8 @@ def _from_recipe(question: Question) -> Chosen:
         if loaded is not None and "rotation" in loaded.data:
             raise ConfigError(f"--no-rotate contradicts {wording.named('rotation')}; leave out one of them")
         typed = {key: item for key, item in typed.items() if not key.startswith(_ROTATION)}
-    data = merged(typed, loaded, rotates=rotates and loaded is None)
+    asked = loaded is None or (bool(options.rotate) and loaded.data.get("rotation") is None)
+    data = merged(typed, loaded, rotates=rotates and asked)
     recipe = parse(data, wording, None if loaded is None else loaded.folder)
     refuse_contradictions(recipe, wording)
     config = quantization_config(recipe, Places.of(question.model), _rotation(question, recipe, loaded), wording)
@@ -243,8 +248,9 @@ def _check_step(question: Question, loaded: Loaded) -> None:
         )
     if not loaded.second_step:
         return
-    if rotation := question.rotation():
-        raise ConfigError(f"{rotation[0].words}: {loaded.source} rotates nothing; leave it out, or rotate before")
+    rotation = [*(item.words for item in question.rotation()), *(["--rotate"] if question.options.rotate else [])]
+    if rotation:
+        raise ConfigError(f"{rotation[0]}: {loaded.source} rotates nothing; leave it out, or rotate before")
     if loaded.online_rotate and not question.rotated:
         raise ConfigError(
             f"{loaded.source}: quant.special.online_rotate: true, but the model is not rotated; rotate it before, "

@@ -1,5 +1,6 @@
 """The ``inspect`` command: what a model is and what could be rotated in it, from one look at its graph."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from quarot_onnx import model_io
@@ -8,11 +9,18 @@ from quarot_onnx.evaluation.inspection import inspection_record
 from quarot_onnx.provenance import recorded
 from quarot_onnx.sites.config_file import read_sites, write_config
 from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.feasible import feasible
+from quarot_onnx.sites.model import Kind
 from quarot_onnx.staging import check_targets
 
 
 def inspect_model(
-    path: Path, rotation_config: Path | None, config_out: Path | None, *, split_cache: bool = False
+    path: Path,
+    rotation_config: Path | None,
+    config_out: Path | None,
+    *,
+    split_cache: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, object]:
     """Inspect a model.
 
@@ -21,6 +29,7 @@ def inspect_model(
         rotation_config: A file that says where rotations go; None searches the graph.
         config_out: Where to write a rotation_config.json of what was found; None writes nothing.
         split_cache: The other graphs that share its caches are rotated alike.
+        overwrite: Whether a file of other content may be replaced there.
 
     Returns:
         ``inspection_record`` with the model's path, its recipe, and what was written.
@@ -33,12 +42,16 @@ def inspect_model(
         companions = companion_files(path.absolute().parent, exclude=())
         protected = [*model_io.input_files(model), *companions]
         check_targets([config_out.absolute()], protected=protected, overwrite=True)
+    blocks: Mapping[Kind, int] = {}
     if rotation_config is None:
         sites = detect(model, split_cache=split_cache)
     else:
-        sites = read_sites(rotation_config, model, split_cache=split_cache).sites
-    content = inspection_record(model, sites) | {"model": str(path), "recipe": recorded(model)}
+        named = read_sites(rotation_config, model, split_cache=split_cache)
+        sites, blocks = named.sites, named.block_sizes
+    # What `rotate` would leave out is left out here, too.
+    sites = feasible(sites, blocks)
+    content = inspection_record(model, sites, blocks) | {"model": str(path), "recipe": recorded(model)}
     if config_out is not None:
-        write_config(sites, config_out)
+        write_config(sites, config_out, blocks, overwrite=overwrite)
         content["written_config"] = str(config_out)
     return content

@@ -142,6 +142,9 @@ Feeds = Annotated[
         help="Inputs for models that no rule can feed: an .npz file of arrays by input name, or a folder of them.",
     ),
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files of other origin beside OUT, and a model in a folder OUT.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 

@@ -8,6 +8,7 @@ from typer import Option
 
 from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, ROUNDING, SCHEME, WEIGHTS
 
 
@@ -235,6 +236,7 @@ class OutputOptions:
 
     verify: opt.Verify = True
     feeds: opt.Feeds = None
+    overwrite: opt.Overwrite = False
     as_json: opt.Json = False
     quiet: opt.Quiet = False
 
@@ -243,6 +245,7 @@ class OutputOptions:
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(
     OutputOptions,
+    GptaqOptions,
     RotationOptions,
     CalibrationOptions,
     ActivationOptions,
@@ -253,9 +256,15 @@ class QuantizeOptions(
 ):
     """All options of ``quantize``."""
 
-    no_rotate: Annotated[bool, Option("--no-rotate", help="Quantize without rotating.", rich_help_panel=ROTATION)] = (
-        False
-    )
+    rotate: Annotated[
+        bool | None,
+        Option("--rotate/--no-rotate", help="Rotate before quantizing. Default: on.", rich_help_panel=ROTATION),
+    ] = None
+
+    @property
+    def no_rotate(self) -> bool:
+        """Whether --no-rotate was typed."""
+        return self.rotate is False
 
 
 @dataclass(frozen=True, kw_only=True)

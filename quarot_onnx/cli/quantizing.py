@@ -13,7 +13,9 @@ from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
+from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.errors import FeedError
 from quarot_onnx.pipeline import Outcome, Progress, quantize
@@ -40,18 +42,27 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     Raises:
         QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
     """
+    unused_notes = cache_notes(options)
     model = model_io.load(source)
-    target = opt.target_file(options.out, source)
-    model_io.check_target(model, target)
+    target = target_file(options, source)
+    overwrite = options.overwrite or None
+    model_io.check_target(model, target, overwrite=overwrite)
     record = recorded(model)
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
     reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
     outcome = quantize(
-        source, target, chosen.config, reader, verify=options.verify, feeds=options.feeds, progress=progress
+        source,
+        target,
+        chosen.config,
+        reader,
+        verify=options.verify,
+        feeds=options.feeds,
+        overwrite=overwrite,
+        progress=progress,
     )
-    notes = [*outcome.notes, *of_reader]
+    notes = [*outcome.notes, *of_reader, *unused_notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from quarot_onnx.cli import configs
-from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import file_notes
 from quarot_onnx.cli.quantize_options import RotateOptions
+from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, Progress, rotate
@@ -27,9 +27,17 @@ def run(options: RotateOptions, source: Path, progress: Progress) -> Outcome:
     Raises:
         QuarotError: See ``pipeline.rotate``; ConfigError also for options that contradict a recipe.
     """
-    target = opt.target_file(options.out, source)
+    target = target_file(options, source)
     config, notes = _config(options, target)
-    outcome = rotate(source, target, config, verify=options.verify, feeds=options.feeds, progress=progress)
+    outcome = rotate(
+        source,
+        target,
+        config,
+        verify=options.verify,
+        feeds=options.feeds,
+        overwrite=options.overwrite or None,
+        progress=progress,
+    )
     unused = options.feeds is not None and not options.verify
     more = ("nothing is proved: --feeds not used",) if unused else ()
     return replace(outcome, notes=(*outcome.notes, *notes, *more))

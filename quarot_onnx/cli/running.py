@@ -8,6 +8,7 @@ import typer
 
 from quarot_onnx.cli.app import NAME, app
 from quarot_onnx.cli.console import remark
+from quarot_onnx.cli.signature import dashed
 from quarot_onnx.errors import QuarotError
 
 # The base of all errors in what was typed; typer brings its own copy of click and does not name it.
@@ -42,6 +43,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _usage(error: Exception, given: Sequence[str]) -> str:
     """What is wrong with what was typed, the value itself, and where to read on."""
     message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "").rstrip(".")
+    given = [dashed(word) if word.startswith("--") and "=" not in word else word for word in given]
     for option in getattr(getattr(error, "param", None), "opts", ()):
         values = [word.removeprefix(f"{option}=") for word in given if word.startswith(f"{option}=")]
         values += [value for word, value in pairwise(given) if word == option]

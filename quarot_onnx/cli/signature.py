@@ -8,6 +8,11 @@ from typing import Any, TypeVar, get_type_hints
 T = TypeVar("T")
 
 
+def dashed(name: str) -> str:
+    """An option or a choice as it is spelt here: ``w_bits``, as in the GPTAQ authors' code, is ``w-bits``."""
+    return name.replace("_", "-")
+
+
 def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
     """Make a function of one dataclass a command with the dataclass's fields as its parameters.
 

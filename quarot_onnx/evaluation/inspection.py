@@ -1,14 +1,14 @@
 """What a model is and what could be rotated in it, as data for ``inspect``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.hadamard.orders import construct, largest_block
+from quarot_onnx.hadamard.orders import usual_block
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.sites.model import Sites
+from quarot_onnx.sites.model import Kind, Sites
 
 
 @dataclass(frozen=True)
@@ -32,38 +32,50 @@ class HadamardUse:
     relative_cost: float
 
 
-def hadamards(sites: Sites) -> Iterator[HadamardUse]:
-    """The Hadamards of all four kinds, each size once."""
+def hadamards(sites: Sites, blocks: Mapping[Kind, int]) -> Iterator[HadamardUse]:
+    """The Hadamards of all four kinds, each size once.
+
+    Args:
+        sites: The places, all of them feasible.
+        blocks: Blocks that were asked for.
+    """
     if sites.norms:
-        yield _offline("R1", sites.hidden_size)
+        yield _offline("R1", sites.hidden_size, blocks.get(Kind.R1))
     for size in dict.fromkeys(a.head_dim for a in sites.r2):
-        yield _offline("R2", size)
+        yield _offline("R2", size, None)
     for attention in {a.head_dim: a for a in sites.r3}.values():
         heads = attention.num_heads + attention.num_kv_heads
         width = attention.output.in_features * attention.output.out_features if attention.output else 0
-        yield _online("R3", attention.head_dim, heads, width)
+        yield _online("R3", attention.head_dim, None, heads, width)
     for linear in {m.in_features: m for m in sites.mlps}.values():
-        yield _online("R4", linear.in_features, 1, linear.in_features * linear.out_features)
+        width = linear.in_features * linear.out_features
+        yield _online("R4", linear.in_features, blocks.get(Kind.R4), 1, width)
 
 
-def _rotation(size: int) -> Rotation:
-    return Rotation.hadamard(size, block_size=None if construct(size) else largest_block(size))
+def _rotation(size: int, block: int | None) -> Rotation:
+    return Rotation.hadamard(size, block_size=block or usual_block(size))
 
 
-def _offline(kind: str, size: int) -> HadamardUse:
-    return HadamardUse(kind, size, _rotation(size).describe(), (), 0, 0.0)
+def _offline(kind: str, size: int, block: int | None) -> HadamardUse:
+    return HadamardUse(kind, size, _rotation(size, block).describe(), (), 0, 0.0)
 
 
-def _online(kind: str, size: int, times: int, beside: int) -> HadamardUse:
-    rotation = _rotation(size)
+def _online(kind: str, size: int, block: int | None, times: int, beside: int) -> HadamardUse:
+    rotation = _rotation(size, block)
     online = rotation.online()
     cost = online.cost() * times
     widths = tuple(len(factor) for factor in online.factors)
     return HadamardUse(kind, size, rotation.describe(), widths, cost, cost / beside if beside else 0.0)
 
 
-def inspection_record(model: ir.Model, sites: Sites) -> dict[str, object]:
-    """Everything that ``inspect`` tells, JSON types only."""
+def inspection_record(model: ir.Model, sites: Sites, blocks: Mapping[Kind, int]) -> dict[str, object]:
+    """Everything that ``inspect`` tells, JSON types only.
+
+    Args:
+        model: The model.
+        sites: Its places, all of them feasible.
+        blocks: Blocks that were asked for.
+    """
     first = sites.attentions[0] if sites.attentions else None
     return {
         "architecture": sites.architecture,
@@ -87,7 +99,7 @@ def inspection_record(model: ir.Model, sites: Sites) -> dict[str, object]:
                 "multiply_adds_per_token": use.cost,
                 "relative_cost": use.relative_cost,
             }
-            for use in hadamards(sites)
+            for use in hadamards(sites, blocks)
         ],
         "linears": sum(1 for _ in linears(model.graph)),
         "nodes": len(model.graph),

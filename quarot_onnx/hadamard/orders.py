@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.hadamard.paley import paley_one, paley_one_field, paley_two, paley_two_field, sylvester
 
+_SMALLEST_BLOCK = 4
+"""A fall-back to blocks of 1 or 2 would mix next to nothing."""
+
 
 class Method(StrEnum):
     """How an irreducible Hadamard matrix is built."""
@@ -100,6 +103,26 @@ def construct(order: int) -> Construction | None:
     middle = (Part(power_of_two, Method.SYLVESTER),) if power_of_two > 1 or not paley else ()
     ascending = paley[::-1]
     return Construction(order, ascending[:1] + middle + ascending[1:])
+
+
+def usual_block(size: int) -> int | None:
+    """The blocks of a rotation whose blocks nobody asked for.
+
+    Args:
+        size: The size n ≥ 1 to be rotated.
+
+    Returns:
+        n itself where `construct` reaches it, else the largest block; None where that would mix next to nothing.
+    """
+    block = largest_block(size)
+    return block if block == size > 1 or block >= _SMALLEST_BLOCK else None
+
+
+def missing(order: int) -> str:
+    """Says that there is no matrix of an order that `construct` does not reach, as far as that is true."""
+    if order % 4:
+        return f"no Hadamard matrix of order {order} is known"  # nor can there be one
+    return f"no Hadamard matrix of order {order} that this tool can build"
 
 
 def largest_block(size: int) -> int:

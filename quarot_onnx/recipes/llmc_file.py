@@ -4,6 +4,7 @@ Only what QuaRot, GPTQ and RTN take is known; all else is refused by name. `IGNO
 the command's argument, evaluation is a command of its own, and the pipeline decides how much runs at a time.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool
@@ -18,14 +19,34 @@ TOP_KEYS = frozenset({"quant", "base", "calib", "save"})
 IGNORED = (
     "model",
     "eval",
+    "cvt",
+    "calib.type",
     "calib.download",
     "calib.bs",
     "calib.preproc",
+    "calib.padding",
+    "calib.apply_chat_template",
     "calib.seed",
     "quant.weight.qmax_to_tensor",
+    "quant.weight.use_qtorch",
+    "quant.weight.need_pack",
+    "quant.weight.pack_version",
     "quant.act.qmax_to_tensor",
+    "quant.act.use_qtorch",
     "quant.special.fp32_had",
+    "quant.special.chunk_num",
+    "quant.special.n_outs",
 )
+"""Keys of no effect here. How the model is packed, and in how many pieces a Hessian is summed, changes no result."""
+
+_NOT_DONE = {
+    "vision": "vision towers are not quantized; put what is under quant.language in its place",
+    "language": "put what is under quant.language directly under quant",
+    "kvcache": "the key/value cache stays in float; leave it out",
+    "mix_bits": "all Linears have the same bits, but for lm_head and int8_down_proj; leave it out",
+    "token_reduction": "no tokens are left out of a text; leave it out",
+}
+"""Sections of ``quant`` that ask for what is not implemented."""
 
 _METHODS = ("Quarot", "GPTQ", "RTN")
 
@@ -38,18 +59,31 @@ def _method(value: object) -> object:
     return found
 
 
+def _integers(value: object) -> object:
+    if value != "int-quant":
+        raise ValueError("only integers are supported, no floating-point grids; use int-quant, or leave it out")
+    return value
+
+
+_QuantType = Annotated[str, BeforeValidator(_integers)]
+
+
 class _Quantized(Strict):
     """What weights and activations have in common."""
 
-    quant_type: Literal["int-quant"] = "int-quant"
+    quant_type: _QuantType = "int-quant"
     bit: Annotated[int, Field(strict=True)]
     symmetric: StrictBool
     group_size: Annotated[int, Field(strict=True)] = -1
     qmax_to_tensor: bool = True
+    use_qtorch: bool = False
 
 
 class LlmcWeight(_Quantized):
     """``quant.weight``."""
+
+    need_pack: bool = False
+    pack_version: str | None = None
 
     granularity: Literal["per_channel", "per_group", "per_tensor"]
     calib_algo: Literal["minmax", "mse"] = "minmax"
@@ -66,6 +100,7 @@ class LlmcAct(_Quantized):
 class LlmcSpecial(Strict):
     """``quant.special``, of QuaRot and of GPTQ."""
 
+    quant_type: _QuantType = "int-quant"
     rotate_mode: Literal["hadamard"] | None = None
     fp32_had: bool = True
     online_rotate: StrictBool | None = None
@@ -73,6 +108,8 @@ class LlmcSpecial(Strict):
     static_groups: StrictBool = False
     percdamp: float | None = None
     blocksize: int | None = None
+    chunk_num: Annotated[int, Field(ge=1, strict=True)] | None = None
+    n_outs: list[int] | None = None
     true_sequential: StrictBool = True
     owq: StrictBool = False
 
@@ -99,6 +136,15 @@ class LlmcQuant(Strict):
     special: LlmcSpecial = Field(default_factory=LlmcSpecial)
     quant_out: StrictBool | None = None
 
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what is not implemented."""
+        for name, why in _NOT_DONE.items():
+            if data.get(name):
+                raise ValueError(f"{name} is not supported: {why}")
+            data.pop(name, None)
+        return data
+
     @property
     def rotates(self) -> bool:
         """Whether this is QuaRot."""
@@ -114,13 +160,28 @@ class LlmcCalib(Strict):
     """``calib``."""
 
     name: str | None = None
+    type: str | None = None
     download: bool = False
     path: str | None = None
     n_samples: int | None = None
     bs: int | None = None
     seq_len: int | None = None
     preproc: str | None = None
+    padding: bool = False
+    apply_chat_template: bool = False
     seed: int | None = None
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what is no plain text."""
+        if data.get("type") not in {None, "txt"}:
+            raise ValueError(f"type: {data['type']} is not supported: calibration is on plain text; use txt")
+        if data.get("apply_chat_template"):
+            raise ValueError(
+                "apply_chat_template: true is not supported: texts are taken as they are; set false, and give a text "
+                "that has the template applied"
+            )
+        return data
 
 
 class LlmcBase(Strict):
@@ -129,7 +190,10 @@ class LlmcBase(Strict):
     seed: int = 0
 
 
-_BACKENDS = ("save_vllm", "save_sgl", "save_trtllm", "save_autoawq", "save_mlcllm", "save_lightllm", "save_quant")
+_BACKENDS = (
+    *("save_vllm", "save_sgl", "save_trtllm", "save_autoawq", "save_autogptq", "save_mlcllm", "save_lightllm"),
+    *("save_lightx2v", "save_quant"),
+)
 
 
 class LlmcSave(Strict):
@@ -143,7 +207,11 @@ class LlmcSave(Strict):
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Refuse the formats of other runtimes."""
+        """Refuse the formats of other runtimes; `save_fp` is what `save_trans` was called once."""
+        if "save_fp" in data:
+            if "save_trans" in data:
+                raise ValueError("save_fp and save_trans are one and the same; give save_trans alone")
+            data["save_trans"] = data.pop("save_fp")
         for name in _BACKENDS:
             if data.pop(name, False):
                 raise ValueError(f"{name}: true is not supported: the output is ONNX for onnxruntime; leave it out")
@@ -159,6 +227,18 @@ class LlmcFile(FileConfig):
     eval: dict[str, Any] | None = None
     quant: LlmcQuant
     save: LlmcSave = Field(default_factory=LlmcSave)
+    cvt: bool | None = None
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse another method before anything that goes with it."""
+        quant = data.get("quant")
+        if isinstance(quant, Mapping) and "method" in quant:
+            try:
+                _method(quant["method"])
+            except ValueError as error:
+                raise ValueError(f"quant.method: {quant['method']}: {error}") from None
+        return data
 
     def ignored(self) -> list[str]:
         """The keys of this file that change nothing here."""

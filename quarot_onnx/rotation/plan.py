@@ -19,17 +19,15 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import WEIGHT_INPUT, Linear
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.online import OnlineFactors
-from quarot_onnx.hadamard.orders import construct, largest_block
+from quarot_onnx.hadamard.orders import missing, usual_block
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation.edits import Edit, GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
 from quarot_onnx.rotation.recipe import Recipe, Rotate, Scale, Step
 from quarot_onnx.rotation.request import Demand, RotationRequest
+from quarot_onnx.sites.feasible import feasible, why_not
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 
 __all__ = ["Demand", "GammaEdit", "HeadEdit", "OnlineEdit", "Plan", "RotationRequest", "WeightEdit", "plan_rotation"]
-
-_SMALLEST_BLOCK = 4
-"""A fall-back to blocks of 1 or 2 would mix next to nothing."""
 
 
 def plan_rotation(sites: Sites, request: RotationRequest) -> Plan:
@@ -52,7 +50,8 @@ class _Planner:
     """Collects the steps of every weight, then makes one recipe of each."""
 
     def __init__(self, sites: Sites, request: RotationRequest) -> None:
-        self._sites = sites
+        given = {kind for kind, matrix in ((Kind.R1, request.r1), (Kind.R2, request.r2)) if matrix is not None}
+        self._sites = feasible(sites, request.block_sizes, given)
         self._request = request
         self._steps: dict[tuple[ir.Node, int], tuple[Constant, bool, list[Step]]] = {}
         self._others: list[Edit] = []
@@ -203,15 +202,12 @@ class _Planner:
             return True
         if given is not None and given.size != size:
             raise ConfigError(f"{kind}'s matrix {given.origin} is of size {given.size}, but the graph needs {size}")
-        if given is None and block is None and construct(size) is None:
-            block = largest_block(size)
-            if block < _SMALLEST_BLOCK:
-                reason = f"no Hadamard matrix of order {size} is known, nor of a divisor above {block}"
-                reasons.append(LeftOut(node, reason, kind))
+        if given is None and block is None and (usual := usual_block(size)) != size:
+            block = usual
+            if block is None:  # online pairs alone: of the rest what is possible was looked at before
+                reasons.append(LeftOut(node, why_not(size) or "", kind))
                 return False
-            self._notes.append(
-                f"{name}: no Hadamard matrix of order {size} is known; block-diagonal with blocks of {block} instead"
-            )
+            self._notes.append(f"{name}: {missing(size)}; block-diagonal with blocks of {block} instead")
         self._rotations[name] = given or Rotation.hadamard(size, seed=seed, block_size=block)
         return True
 

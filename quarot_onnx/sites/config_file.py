@@ -9,6 +9,7 @@ AMD Quark torch    ``model_decoder_layers``, ``backbone``, ``online-had`` ...  R
 =================  ==========================================================  ============================
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +18,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quarot_onnx.errors import ConfigError, did_you_mean
+from quarot_onnx.errors import ConfigError, OutputError, did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
 from quarot_onnx.sites.dialect_own import OwnConfig, as_config
@@ -127,19 +128,32 @@ def read_sites(
     return Named(sites, stated.kinds, stated.block_sizes, dialect, notes)
 
 
-def write_config(sites: Sites, path: Path | str, block_sizes: Mapping[Kind, int] | None = None) -> None:
+def write_config(
+    sites: Sites, path: Path | str, block_sizes: Mapping[Kind, int] | None = None, *, overwrite: bool = True
+) -> None:
     """Write sites to a .json file in our own dialect.
 
     Args:
         sites: What detection found or a file named.
         path: Where to.
         block_sizes: Blocks of block-diagonal R1 and R4.
+        overwrite: Whether a file of other content may be replaced.
 
     Raises:
         ConfigError: A node has no name to be called by.
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or must not be replaced.
     """
-    OwnConfig.from_dict(as_config(sites, block_sizes)).to_json(path)
+    config, file = OwnConfig.from_dict(as_config(sites, block_sizes)), Path(path)
+    if os.path.lexists(file) and not overwrite and not _holds(file, config.json_for(path)):
+        raise OutputError(f"{path} exists with other content; name another file, or replace it with --overwrite")
+    config.to_json(path)
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def _recognise(content: Mapping[str, Any], source: str) -> Dialect:

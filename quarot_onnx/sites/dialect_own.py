@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from quarot_onnx.errors import did_you_mean
 from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.quantization.config._strict import Strict
+from quarot_onnx.quantization.config.algorithm import BlockSize
 from quarot_onnx.sites.model import Kind, Sites
 from quarot_onnx.sites.names import Names
 
@@ -89,7 +90,7 @@ class R1Entry(Strict):
 
     pairs: Annotated[tuple[PairEntry, ...], BeforeValidator(_places), PlainSerializer(_written)] = ()
     hidden_size: _Size | None = None
-    block_size: _Size | None = None
+    block_size: BlockSize | None = None
 
 
 class R2Entry(Strict):
@@ -132,7 +133,7 @@ class NodeEntry(Strict):
 
     node: _Name
     size: _Size | None = None
-    block_size: _Size | None = None
+    block_size: BlockSize | None = None
 
 
 class LeaveOut(Strict):

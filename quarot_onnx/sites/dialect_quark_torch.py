@@ -19,6 +19,7 @@ from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import label
 from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.quantization.config.algorithm import BlockSize
 from quarot_onnx.sites.model import Kind, Sites
 from quarot_onnx.sites.stated import Stated
 
@@ -61,7 +62,7 @@ class QuarkTorchConfig(FileConfig):
     r2: StrictBool = True
     r3: StrictBool = True
     r4: StrictBool = True
-    rotation_size: Annotated[int, Field(ge=1, strict=True)] | None = None
+    rotation_size: BlockSize | None = None
     backbone: _Path = "model"
     model_decoder_layers: _Path = "model.layers"
     v_proj: _Path = "self_attn.v_proj"

@@ -125,9 +125,8 @@ def test_a_size_without_a_hadamard_falls_back_to_blocks_and_says_so(size: int, b
     source = write(tmp_path, size, gemm={})
     target, plan = rotate(source)
     assert next(iter(plan.rotations.values())).block_size == block
-    assert plan.notes == (
-        f"pair[{size}]: no Hadamard matrix of order {size} is known; block-diagonal with blocks of {block} instead",
-    )
+    missing = f"no Hadamard matrix of order {size} that this tool can build"
+    assert plan.notes == (f"pair[{size}]: {missing}; block-diagonal with blocks of {block} instead",)
     check(source, target, np.random.default_rng(3).standard_normal((5, size)).astype(np.float32))
 
 

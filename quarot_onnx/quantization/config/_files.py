@@ -80,7 +80,11 @@ class FileConfig(Strict):
 
     def to_json(self, path: str | Path) -> None:
         """Write a JSON file; raises OutputError where that is impossible."""
-        _write(path, json.dumps(self.to_dict(folder=_folder(path)), indent=2, ensure_ascii=False) + "\n")
+        _write(path, self.json_for(path))
+
+    def json_for(self, path: str | Path) -> str:
+        """What `to_json` writes to a file."""
+        return json.dumps(self.to_dict(folder=_folder(path)), indent=2, ensure_ascii=False) + "\n"
 
     def to_yaml(self, path: str | Path) -> None:
         """Write a YAML file; raises OutputError where that is impossible."""

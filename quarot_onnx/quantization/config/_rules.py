@@ -69,8 +69,7 @@ def as_rules(value: object) -> object:
     """All spellings of a rule table as a list of mappings or `LayerRule`.
 
     Taken: ``{QLayerConfig: [names]}`` as in Quark, ``{name: config}`` for files, ``[(config, [names])]``,
-    ``[{"config": ..., "layers": [...]}]``. Equal configs are one key of a dict, of which Python keeps the last:
-    put their names into one list.
+    ``[{"config": ..., "layers": [...]}]``. Equal configs are two keys of a dict (see `QLayerConfig`).
 
     Raises:
         ValueError: None of these.

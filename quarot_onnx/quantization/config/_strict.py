@@ -49,6 +49,10 @@ class Strict(BaseModel):
     # for faults at the inner model and lose the outer part of the key path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    def __hash__(self) -> int:
+        """By value, also where a part of it hashes by identity."""
+        return hash(repr(self))
+
     @classmethod
     def positional_names(cls, count: int) -> tuple[str, ...]:  # noqa: ARG003 - for subclasses
         """The fields that ``count`` positional arguments may fill, in order."""

@@ -27,6 +27,16 @@ from quarot_onnx.quantization.config.rounding import (
 )
 
 
+def _mixes(block: int) -> int:
+    if block == 1:
+        raise ValueError("blocks of 1 are no rotation; use 2 or more, or switch the rotation off")
+    return block
+
+
+BlockSize = Annotated[int, Field(ge=1, strict=True), AfterValidator(_mixes)]
+"""The blocks of a block-diagonal rotation."""
+
+
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value  # AMD Quark documents "" as the default of a path
 
@@ -87,7 +97,7 @@ class QuarotConfig(AlgoConfig):
     r3: StrictBool | None = None
     r4: StrictBool | None = None
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    block_size: _Size | None = None
+    block_size: BlockSize | None = None
     r1_matrix_path: ConfigPath = None
     r2_matrix_path: ConfigPath = None
     split_cache: StrictBool = False

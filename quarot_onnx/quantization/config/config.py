@@ -17,11 +17,11 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_v
 
 from quarot_onnx.choices import OutputFormat
 from quarot_onnx.errors import ConfigError, did_you_mean
-from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.quantization.config._formats import Placed, misfit, placed, refuse_misfits, resolved, table_misfit
 from quarot_onnx.quantization.config._notes import format_notes, notes, rounding_notes
 from quarot_onnx.quantization.config._options import ALL_OPTIONS, IGNORED, sort_option
 from quarot_onnx.quantization.config._overrides import Overrides, rounded_as
+from quarot_onnx.quantization.config._presets import WithoutPresets
 from quarot_onnx.quantization.config._rules import (
     LayerRule,
     Pattern,
@@ -57,7 +57,7 @@ _Algorithms = Annotated[
 ]
 
 
-class QConfig(FileConfig):
+class QConfig(WithoutPresets):
     """What to quantize, how, and which algorithms to run.
 
     Attributes:

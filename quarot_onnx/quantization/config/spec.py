@@ -37,6 +37,9 @@ class QLayerConfig(Strict):
     positional arguments are (activation, weight); more follow Quark's newer order (input_tensors, activation,
     weight, bias, output_tensors).
 
+    Two configurations of the same content are equal, but two keys of a dict, as in Quark: of
+    ``{QLayerConfig(w): [a], QLayerConfig(w): [b]}`` both rules hold.
+
     Attributes:
         activation: The input, static per tensor or per token (also in groups), with 2 to 8 bits; None quantizes the
             weight only.
@@ -95,6 +98,10 @@ class QLayerConfig(Strict):
         elif self.output_tensors is not None:
             raise ValueError("output_tensors with a weight in float is not supported; leave it out")
         return self
+
+    def __hash__(self) -> int:
+        """By identity, so that a dict of rules does not take one of two equal configurations for the other."""
+        return object.__hash__(self)
 
     @property
     def input_tensors(self) -> QTensorConfig | None:

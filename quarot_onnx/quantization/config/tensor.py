@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator, model_validator
 
+from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config._numbers import refuse_disguised
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.data_type import DataType
@@ -86,6 +87,18 @@ class QTensorConfig(Strict):
                 "use Group for weights, Token for activations"
             )
         return self
+
+    def set_symmetric(self, symmetric: bool) -> None:
+        """Refuse to change the spec, as Quark's examples do; raises ConfigError always."""
+        self._refuse_change("symmetric", symmetric)
+
+    def set_calibration_method(self, method: object) -> None:
+        """Refuse to change the spec, as Quark's examples do; raises ConfigError always."""
+        self._refuse_change("calibration_method", method)
+
+    def _refuse_change(self, name: str, value: object) -> None:
+        owner = type(self).__name__
+        raise ConfigError(f"set_{name}: specs do not change once they are made; write {owner}({name}={value})")
 
     @property
     def bits(self) -> int:

@@ -1,0 +1,91 @@
+"""What commands replace, and the paths that their refusals name."""
+
+import shutil
+from pathlib import Path
+
+import exports
+import pytest
+from command_line import Shell, files
+
+W8 = ("--scheme", "w8", "--no-rotate")
+
+
+@pytest.mark.parametrize("command", [("quantize", *W8), ("rotate", "--no-verify")])
+def test_a_project_keeps_its_config(command: tuple[str, ...], shell: Shell, model: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.json").write_text("settings")
+    before = files(project)
+    first, *options = command
+    for out in (project, project / "small.onnx"):
+        assert "replace config.json in" in shell.fails(first, model, out, *options)
+        assert files(project) == before
+    shell.ok(first, model, project / "small.onnx", *options, "--overwrite")
+    assert (project / "config.json").read_bytes() == model.with_name("config.json").read_bytes()
+    shell.ok(first, model, project / "small.onnx", *options)  # its own now
+
+
+def test_a_folder_that_was_named_keeps_its_own_model(shell: Shell, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model.parent, other)  # the same companions, so that only the model is in question
+    before = files(other)
+    message = shell.fails("quantize", model, other, *W8)
+    assert str(other) in message
+    assert "model.onnx" in message
+    assert files(other) == before
+    shell.ok("quantize", model, other, *W8, "--overwrite")
+    shell.ok("quantize", model, other, *W8)  # its own by now
+    shutil.copy(model, other / "named.onnx")
+    shell.ok("quantize", model, other / "named.onnx", *W8)
+    assert "would overwrite the input" in shell.fails("quantize", model, model.parent, *W8)
+
+
+def test_an_existing_rotation_config_is_replaced_only_when_asked(shell: Shell, model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "places.json"
+    shell.ok("inspect", model, "--write-config", config)
+    shell.ok("inspect", model, "--write-config", config)  # the same content
+    written = config.read_bytes()
+    config.write_text("edited by hand")
+    assert str(config) in shell.fails("inspect", model, "--write-config", config)
+    assert config.read_text() == "edited by hand"
+    shell.ok("inspect", model, "--write-config", config, "--overwrite")
+    assert config.read_bytes() == written
+
+
+@pytest.mark.parametrize("file", ["results.json", "calibration.txt", "w8/model.onnx"])
+def test_a_demo_leaves_other_folders_alone(file: str, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text('{"rows": "mine"}')
+    before = files(tmp_path)
+    message = shell.fails("demo", "--out", tmp_path)
+    assert str(tmp_path) in message
+    assert file.split("/", maxsplit=1)[0] in message
+    assert files(tmp_path) == before
+
+
+def test_an_export_spares_folders(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("an earlier export")
+    (tmp_path / "int8").mkdir()
+    assert "--overwrite" in shell.fails("export", exports.hf_folder("llama"), tmp_path)
+    assert "int8" in shell.fails("export", exports.hf_folder("llama"), tmp_path, "--overwrite")
+    assert set(files(tmp_path)) == {"model.onnx", "int8"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("quantize", "MODEL", "/proc/nope/", *W8),
+        ("quantize", "MODEL", "/proc/nope/", "--w-bits", "4", "--weights", "rtn"),
+        ("rotate", "MODEL", "/proc/nope/", "--no-verify"),
+        ("inspect", "MODEL", "--write-config", "/proc/nope/c.json"),
+        ("export", "FOLDER", "/proc/nope/"),
+    ],
+)
+def test_refusals_name_the_path_that_was_typed(command: tuple[str, ...], shell: Shell, model: Path) -> None:
+    given = {"MODEL": str(model), "FOLDER": str(exports.hf_folder("llama"))}
+    assert "/proc/nope" in shell.fails(*(given.get(word, word) for word in command))
+
+
+def test_a_relative_path_is_named_as_it_was_typed(shell: Shell, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc")
+    assert "nope/out.onnx" in shell.fails("quantize", model, "nope/out.onnx", *W8)
