@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -36,6 +37,7 @@ __all__ = [
     "source_of",
 ]
 
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 _SOURCE = "source"
 _DATA_FILES = "data_files"
 _EXTERNAL_FROM = 100 * 10**6
@@ -111,6 +113,8 @@ def save(
     companions_from: Path | None = None,
     report: Mapping[str, object] | None = None,
     forbid: Iterable[Path] = (),
+    check: Callable[[Path], Mapping[str, object]] | None = None,
+    session_options: Mapping[str, str] = NO_OPTIONS,
 ) -> SavedModel:
     """Write a model, one weight in memory at a time, all files at once or none.
 
@@ -123,6 +127,9 @@ def save(
         companions_from: A model folder whose configs and tokenizer are copied along.
         report: Written as JSON to ``<stem>.quarot.json`` beside the model.
         forbid: Further files that must not be overwritten.
+        check: Called with the complete model among its companions, before any file is at its place. What it returns is
+            added to the report; what it raises leaves everything as it was.
+        session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
 
     Returns:
         What was written.
@@ -139,10 +146,8 @@ def save(
     report_path = target.with_name(f"{target.stem}.quarot.json") if report is not None else None
     inputs = input_files(model)
 
-    beside = _companions(companions_from, target, exclude=inputs)
-    if report_path is not None:
-        beside[report_path] = f"{json.dumps(report, indent=2)}\n".encode()
-    outputs = [target, *beside] if data_path is None else [target, data_path, *beside]
+    beside = _companions(companions_from, target, exclude=inputs, session_options=session_options)
+    outputs = [path for path in (target, data_path, report_path) if path is not None] + [*beside]
     check_targets(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
 
     layout = lay_out(model, data_name=data_path.name if data_path else None)
@@ -156,7 +161,11 @@ def save(
                 layout.write_data(batch.stage(data_path), progress)
             for file, content in beside.items():
                 batch.stage(file).write_bytes(content)
-            layout.write_model(batch.stage(target), None if data_path else progress)
+            model_file = batch.stage(target)
+            layout.write_model(model_file, None if data_path else progress)
+            if report_path is not None:
+                found = {} if check is None else check(model_file)
+                batch.stage(report_path).write_text(f"{json.dumps({**(report or {}), **found}, indent=2)}\n")
     except OSError as error:
         free = free_bytes(target.parent)
         raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
@@ -235,13 +244,17 @@ def input_files(model: ir.Model) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _companions(folder: Path | None, target: Path, *, exclude: Iterable[Path]) -> dict[Path, bytes]:
+def _companions(
+    folder: Path | None, target: Path, *, exclude: Iterable[Path], session_options: Mapping[str, str]
+) -> dict[Path, bytes]:
     """The companion files to write beside ``target``: none that is the source's own."""
     if folder is None:
         return {}
     pairs = {target.with_name(file.name): file for file in companion_files(folder, exclude=exclude)}
     return {
-        copy: companion_bytes(file, model_name=target.name) for copy, file in pairs.items() if not same_file(copy, file)
+        copy: companion_bytes(file, model_name=target.name, session_options=session_options)
+        for copy, file in pairs.items()
+        if not same_file(copy, file)
     }
 
 

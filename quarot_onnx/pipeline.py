@@ -7,6 +7,7 @@ scratch folder beside the output, which is removed again.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,10 +15,13 @@ import onnx_ir as ir
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.evaluation.check import Check, CheckRun, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
+from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.intent import kinds_for, sites_and_request
 from quarot_onnx.model_io import SavedModel
+from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.provenance import (
     RECIPE_KEY,
     Recipe,
@@ -34,7 +38,7 @@ from quarot_onnx.quantization import lowbit, static_ranges
 from quarot_onnx.quantization.apply import GivenWeights, apply_selection
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.select import select
+from quarot_onnx.quantization.select import saturable, select
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.sites.model import Kind
@@ -58,6 +62,7 @@ class Outcome:
         saved: The files written.
         recipe: What was done, as recorded in the output.
         equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
+        fidelity: How near the quantized model comes to the original; None where nothing was quantized or checked.
         notes: What the user should know.
         seconds: Time of each phase.
     """
@@ -65,6 +70,7 @@ class Outcome:
     saved: SavedModel
     recipe: Recipe
     equivalence: Equivalence | None
+    fidelity: Fidelity | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
 
@@ -127,7 +133,7 @@ def rotate(
             forbid=protected,
         )
         clock.lap("save")
-    return Outcome(saved, recipe, equivalence, (*config.notes, *plan.notes), clock.laps)
+    return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes), clock.laps)
 
 
 def quantize(
@@ -137,6 +143,7 @@ def quantize(
     reader: DataReader | None = None,
     *,
     verify: bool = True,
+    check: Check | None = Check(),  # noqa: B008 - frozen
     overwrite: bool = True,
     progress: Progress = _silent,
 ) -> Outcome:
@@ -149,6 +156,7 @@ def quantize(
             decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
         reader: Calibration data; needed for static activation quantization.
         verify: Prove that the rotated model, before it is quantized, computes the same.
+        check: Compare the quantized model with the original, as onnxruntime runs the two here; None goes without.
         overwrite: Whether an existing target may be replaced.
         progress: Called as the work goes on.
 
@@ -157,7 +165,8 @@ def quantize(
 
     Raises:
         InputError: The model, the configuration, the calibration data or the target is at fault.
-        VerificationError: The rotated model does not compute the same; nothing is written.
+        VerificationError: The rotated model does not compute the same, or the quantized one breaks a limit of the
+            check; nothing is written.
     """
     clock = Clock()
     model = model_io.load(source)
@@ -169,6 +178,7 @@ def quantize(
     lowbit.check(selection, config, reader)
     static_ranges.require_reader(selection, reader)
     rotating = _still_to_rotate(model, config)
+    checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, reader)
     lowbit.check_tokens(model, selection, samples)
     with workspace(Path(target), config, protected, samples, reader) as work:
@@ -215,11 +225,13 @@ def quantize(
             companions_from=Path(source).absolute().parent,
             report=report,
             forbid=protected,
+            check=partial(_check, checking, clock, progress),
+            session_options={EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS,
         )
-        clock.lap("quantize")
+        clock.lap("save")
     of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds_for(config))
-    notes = (*config.notes, *of_rotation, *notes)
-    return Outcome(saved, recipe, equivalence, notes, clock.laps)
+    notes = (*config.notes, *of_rotation, *notes, *checking.notes)
+    return Outcome(saved, recipe, equivalence, checking.fidelity, notes, clock.laps)
 
 
 def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
@@ -265,6 +277,16 @@ def _prove(source: str | Path, rotated: Path, progress: Progress) -> Equivalence
     require(equivalence)
     progress("verify", 1, 1)
     return equivalence
+
+
+def _check(checking: CheckRun, clock: Clock, progress: Progress, quantized: Path) -> dict[str, object]:
+    """Compare the files that will be the output with the original."""
+    clock.lap("quantize")
+    progress("check", 0, None)
+    record = checking.run(quantized)
+    progress("check", 1, 1)
+    clock.lap("check")
+    return record
 
 
 def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
+from quarot_onnx.evaluation.check import Check
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.quantization.config import QConfig
 
@@ -47,6 +48,7 @@ class ModelQuantizer:
         calibration_data_reader: DataReader | None = None,
         *,
         verify: bool = True,
+        check: Check | None = Check(),  # noqa: B008 - frozen
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -55,13 +57,16 @@ class ModelQuantizer:
             model_output: The .onnx file to write; None to get the result back as a ModelProto.
             calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
             verify: Prove that the rotated model, before it is quantized, computes the same.
+            check: Compare the quantized model with the original, see `Check`; None goes without. What came of it is in
+                ``outcome.fidelity``.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
 
         Raises:
             InputError: The model, the configuration, the calibration data or the target is at fault.
-            VerificationError: The rotated model does not compute the same; nothing is written.
+            VerificationError: The rotated model does not compute the same, or the quantized one breaks a limit of the
+                check; nothing is written.
         """
         if not isinstance(model_output, str | Path | None):
             raise OutputError(f"model_output is a {type(model_output).__name__}; pass a path, or None for a ModelProto")
@@ -69,7 +74,7 @@ class ModelQuantizer:
             scratch = Path(name)
             source = _as_file(model_input, scratch)
             target = scratch / "quantized" / "model.onnx" if model_output is None else Path(model_output)
-            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify)
+            self.outcome = quantize(source, target, self.config, calibration_data_reader, verify=verify, check=check)
             for note in self.outcome.notes:
                 _LOG.warning(note)
             return _read_back(target) if model_output is None else None

@@ -22,10 +22,13 @@ from quarot_onnx.calibration.text import (
     load_tokenizer,
     read_text,
     resolve_bos,
+    tokenize,
     tokenizer_file,
     windows,
 )
 from quarot_onnx.errors import CalibrationError
+
+_REST = 8192  # tokens kept past those that are calibrated on
 
 
 @runtime_checkable
@@ -133,6 +136,10 @@ class TextReader(TokenReader):
         seq_len: Tokens of a window, BOS among them.
         bos: The BOS id in front of every window; by default what the tokenizer's files say.
 
+    Attributes:
+        text: The file; None for ``default_text()``.
+        rest: Token ids of the text past the windows, some thousand at most.
+
     Raises:
         CalibrationError: The text or the tokenizer cannot be read, do not fit the model, or hold too little.
         ModelError: The model's inputs are not known.
@@ -150,16 +157,19 @@ class TextReader(TokenReader):
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos_id = resolve_bos(self.tokenizer_path, bos)
-        content = default_text() if text is None else read_text(text)
-        inputs = ModelInputs.from_path(model_path)
+        self.text = text
+        inputs, tokenizer = ModelInputs.from_path(model_path), load_tokenizer(self.tokenizer_path)
+        ids = tokenize(default_text() if text is None else read_text(text), tokenizer)
         cut = windows(
-            content,
-            load_tokenizer(self.tokenizer_path),
+            ids,
+            tokenizer,
             length=seq_len,
             count=samples,
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
         )
+        used = samples * (seq_len - (self.bos_id is not None))
+        self.rest = ids[used : used + _REST]
         super().__init__(inputs, cut)
 
 

@@ -35,7 +35,14 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
 
 
 def decoder_logits(
-    path: str | Path, inputs: ModelInputs, groups: Sequence[TokenIds], *, decode_steps: int, threads: int | None
+    path: str | Path,
+    inputs: ModelInputs,
+    groups: Sequence[TokenIds],
+    *,
+    decode_steps: int,
+    threads: int | None,
+    low_memory: bool = True,
+    exact_products: bool = False,
 ) -> Iterator[Rows]:
     """A decoder's logits, run by run: for each window a prefill, then single tokens on the model's own cache.
 
@@ -45,6 +52,8 @@ def decoder_logits(
         groups: Windows ``[windows, prefill + decode_steps]``, one array for each length.
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache.
         threads: onnxruntime's intra-op threads.
+        low_memory: As for ``runtime.session``.
+        exact_products: As for ``runtime.session``.
 
     Yields:
         ``[tokens, vocab]``, the tokens of a prefill or the one of a decode step.
@@ -52,7 +61,7 @@ def decoder_logits(
     Raises:
         ModelError: The model cannot be run.
     """
-    session = runtime.session(path, threads=threads, low_memory=True)
+    session = runtime.session(path, threads=threads, low_memory=low_memory, exact_products=exact_products)
     presents = [present for _, present in inputs.presents] if decode_steps else []
     names = [inputs.logits, *presents]
     for window in (window for group in groups for window in group):

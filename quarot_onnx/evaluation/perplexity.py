@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from quarot_onnx import runtime
+from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.text import Bos, load_tokenizer, read_text, resolve_bos, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run
+from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.processor import saturates
 
 JOINING = "file as it is, tokenized whole without special tokens, windows without overlap"
 
@@ -38,6 +40,8 @@ class Perplexity:
         tokenizer: The tokenizer.json used.
         joining: How the text became windows.
         seconds: Time in onnxruntime and scoring, without loading.
+        saturating: How many products of the model saturate on this processor unless they are computed exactly.
+        exact: Whether they were.
     """
 
     perplexity: float
@@ -49,6 +53,8 @@ class Perplexity:
     tokenizer: Path
     joining: str
     seconds: float
+    saturating: int = 0
+    exact: bool = False
 
 
 def perplexity(
@@ -60,6 +66,7 @@ def perplexity(
     windows: int = 20,
     bos: int | Bos = Bos.AUTO,
     threads: int | None = None,
+    exact: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
@@ -72,6 +79,7 @@ def perplexity(
         windows: Windows from the start of the text; 0 for all.
         bos: The BOS id; by default what the tokenizer's files say.
         threads: onnxruntime's intra-op threads.
+        exact: Compute 8-bit products exactly where this processor's fast way saturates.
         progress: Called with the windows done and their number.
 
     Raises:
@@ -91,7 +99,8 @@ def perplexity(
         bos_id=bos_id,
         vocab_size=inputs.vocab_size,
     )
-    session = runtime.session(model_path, threads=threads)
+    saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
+    session = runtime.session(model_path, threads=threads, exact_products=exact)
     start, total = time.perf_counter(), 0.0
     for done, window in enumerate(ids, start=1):
         logits = run(session, [inputs.logits], inputs.feed(window[None]))[0][0]
@@ -112,6 +121,8 @@ def perplexity(
         tokenizer=source,
         joining=JOINING,
         seconds=time.perf_counter() - start,
+        saturating=saturating,
+        exact=exact,
     )
 
 

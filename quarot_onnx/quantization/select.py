@@ -12,6 +12,7 @@ from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
 from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config._formats import saturable as _saturable
 from quarot_onnx.quantization.config.spec import QLayerConfig, QTensorConfig
 from quarot_onnx.sites.detect import detect, refuse_quantized
 
@@ -83,6 +84,11 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         kinds = ", ".join(config.op_types_to_quantize)
         raise ConfigError(f"nothing to quantize: no {kinds} with a constant weight is left by the configuration")
     return Selection(tuple(found), tuple(tables))
+
+
+def saturable(selection: Selection, config: QConfig) -> bool:
+    """Whether any of it saturates on processors without VNNI, see :func:`._formats.saturable`."""
+    return any(_saturable(job.config, config.resolved_format) for job in selection.linears)
 
 
 def _tables(model: ir.Model, config: QConfig) -> list[TableJob]:
