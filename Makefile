@@ -2,6 +2,7 @@
 #   make demo     export, rotate, quantize and compare a small trained model in ./demo
 #   make test     run the tests
 #   make check    formatting, lint and types
+#   make test-oldest   the tests on the oldest onnxruntime that pyproject.toml allows
 # Variables: PYTHON (3.11 or newer), VENV. pip takes its index from its own settings, such as PIP_INDEX_URL.
 
 # The first interpreter that runs and is new enough; a name on the PATH may be a shim that does neither.
@@ -11,10 +12,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.quarot-onnx-ready
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test test-oldest check clean
 
 help:
-	@sed -n '2,5s/^#   //p' Makefile
+	@sed -n '2,6s/^#   //p' Makefile
 	@echo 'make setup    build the virtual environment $(VENV)'
 	@echo 'make clean    remove what the other targets made'
 
@@ -39,11 +40,18 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# An environment of its own; everything but onnxruntime is as in the other one.
+OLDEST := $(shell sed -n 's/^ *"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+test-oldest:
+	$(MAKE) VENV=.venv-oldest setup
+	.venv-oldest/bin/python -m pip install --quiet 'onnxruntime==$(OLDEST).*'
+	$(MAKE) VENV=.venv-oldest test
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo build *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build *.egg-info .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

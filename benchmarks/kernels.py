@@ -2,8 +2,9 @@
 
     python benchmarks/kernels.py MODEL.onnx [--rows 1 16 256] [--rounds N]
 
-Says what a format can gain at most on this processor, before anything is quantized: `int8` is the product of `w4a8`,
-`w8` and `w8a8-*`, the others are those of `nbits`. One thread, CPU time; kernels take turns in one process, and the
+Says what a format can gain at most on this processor, before anything is quantized: `uint8` is the product of 8-bit
+weights beside 8-bit activations (`w8a8-*`, `w8`), `int8` that of fewer bits (`w4a8`, `--w-bits 7`) and of 8 bits with
+`--weight-type int8`, the others are those of `nbits`. One thread, CPU time; kernels take turns in one process, and the
 ratio is the median over rounds. Every size runs on many different weights, 100 MB as float, since a model's weights
 come from memory and not from the cache. The weights are random.
 """
@@ -22,6 +23,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from quarot_onnx import model_io
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.processor import described
 
 FLOAT_BYTES = 100_000_000
 """Weights of one size, as float32."""
@@ -43,15 +45,21 @@ def float_product(k: int, n: int, rng: np.random.Generator, name: str) -> tuple[
     return node, {weight: rng.standard_normal((k, n), dtype=np.float32)}
 
 
-def int8_product(k: int, n: int, rng: np.random.Generator, name: str) -> tuple[NodeProto, Arrays]:
-    """MatMulIntegerToFloat, a scale for each output."""
-    weight, scale = f"{name}/w", f"{name}/s"
-    inputs = ["q", weight, "activation_scale", scale, "activation_zero"]
-    node = helper.make_node("MatMulIntegerToFloat", inputs, [name], domain="com.microsoft")
-    return node, {
-        weight: rng.integers(-127, 128, (k, n), dtype=np.int8),
-        scale: rng.random(n, dtype=np.float32),
-    }
+def integer_product(middle: int) -> Kernel:
+    """MatMulIntegerToFloat, a scale for each output; weights are int8, or uint8 around 128."""
+
+    def made(k: int, n: int, rng: np.random.Generator, name: str) -> tuple[NodeProto, Arrays]:
+        weight, scale, zero = f"{name}/w", f"{name}/s", f"{name}/z"
+        kind = np.uint8 if middle else np.int8
+        inputs = ["q", weight, "activation_scale", scale, "activation_zero", zero]
+        node = helper.make_node("MatMulIntegerToFloat", inputs, [name], domain="com.microsoft")
+        return node, {
+            weight: rng.integers(middle - 127, middle + 128, (k, n), dtype=kind),
+            scale: rng.random(n, dtype=np.float32),
+            zero: np.full(n, middle, kind),
+        }
+
+    return made
 
 
 def blocked_product(bits: int, block: int, level: int) -> Kernel:
@@ -71,7 +79,8 @@ def blocked_product(bits: int, block: int, level: int) -> Kernel:
 
 KERNELS: dict[str, Kernel] = {
     "float": float_product,
-    "int8": int8_product,
+    "uint8": integer_product(128),
+    "int8": integer_product(0),
     "4 bits, level 4": blocked_product(4, 128, 4),
     "4 bits, float": blocked_product(4, 128, 0),
     "8 bits, level 4": blocked_product(8, 128, 4),
@@ -131,6 +140,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256], metavar="M", help="default: 1 16 256")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="rounds, after two to warm up (default: 9)")
     arguments = parser.parse_args()
+    print(described())
     print(f"CPU time of one product, one thread, median of {arguments.rounds} alternating rounds, relative to float")
     print(f"{'inputs':>7}{'outputs':>9}{'times':>7}{'rows':>6}{'float, us':>11}", end="")
     print("".join(f"{name:>17}" for name in KERNELS if name != "float"))

@@ -18,6 +18,7 @@ import numpy as np
 
 from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.processor import described
 
 PREFILL, CACHED = 256, 64
 
@@ -56,6 +57,7 @@ def main() -> None:
     paths = [arguments.float_model, *arguments.quantized]
     models = [runs_of(path) for path in paths]
     rounds = [[[measure(run) for run in model] for model in models] for _ in range(arguments.runs + 1)][1:]
+    print(described())
     print(f"CPU time in ms, one thread, median of {arguments.runs} alternating rounds")
     print(f"{f'prefill {PREFILL}':>12}{'/ float':>9}{f'decode ({CACHED})':>13}{'/ float':>9}  model")
     for number, path in enumerate(paths):

@@ -27,7 +27,7 @@ quarot-onnx rotate "$model" "$out/rotated/model.onnx" --rotation-config "$out/ro
 echo "== 3. Prove it once more, on other tokens."
 quarot-onnx verify "$model" "$out/rotated/model.onnx" --seed 1
 
-echo "== 4. Quantize the rotated model: int8 weights, int8 activations per token."
+echo "== 4. Quantize the rotated model: 8-bit weights, 8-bit activations per token."
 quarot-onnx quantize "$out/rotated/model.onnx" "$out/int8/model.onnx"
 
 echo "== 5. What did that cost?"

@@ -13,7 +13,7 @@ import numpy as np
 from onnxruntime.quantization import CalibrationDataReader
 from tokenizers import Tokenizer
 
-from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuantGranularity, QuarotConfig, UInt8Spec
+from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig, QuantGranularity, QuarotConfig, UInt8Spec
 from quarot_onnx.calibration.feeds import ModelInputs
 
 PROMPTS = (
@@ -41,7 +41,7 @@ class PromptReader(CalibrationDataReader):
 
 
 model, out = sys.argv[1:3]
-weight = Int8Spec(quant_granularity=QuantGranularity.Channel)
+weight = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)
 config = QConfig(QLayerConfig(UInt8Spec(), weight), algo_config=[QuarotConfig()])
 quantizer = ModelQuantizer(config)
 quantizer.quantize_model(model, out, PromptReader(model))

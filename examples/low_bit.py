@@ -4,7 +4,7 @@
 
 MODEL.onnx is a float export with its tokenizer.json beside it. Each method is tried with fake quantization (W4A4, where
 they differ most), and judged by its perplexity on text that was not calibrated on; the best one writes OUT.onnx, with
-4-bit weights, 8-bit activations and an int8 head.
+4-bit weights, 8-bit activations and an 8-bit head.
 """
 
 import sys
@@ -15,7 +15,6 @@ from quarot_onnx import (
     GPTAQConfig,
     GPTQConfig,
     Int4Spec,
-    Int8Spec,
     ModelQuantizer,
     QConfig,
     QLayerConfig,
@@ -23,13 +22,14 @@ from quarot_onnx import (
     QuarotConfig,
     RTNConfig,
     UInt4Spec,
+    UInt8Spec,
 )
 from quarot_onnx.calibration.readers import TextReader, default_text
 from quarot_onnx.evaluation.perplexity import perplexity
 
 model, out, *texts = map(Path, sys.argv[1:])
 study = QLayerConfig(activation=UInt4Spec(quant_granularity="Token", clip_ratio=0.9), weight=Int4Spec())
-token, channel = Int8Spec(quant_granularity="Token"), Int8Spec(quant_granularity="Channel")
+token, channel = (UInt8Spec(symmetric=True, quant_granularity=kind) for kind in ("Token", "Channel"))
 deployed, head = QLayerConfig(activation=token, weight=Int4Spec()), QLayerConfig(activation=token, weight=channel)
 rotation, head_name = QuarotConfig(use_random_had=True), "*lm_head*"
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quarot_onnx.choices import OutputFormat
+    from quarot_onnx.evaluation.check import Check
+    from quarot_onnx.evaluation.fidelity import Limits
     from quarot_onnx.quantization.config import QConfig
     from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
     from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
         Int2Spec,
         Int3Spec,
         Int4Spec,
+        Int5Spec,
+        Int6Spec,
+        Int7Spec,
         Int8Spec,
         QLayerConfig,
         UInt4Spec,
@@ -24,12 +29,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibMethod": "quarot_onnx.quantization.config.enums",
+    "Check": "quarot_onnx.evaluation.check",
     "GPTAQConfig": "quarot_onnx.quantization.config.algorithm",
     "GPTQConfig": "quarot_onnx.quantization.config.algorithm",
     "Int2Spec": "quarot_onnx.quantization.config.spec",
     "Int3Spec": "quarot_onnx.quantization.config.spec",
     "Int4Spec": "quarot_onnx.quantization.config.spec",
+    "Int5Spec": "quarot_onnx.quantization.config.spec",
+    "Int6Spec": "quarot_onnx.quantization.config.spec",
+    "Int7Spec": "quarot_onnx.quantization.config.spec",
     "Int8Spec": "quarot_onnx.quantization.config.spec",
+    "Limits": "quarot_onnx.evaluation.fidelity",
     "ModelQuantizer": "quarot_onnx.quantizer",
     "OutputFormat": "quarot_onnx.choices",
     "QConfig": "quarot_onnx.quantization.config",
@@ -45,12 +55,17 @@ _HOMES = {
 
 __all__ = [
     "CalibMethod",
+    "Check",
     "GPTAQConfig",
     "GPTQConfig",
     "Int2Spec",
     "Int3Spec",
     "Int4Spec",
+    "Int5Spec",
+    "Int6Spec",
+    "Int7Spec",
     "Int8Spec",
+    "Limits",
     "ModelQuantizer",
     "OutputFormat",
     "QConfig",

@@ -69,6 +69,17 @@ class Method(Choice):
     QRONOS = "qronos"
 
 
+class WeightType(Choice):
+    """The integers that 8-bit weights are stored as, beside 8-bit activations.
+
+    UINT8 is exact on every processor. INT8 is not on x86 without VNNI: there onnxruntime adds two products at a time in
+    16 bits, which saturate.
+    """
+
+    INT8 = "int8"
+    UINT8 = "uint8"
+
+
 class Precision(Choice):
     """How the head or the embedding is stored."""
 

@@ -5,7 +5,7 @@ models are never companions.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ def companion_files(folder: Path, *, exclude: Iterable[Path]) -> list[Path]:
     ]
 
 
-def companion_bytes(path: Path, *, model_name: str) -> bytes:
+def companion_bytes(path: Path, *, model_name: str, session_options: Mapping[str, str]) -> bytes:
     """The content of a companion file for a folder whose model has the file name ``model_name``.
 
-    Files are kept byte for byte, except that ``model.decoder.filename`` of a ``genai_config.json`` names the new model.
+    Files are kept byte for byte, except that ``model.decoder`` of a ``genai_config.json`` names the new model and sets
+    ``session_options``, onnxruntime's by name.
 
     Raises:
         ConfigError: If a ``genai_config.json`` is not valid JSON.
@@ -69,9 +70,16 @@ def companion_bytes(path: Path, *, model_name: str) -> bytes:
         ) from error
     model = config.get("model") if isinstance(config, dict) else None
     decoder = model.get("decoder") if isinstance(model, dict) else None
-    if not isinstance(decoder, dict) or decoder.get("filename") in {None, model_name}:
+    if not isinstance(decoder, dict):
         return content
-    decoder["filename"] = model_name
+    before = json.dumps(decoder)
+    if decoder.get("filename") is not None:
+        decoder["filename"] = model_name
+    if session_options:
+        options = decoder.get("session_options")
+        decoder["session_options"] = (options if isinstance(options, dict) else {}) | dict(session_options)
+    if json.dumps(decoder) == before:
+        return content
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -37,6 +38,7 @@ __all__ = [
     "source_of",
 ]
 
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 _SOURCE = "source"
 _DATA_FILES = "data_files"
 _EXTERNAL_FROM = 100 * 10**6
@@ -109,6 +111,8 @@ def save(
     companions_from: Path | None = None,
     report: Mapping[str, object] | None = None,
     forbid: Iterable[Path] = (),
+    check: Callable[[Path], Mapping[str, object]] | None = None,
+    session_options: Mapping[str, str] = NO_OPTIONS,
 ) -> SavedModel:
     """Write a model, one weight in memory at a time, all files at once or none.
 
@@ -122,6 +126,9 @@ def save(
         companions_from: A model folder whose configs and tokenizer are copied along.
         report: Written as JSON to ``<stem>.quarot.json`` beside the model.
         forbid: Further files that must not be overwritten.
+        check: Called with the complete model among its companions, before any file is at its place. What it returns is
+            added to the report; what it raises leaves everything as it was.
+        session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
 
     Returns:
         What was written.
@@ -141,14 +148,12 @@ def save(
         target,
         _data_file(target) if external else None,
         report_file(target) if report is not None else None,
-        _companions(companions_from, target, exclude=[*inputs, *forbid]),
+        _companions(companions_from, target, exclude=[*inputs, *forbid], session_options=session_options),
     )
     earlier = _check(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
     data_path, report_path = outputs.data, outputs.report
     beside = earlier.pending(outputs.companions)
-    if report is not None and report_path is not None:
-        listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
-        beside[report_path] = f"{json.dumps({**report, **listed}, indent=2)}\n".encode()
+    listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
 
     layout = lay_out(model, data_name=data_path.name if data_path else None)
     if data_path is None:
@@ -161,7 +166,12 @@ def save(
                 layout.write_data(batch.stage(data_path), progress)
             for file, content in beside.items():
                 batch.stage(file).write_bytes(content)
-            layout.write_model(batch.stage(target), None if data_path else progress)
+            model_file = batch.stage(target)
+            layout.write_model(model_file, None if data_path else progress)
+            found = {} if check is None else check(model_file)
+            if report_path is not None:
+                full = {**(report or {}), **found, **listed}
+                batch.stage(report_path).write_text(f"{json.dumps(full, indent=2)}\n", encoding="utf-8")
     except OSError as error:
         free = free_bytes(target.parent)
         raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
@@ -169,7 +179,12 @@ def save(
 
 
 def check_target(
-    model: ir.Model, path: str | Path, *, overwrite: bool | None = None, companions_from: Path | None = None
+    model: ir.Model,
+    path: str | Path,
+    *,
+    overwrite: bool | None = None,
+    companions_from: Path | None = None,
+    session_options: Mapping[str, str] = NO_OPTIONS,
 ) -> None:
     """Refuse early what ``save`` would refuse: a target that is an input, a folder, or not to be replaced.
 
@@ -178,6 +193,7 @@ def check_target(
         path: The ``.onnx`` file to be written.
         overwrite: As for ``save``.
         companions_from: The model folder whose companions, and a report, will go beside the output.
+        session_options: As for ``save``.
 
     Raises:
         OutputError: Naming the target and the way out.
@@ -185,7 +201,8 @@ def check_target(
     target = Path(path).absolute()
     inputs = input_files(model)
     report = None if companions_from is None else report_file(target)
-    outputs = Outputs(target, _data_file(target), report, _companions(companions_from, target, exclude=inputs))
+    companions = _companions(companions_from, target, exclude=inputs, session_options=session_options)
+    outputs = Outputs(target, _data_file(target), report, companions)
     _check(outputs, protected=inputs, overwrite=overwrite)
 
 
@@ -265,13 +282,17 @@ def input_files(model: ir.Model) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _companions(folder: Path | None, target: Path, *, exclude: Iterable[Path]) -> dict[Path, bytes]:
+def _companions(
+    folder: Path | None, target: Path, *, exclude: Iterable[Path], session_options: Mapping[str, str]
+) -> dict[Path, bytes]:
     """The companion files to write beside ``target``: none that is the source's own."""
     if folder is None:
         return {}
     pairs = {target.with_name(file.name): file for file in companion_files(folder, exclude=exclude)}
     return {
-        copy: companion_bytes(file, model_name=target.name) for copy, file in pairs.items() if not same_file(copy, file)
+        copy: companion_bytes(file, model_name=target.name, session_options=session_options)
+        for copy, file in pairs.items()
+        if not same_file(copy, file)
     }
 
 

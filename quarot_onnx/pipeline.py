@@ -6,7 +6,8 @@ scratch folder beside the output, which is removed again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,39 +17,34 @@ from quarot_onnx.calibration.bos import BosChoice
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
-from quarot_onnx.errors import ConfigError, FeedError, ModelError
-from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
+from quarot_onnx.evaluation.check import Check, CheckRun, prepare
+from quarot_onnx.evaluation.equivalence import Equivalence
+from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs, sites_and_request
+from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.model_io import SavedModel
+from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.provenance import (
     RECIPE_KEY,
     Recipe,
-    is_rotated,
     make_recipe,
     record,
     recorded,
-    refuse_other_rotation,
     refuse_quantized,
     rotation_notes,
-    summary,
 )
 from quarot_onnx.quantization import lowbit, static_ranges
 from quarot_onnx.quantization.apply import GivenWeights, apply_selection
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.left_float import left_in_float
-from quarot_onnx.quantization.select import select
-from quarot_onnx.rotation.apply import apply_plan
-from quarot_onnx.rotation.plan import Plan, plan_rotation
+from quarot_onnx.quantization.select import Selection, saturable, select
+from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.sites.model import Kind
-from quarot_onnx.spellings import weights_with_default
-from quarot_onnx.workspace import Clock, scratch_folder, workspace
+from quarot_onnx.turning import prove, rotate_in_place, still_to_rotate
+from quarot_onnx.workspace import Clock, Progress, Workspace, scratch_folder, workspace
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
 
 
 def _silent(_phase: str, _done: int, _total: int | None) -> None:
@@ -63,6 +59,7 @@ class Outcome:
         saved: The files written.
         recipe: What was done, as recorded in the output.
         equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
+        fidelity: How near the quantized model comes to the original; None where nothing was quantized or checked.
         notes: What the user should know.
         seconds: Time of each phase.
         bos: What stood in front of every window of calibration text, and why; None where none was read.
@@ -71,6 +68,7 @@ class Outcome:
     saved: SavedModel
     recipe: Recipe
     equivalence: Equivalence | None
+    fidelity: Fidelity | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     bos: BosChoice | None = None
@@ -113,7 +111,7 @@ def rotate(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     given = None if feeds is None else given_feeds(feeds, model)
-    plan = _rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
+    plan = rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
@@ -125,7 +123,7 @@ def rotate(
         if verify:
             model_io.save(model, file, progress=_phase(progress, "rotate"))
             clock.lap("rotate")
-            equivalence = _prove(source, file, given, progress)
+            equivalence = prove(source, file, given, progress)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
             # What is written is what was proved.
@@ -140,7 +138,7 @@ def rotate(
             forbid=protected,
         )
         clock.lap("save")
-    return Outcome(saved, recipe, equivalence, (*config.notes, *plan.notes), clock.laps)
+    return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes), clock.laps)
 
 
 def quantize(
@@ -151,6 +149,7 @@ def quantize(
     *,
     verify: bool = True,
     feeds: FeedsSource | None = None,
+    check: Check | None = Check(),  # noqa: B008 - frozen
     overwrite: bool | None = None,
     progress: Progress = _silent,
 ) -> Outcome:
@@ -164,6 +163,7 @@ def quantize(
         reader: Calibration data; needed for static activation quantization.
         verify: Prove that the rotated model, before it is quantized, computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
+        check: Compare the quantized model with the original, as onnxruntime runs the two here; None goes without.
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
         progress: Called as the work goes on.
@@ -173,7 +173,8 @@ def quantize(
 
     Raises:
         InputError: The model, the configuration, the calibration data or the target is at fault.
-        VerificationError: The rotated model does not compute the same; nothing is written.
+        VerificationError: The rotated model does not compute the same, or the quantized one breaks a limit of the
+            check; nothing is written.
     """
     clock = Clock()
     model = model_io.load(source)
@@ -189,120 +190,131 @@ def quantize(
     selection = select(model, config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
-    rotating = _still_to_rotate(model, config)
+    rotating = still_to_rotate(model, config)
+    checking = prepare(check, source, model, data)
     samples = lowbit.calibration_samples(config, data)
     lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
     with workspace(Path(target), config, protected, samples, data) as work:
-        base: str | Path = source
-        equivalence: Equivalence | None = None
-        kinds = kinds_for(config)
-        plan = None if rotating is None else _rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
-        # After what is wrong with the configuration, and before anything that takes long.
-        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
+        run, kinds = _Run(work, clock, progress), kinds_for(config)
+        plan = None if rotating is None else rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
+        # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
+        genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
+        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
+        start = _Start(source, model, selection, equivalence=None)
         if plan is not None and rotating is not None:
-            clock.lap("plan")
-            # Written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-            base = work.scratch / "rotated.onnx"
-            # The proof reads from the record which caches are rotated.
-            record(model, make_recipe(rotation=(plan, rotating)))
-            model_io.save(model, base, progress=_phase(progress, "rotate"))
-            clock.lap("rotate")
-            if verify:
-                equivalence = _prove(source, base, given_inputs, progress)
-                clock.lap("verify")
-            model = model_io.load(base)
-            selection = select(model, config)
+            start = _rotated(start, (plan, rotating), given_inputs, run, config, verify=verify)
+        earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
-        needless = needless_notes(model, selection) if plan is not None or Kind.R4 in kinds else ()
-        ranges = static_ranges.calibrate(
-            base, selection, work.reader, max_samples=config.calib_data_size, progress=_phase(progress, "calibrate")
-        )
-        if ranges:
-            clock.lap("calibrate")
-        given: GivenWeights | None = None
-        notes: tuple[str, ...] = ()
-        if work.checkpoint is not None:
-            task = lowbit.Task(model, selection, config, ranges, work.samples)
-            given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(progress, "round"))
-            clock.lap("round")
-        notes = (*left_in_float(model.graph, config), *notes)
-        earlier = recorded(model)
-        apply_selection(model, selection, ranges, _phase(progress, "quantize"), given)
+        needless = needless_notes(start.model, start.selection) if plan is not None or Kind.R4 in kinds else ()
+        notes = _quantized(start, config, run)
         done = (plan, rotating) if plan is not None and rotating is not None else None
-        recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, selection))
-        record(model, recipe)
-        report = dict(recipe)
-        if equivalence is not None:
-            report["equivalence"] = equivalence_record(equivalence)
+        recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, start.selection))
+        record(start.model, recipe)
+        proof = {} if start.equivalence is None else {"equivalence": equivalence_record(start.equivalence)}
         saved = model_io.save(
-            model,
+            start.model,
             target,
             overwrite=overwrite,
             use_external_data=config.use_external_data_format or None,
             progress=_phase(progress, "save"),
             companions_from=folder,
-            report=report,
+            report={**recipe, **proof},
             forbid=protected,
+            check=partial(_check, checking, clock, progress),
+            session_options=genai,
         )
-        clock.lap("quantize")
+        clock.lap("save")
     of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
-    notes = (*config.notes, *of_rotation, *needless, *notes, *of_reader)
-    return Outcome(saved, recipe, equivalence, notes, clock.laps, None if data is None else data.bos)
+    notes = (*config.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
+    bos = None if data is None else data.bos
+    return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
 
-def _still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
-    """The rotation that is left to do: none where the model brings what the configuration asks for.
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """What is quantized.
 
-    Raises:
-        ConfigError: The model was rotated in another way than the configuration says.
+    Attributes:
+        file: The float model's file, rotated where it is to be.
+        model: The same, loaded.
+        selection: What of it is quantized.
+        equivalence: The proof of its rotation.
     """
-    earlier = recorded(model)
-    if config.quarot is None or earlier is None or not is_rotated(earlier):
-        return config.quarot
-    refuse_other_rotation(earlier, config.quarot)
-    return None
+
+    file: str | Path
+    model: ir.Model
+    selection: Selection
+    equivalence: Equivalence | None
 
 
-def _rotate_in_place(
-    model: ir.Model, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
-) -> Plan:
-    """Find the sites, plan, edit the graph; weights follow when the model is written."""
-    earlier = recorded(model)
-    if earlier is not None and is_rotated(earlier):
-        raise ModelError(
-            f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
-            "rotation (no QuarotConfig in algo_config)"
-        )
-    sites, request, notes = sites_and_request(model, config, default, quantized)
-    if not sites.layers and not sites.online_pairs:
-        raise ModelError(
-            "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
-            "there is nothing to rotate; name nodes in a rotation config's online_pairs, or go without rotation"
-            f"{weights_with_default(model.graph)}"
-        )
-    plan = plan_rotation(sites, request)
-    plan = replace(plan, notes=(*notes, *plan.notes))
-    if not plan.edits:
-        why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
-        raise ConfigError(f"no rotation is left to do{why}")
-    apply_plan(model, plan)
-    return plan
+def _rotated(
+    start: _Start,
+    done: tuple[Plan, QuarotConfig],
+    feeds: Sequence[Feeds] | None,
+    run: "_Run",
+    config: QConfig,
+    *,
+    verify: bool,
+) -> _Start:
+    """The model whose graph was rotated, written to the scratch folder and proved.
+
+    It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
+    """
+    run.clock.lap("plan")
+    file = run.work.scratch / "rotated.onnx"
+    # The proof reads from the record which caches are rotated.
+    record(start.model, make_recipe(rotation=done))
+    model_io.save(start.model, file, progress=_phase(run.progress, "rotate"))
+    run.clock.lap("rotate")
+    equivalence: Equivalence | None = None
+    if verify:
+        equivalence = prove(start.file, file, feeds, run.progress)
+        run.clock.lap("verify")
+    model = model_io.load(file)
+    return _Start(file, model, select(model, config), equivalence)
 
 
-def _prove(source: str | Path, rotated: Path, feeds: Sequence[Feeds] | None, progress: Progress) -> Equivalence:
-    """Compare the two; raises VerificationError when they differ."""
-    progress("verify", 0, None)
-    try:
-        equivalence = compare(source, rotated, feeds=feeds)
-    except FeedError as error:
-        what = "give other inputs" if feeds is not None else "give inputs for the proof"
-        raise FeedError(
-            error.reason, f"{what} (--feeds FILE.npz, feeds=), or go without it (--no-verify, verify=False)"
-        ) from error
-    require(equivalence)
-    progress("verify", 1, 1)
-    return equivalence
+def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
+    """Calibrate, round and quantize the model in place; what the user should know of that."""
+    model, selection, work = start.model, start.selection, run.work
+    ranges = static_ranges.calibrate(
+        start.file,
+        selection,
+        work.reader,
+        max_samples=config.calib_data_size,
+        progress=_phase(run.progress, "calibrate"),
+    )
+    if ranges:
+        run.clock.lap("calibrate")
+    given: GivenWeights | None = None
+    notes: tuple[str, ...] = ()
+    if work.checkpoint is not None:
+        task = lowbit.Task(model, selection, config, ranges, work.samples)
+        given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
+        run.clock.lap("round")
+    notes = (*left_in_float(model.graph, config), *notes)
+    apply_selection(model, selection, ranges, _phase(run.progress, "quantize"), given)
+    return notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the steps of a run share."""
+
+    work: Workspace
+    clock: Clock
+    progress: Progress
+
+
+def _check(checking: CheckRun, clock: Clock, progress: Progress, quantized: Path) -> dict[str, object]:
+    """Compare the files that will be the output with the original."""
+    clock.lap("quantize")
+    progress("check", 0, None)
+    record = checking.run(quantized)
+    progress("check", 1, 1)
+    clock.lap("check")
+    return record
 
 
 def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:

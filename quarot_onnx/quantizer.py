@@ -11,6 +11,7 @@ from quarot_onnx import model_io
 from quarot_onnx.calibration.given import FeedsSource
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
+from quarot_onnx.evaluation.check import Check
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.quantization.config import QConfig
 
@@ -49,6 +50,7 @@ class ModelQuantizer:
         *,
         verify: bool = True,
         feeds: FeedsSource | None = None,
+        check: Check | None = Check(),  # noqa: B008 - frozen
         overwrite: bool | None = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
@@ -59,6 +61,8 @@ class ModelQuantizer:
             calibration_data_reader: Any onnxruntime CalibrationDataReader; needed for static activation quantization.
             verify: Prove that the rotated model, before it is quantized, computes the same.
             feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
+            check: Compare the quantized model with the original, see `Check`; None goes without. What came of it is in
+                ``outcome.fidelity``.
             overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
                 wrote beside it.
 
@@ -67,7 +71,8 @@ class ModelQuantizer:
 
         Raises:
             InputError: The model, the configuration, the calibration data or the target is at fault.
-            VerificationError: The rotated model does not compute the same; nothing is written.
+            VerificationError: The rotated model does not compute the same, or the quantized one breaks a limit of the
+                check; nothing is written.
         """
         if not isinstance(model_output, str | Path | None):
             raise OutputError(f"model_output is a {type(model_output).__name__}; pass a path, or None for a ModelProto")
@@ -82,6 +87,7 @@ class ModelQuantizer:
                 calibration_data_reader,
                 verify=verify,
                 feeds=feeds,
+                check=check,
                 overwrite=overwrite,
             )
             for note in self.outcome.notes:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from quarot_onnx import wire
 from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.external import damaged, model_file
+from quarot_onnx.processor import EXACT_PRODUCTS
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -27,6 +28,7 @@ def session(
     optimize: bool = True,
     optimized_path: Path | None = None,
     low_memory: bool = False,
+    exact_products: bool = False,
 ) -> "ort.InferenceSession":
     """A CPU session on a model file.
 
@@ -36,6 +38,7 @@ def session(
         optimize: Whether onnxruntime rewrites the graph.
         optimized_path: Where onnxruntime writes the rewritten graph.
         low_memory: Do not copy the weights into packed form: half the memory, slower.
+        exact_products: Compute 8-bit products without saturation where the processor's fast way has it, slower.
 
     Raises:
         ModelError: If onnxruntime cannot load it.
@@ -49,6 +52,8 @@ def session(
     options = session_options(
         domains, threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
     )
+    if exact_products:
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
     return _open(str(source), options)
 
 

@@ -1,7 +1,7 @@
 """What a run needs besides its input and output: a scratch folder, a checkpoint, a clock."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,9 @@ from quarot_onnx.quantization import lowbit
 from quarot_onnx.quantization.checkpoint import Checkpoint, open_checkpoint
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.run_folder import run_folder
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from quarot_onnx.processor import EXACT_PRODUCTS
+
 FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 IN, HIDDEN, OUT = 16, 24, 8
 
@@ -69,9 +71,11 @@ def run(
 ) -> NDArray[Any]:
     """The first output; with ``optimized`` onnxruntime writes the graph that it really runs.
 
-    Weight-only graphs run as MatMulNBits, which would round activations to 8 bits too (accuracy level 4).
+    Weight-only graphs run as MatMulNBits, which would round activations to 8 bits too (accuracy level 4). Products are
+    exact on every processor: what is tested is what the graph means.
     """
     options = ort.SessionOptions()
+    options.add_session_config_entry(EXACT_PRODUCTS, "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -85,14 +85,21 @@ def test_existing_companions_count_as_outputs(folder, tmp_path):
 
 def test_a_genai_config_that_already_fits_is_kept_byte_for_byte(folder):
     path = folder / "genai_config.json"
-    assert companion_bytes(path, model_name="in.onnx") == path.read_bytes()
+    assert companion_bytes(path, model_name="in.onnx", session_options={}) == path.read_bytes()
     for odd in ("[]", '{"model": 1}', '{"model": {"decoder": {}}}'):
         path.write_text(odd)
-        assert companion_bytes(path, model_name="out.onnx") == odd.encode()
+        assert companion_bytes(path, model_name="out.onnx", session_options={}) == odd.encode()
 
 
 def test_a_broken_genai_config_is_a_config_error(folder):
     path = folder / "genai_config.json"
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"genai_config\.json is not valid JSON"):
-        companion_bytes(path, model_name="out.onnx")
+        companion_bytes(path, model_name="out.onnx", session_options={})
+
+
+def test_session_options_join_those_that_are_there(folder):
+    path = folder / "genai_config.json"
+    path.write_text('{"model": {"decoder": {"filename": "in.onnx", "session_options": {"log_id": "x"}}}}')
+    made = json.loads(companion_bytes(path, model_name="in.onnx", session_options={"session.a": "1"}))
+    assert made["model"]["decoder"]["session_options"] == {"log_id": "x", "session.a": "1"}

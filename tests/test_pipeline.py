@@ -111,9 +111,9 @@ def test_schemes_choose_their_rotations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["rotate", "quantize"])
 def test_a_failed_proof_writes_nothing(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rotation that forgets one factor is found."""
-    from quarot_onnx import pipeline  # noqa: PLC0415
+    from quarot_onnx import turning  # noqa: PLC0415
 
-    apply = pipeline.apply_plan
+    apply = turning.apply_plan
 
     def forgetful(model: ir.Model, plan: Plan) -> None:
         apply(model, plan)
@@ -121,7 +121,7 @@ def test_a_failed_proof_writes_nothing(command: str, tmp_path: Path, monkeypatch
         array = model_io.read_array(weight.tensor) * np.float32(1.01)
         weight.value.const_value = ir.Tensor(array, name=weight.value.name)
 
-    monkeypatch.setattr(pipeline, "apply_plan", forgetful)
+    monkeypatch.setattr(turning, "apply_plan", forgetful)
     source, out = exports.optimum_export("llama"), tmp_path / "new" / "out.onnx"
     runs = {
         "rotate": lambda: rotate(source, out, QuarotConfig()),

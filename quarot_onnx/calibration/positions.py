@@ -1,11 +1,15 @@
-"""How many positions a model was made for, as the files beside it say."""
+"""How many positions a model was made for, as the files beside it say or its tables show."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx_ir as ir
+
 from quarot_onnx.companions import GENAI_CONFIG, read_json
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.query import FLOAT_TYPES, resolve_constant
 
+_ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
@@ -21,7 +25,7 @@ def position_note(folder: Path, length: int) -> str | None:
     Raises:
         CalibrationError: A config that is not readable.
     """
-    found = _limit(folder)
+    found = stated_positions(folder)
     if found is None or length <= found[0]:
         return None
     limit, said = found
@@ -31,8 +35,22 @@ def position_note(folder: Path, length: int) -> str | None:
     )
 
 
-def _limit(folder: Path) -> tuple[int, str] | None:
-    """The number of positions, and where it stands."""
+def table_positions(graph: ir.Graph) -> int | None:
+    """The rows of the shortest constant table of cosines that an operator for RoPE reads; None without any."""
+    rows = []
+    for node in graph:
+        if node.op_type in _ROPE:
+            tables = (resolve_constant(value) for value in node.inputs[1:])
+            rows += [t.shape[0] for t in tables if t is not None and len(t.shape) == 2 and t.dtype in FLOAT_TYPES]
+    return min(rows, default=None)
+
+
+def stated_positions(folder: Path) -> tuple[int, str] | None:
+    """The number of positions, and where it stands.
+
+    Raises:
+        CalibrationError: A config that is not readable.
+    """
     config = read_json(folder / "config.json", CalibrationError)
     text = config.get("text_config")  # of models that see, too
     for section in (config, text if isinstance(text, Mapping) else {}):

@@ -22,6 +22,7 @@ from quarot_onnx.calibration.text import (
     default_text,
     load_tokenizer,
     read_text,
+    tokenize,
     tokenizer_file,
     windows,
 )
@@ -38,6 +39,8 @@ __all__ = [
     "default_text",
     "wrap",
 ]
+
+_REST = 8192  # tokens kept past those that are calibrated on
 
 
 class _IndexedReader(RewindableReader):
@@ -151,6 +154,10 @@ class TextReader(TokenReader):
         bos_id: Its id.
         notes: What the user should know: windows that are too long for the model.
 
+    Attributes:
+        text: The file; None for ``default_text()``.
+        rest: Token ids of the text past the windows, some thousand at most.
+
     Raises:
         CalibrationError: The text or the tokenizer cannot be read, do not fit the model, or hold too little.
         FeedError: An input is not known, or the graph takes no token ids.
@@ -170,22 +177,25 @@ class TextReader(TokenReader):
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos = choose_bos(self.tokenizer_path, bos)
         self.bos_id = self.bos.id
+        self.text, self.text_key = text, text_key
         if text is None and text_key is not None:
             raise CalibrationError(f"text_key {text_key!r} goes with JSON lines: name a text, or leave it out")
         content = default_text() if text is None else read_text(text, text_key)
-        inputs = ModelInputs.from_path(model_path)
+        inputs, tokenizer = ModelInputs.from_path(model_path), load_tokenizer(self.tokenizer_path)
         length = default_window(inputs) if seq_len is None else seq_len
         too_long = position_note(Path(model_path).parent, length)
         self.notes = () if too_long is None else (too_long,)
         rows = inputs.lengths.batch or 1
+        ids = tokenize(content, tokenizer)
         cut = windows(
-            content,
-            load_tokenizer(self.tokenizer_path),
+            ids,
+            tokenizer,
             length=length,
             count=-(-samples // rows) * rows,
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
         )
+        self.rest = ids[cut.size : cut.size + _REST]
         super().__init__(inputs, cut, model_path)
 
 

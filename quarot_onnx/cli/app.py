@@ -140,6 +140,42 @@ def verify(
     require(result)
 
 
+@app.command(epilog="Example: quarot-onnx compare model.onnx int8/model.onnx --text test.txt --max-ppl-ratio 1.02")
+def compare(
+    original: Annotated[Path, typer.Argument(metavar="FLOAT", help="The float model.")],
+    quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="The quantized one.")],
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="UTF-8 text. Default: Python's documentation.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside FLOAT.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens compared.")] = 2048,
+    text_key: opt.TextKey = None,
+    bos: opt.UseBos = None,
+    bos_id: opt.BosId = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
+    max_kl: opt.MaxKl = None,
+    max_ppl_ratio: opt.MaxPplRatio = None,
+    as_json: opt.Json = False,
+) -> None:
+    """How near a quantized model comes to its original on this processor; exit status 1 past a limit."""
+    first, second = opt.model_file(original), opt.model_file(quantized)
+    chosen = opt.bos_choice(bos, bos_id)
+    from quarot_onnx.calibration.bos import Bos  # noqa: PLC0415
+    from quarot_onnx.cli.comparing import run  # noqa: PLC0415
+    from quarot_onnx.evaluation.check import Check  # noqa: PLC0415
+    from quarot_onnx.evaluation.fidelity import Limits, require  # noqa: PLC0415
+    from quarot_onnx.evaluation.report import fidelity_record  # noqa: PLC0415
+
+    limits = Limits(max_kl, max_ppl_ratio)
+    check = Check(tokens, text, text_key, tokenizer, Bos.of(chosen), limits)
+    result = run(first, second, check, threads)
+    content = fidelity_record(result)
+    print_json(content) if as_json else render.comparison(content)
+    require(result)
+
+
 @app.command(epilog="Example: quarot-onnx evaluate model.onnx --text wiki.test.raw --tokenizer model/")
 def evaluate(
     model: opt.Model,
@@ -155,6 +191,9 @@ def evaluate(
     bos: opt.UseBos = None,
     bos_id: opt.BosId = None,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
+    ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -168,7 +207,7 @@ def evaluate(
     with bars(quiet=quiet or as_json) as progress:
         result = perplexity(
             path, text, source, seq_len=seq_len, windows=windows, threads=threads, bos=Bos.of(chosen),
-            text_key=text_key, progress=lambda done, total: progress("evaluate", done, total),
+            text_key=text_key, exact=exact, progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
     notes(result.notes)
     content = perplexity_record(result) | {"model": str(path), "text": str(text)}

@@ -32,7 +32,15 @@ _ROTATION, _SEED = "rotation.", "rotation.seed"
 _BITS = ("weights.method", "weights.bits", "activations.bits")
 _OF_SCHEMES = ("scheme", "calib_method", "percentile")
 _BESIDE_SCHEMES = frozenset(
-    {"weights.symmetric", "weights.per_channel", "activations.symmetric", "lm_head", "embedding", "exclude"}
+    {
+        "weights.type",
+        "weights.symmetric",
+        "weights.per_channel",
+        "activations.symmetric",
+        "lm_head",
+        "embedding",
+        "exclude",
+    }
 )
 
 
@@ -152,6 +160,7 @@ def _from_scheme(question: Question) -> Chosen:
         per_channel=options.per_channel is not False,
         activation_symmetric=options.a_sym,
         weight_symmetric=options.w_sym is not False,
+        weight_type=options.weight_type,
         method=options.calib_method or opt.CalibrationChoice.MINMAX,
         percentile=options.percentile,
         head=[linear.name for linear in understood(question.model).head] if head is Precision.FLOAT else (),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from quarot_onnx.choices import Precision
+from quarot_onnx.choices import Precision, WeightType
 from quarot_onnx.cli.options import CalibrationChoice, Scheme
 from quarot_onnx.cli.typed import Typed
 from quarot_onnx.errors import ConfigError
@@ -10,6 +10,7 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
+from quarot_onnx.recipes.build import eight_bit_spec
 
 _ROTATION = "rotation."
 
@@ -26,6 +27,7 @@ def scheme_config(
     per_channel: bool,
     activation_symmetric: bool | None,
     weight_symmetric: bool,
+    weight_type: WeightType | None,
     method: CalibrationChoice,
     percentile: float | None,
     head: Iterable[str],
@@ -39,7 +41,6 @@ def scheme_config(
         ConfigError: Options that contradict each other.
     """
     granularity = QuantGranularity.Channel if per_channel else QuantGranularity.Tensor
-    weight = Int8Spec(symmetric=weight_symmetric, quant_granularity=granularity)
     activation: QTensorConfig | None = None
     if scheme is Scheme.W8A8_DYNAMIC:
         if activation_symmetric is False:
@@ -51,6 +52,7 @@ def scheme_config(
         raise ConfigError("--a-sym/--a-asym: the scheme w8 leaves activations in float; leave it out")
     if percentile is not None and (scheme is not Scheme.W8A8_STATIC or method is not CalibrationChoice.PERCENTILE):
         raise ConfigError("--percentile needs --scheme w8a8-static and --calib-method percentile")
+    weight = eight_bit_spec(weight_type, activation, symmetric=weight_symmetric, granularity=granularity)
     types = ["MatMul", "Gemm"]
     layer_types: dict[QLayerConfig, list[str]] = {}
     if embedding is Precision.INT8:

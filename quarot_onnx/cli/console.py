@@ -20,6 +20,7 @@ _PHASES = {
     "calibrate": "calibrating",
     "round": "rounding weights",
     "quantize": "quantizing",
+    "check": "checking the quantized model",
     "save": "writing",
     "evaluate": "evaluating",
 }

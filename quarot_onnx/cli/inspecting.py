@@ -5,10 +5,10 @@ from pathlib import Path
 
 from quarot_onnx import model_io
 from quarot_onnx.companions import companion_files
-from quarot_onnx.evaluation.inspection import inspection_record
+from quarot_onnx.evaluation.inspection import inspection_record, quantized_record
 from quarot_onnx.provenance import recorded
 from quarot_onnx.sites.config_file import read_sites, write_config
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import detect, is_quantized
 from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.model import Kind
 from quarot_onnx.staging import check_targets
@@ -32,7 +32,8 @@ def inspect_model(
         overwrite: Whether a file of other content may be replaced there.
 
     Returns:
-        ``inspection_record`` with the model's path, its recipe, and what was written.
+        ``inspection_record`` with the model's path, its recipe, and what was written; ``quantized_record`` of a model
+        that is quantized.
 
     Raises:
         InputError: The model, the file, or where it should be written to is at fault.
@@ -42,6 +43,8 @@ def inspect_model(
         companions = companion_files(path.absolute().parent, exclude=())
         protected = [*model_io.input_files(model), *companions]
         check_targets([config_out.absolute()], protected=protected, overwrite=True)
+    if rotation_config is None and config_out is None and is_quantized(model.graph):
+        return quantized_record(model) | {"model": str(path), "recipe": recorded(model)}
     blocks: Mapping[Kind, int] = {}
     if rotation_config is None:
         sites = detect(model, split_cache=split_cache)

@@ -8,13 +8,14 @@ import typer
 
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, did_you_mean
 
-ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS = (
+ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS, CHECK = (
     "Rotation",
     "Calibration data",
     "Scheme",
     "Weights",
     "Rounding with gptq, gptaq, qronos",
     "Activations",
+    "Check of the quantized model",
 )
 """The panels of the help. Names of options share a column within one: long ones need a panel without switches."""
 
@@ -144,6 +145,22 @@ Feeds = Annotated[
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files of other origin beside OUT, and a model in a folder OUT.")
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kl", metavar="X", min=0, help="Exit status 1 where the KL divergence is above.", rich_help_panel=CHECK
+    ),
+]
+MaxPplRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--max-ppl-ratio",
+        metavar="R",
+        min=0,
+        help="Exit status 1 where the perplexity is above R times the original's.",
+        rich_help_panel=CHECK,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from typer import Option
 
-from quarot_onnx.choices import Method, OutputFormat, Precision
+from quarot_onnx.choices import Method, OutputFormat, Precision, WeightType
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.gptaq_options import GptaqOptions
-from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, ROTATION, ROUNDING, SCHEME, WEIGHTS
+from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, ROUNDING, SCHEME, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,11 @@ class WeightOptions:
     ] = None
     w_bits: Annotated[
         int | None,
-        Option(metavar="N", help="2, 3, 4, 8; 16 is float. Default: 4 with --weights.", rich_help_panel=WEIGHTS),
+        Option(metavar="N", help="2 to 8; 16 is float. Default: 4 with --weights.", rich_help_panel=WEIGHTS),
+    ] = None
+    weight_type: Annotated[
+        WeightType | None,
+        Option(help="Of 8-bit weights. uint8, the default, is exact on every processor.", rich_help_panel=WEIGHTS),
     ] = None
     w_groupsize: Annotated[
         int | None,
@@ -231,6 +235,28 @@ class RotationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The quantized model beside the original; past a limit nothing is written."""
+
+    check: Annotated[
+        bool, Option("--check/--no-check", help="Compare the quantized model with the original.", rich_help_panel=CHECK)
+    ] = True
+    check_tokens: Annotated[
+        int | None, Option(metavar="N", min=8, help="Tokens compared. Default: 512.", rich_help_panel=CHECK)
+    ] = None
+    check_text: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="UTF-8 text. Default: what calibration left of its text, else Python's documentation.",
+            rich_help_panel=CHECK,
+        ),
+    ] = None
+    max_kl: opt.MaxKl = None
+    max_ppl_ratio: opt.MaxPplRatio = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What is checked and what is printed."""
 
@@ -246,6 +272,7 @@ class OutputOptions:
 class QuantizeOptions(
     OutputOptions,
     GptaqOptions,
+    CheckOptions,
     RotationOptions,
     CalibrationOptions,
     ActivationOptions,

@@ -11,13 +11,16 @@ from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
+from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
-from quarot_onnx.errors import FeedError
+from quarot_onnx.errors import ConfigError, FeedError
+from quarot_onnx.evaluation.check import Check
+from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
@@ -52,6 +55,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     chosen = choose(Question(options, typed, model, record, target))
     calibrated = _needs_text(model, chosen.config)
     reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
+    check = check_asked(options, chosen.calibration)
     outcome = quantize(
         source,
         target,
@@ -59,6 +63,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         reader,
         verify=options.verify,
         feeds=options.feeds,
+        check=check,
         overwrite=overwrite,
         progress=progress,
     )
@@ -66,6 +71,8 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
+    if check is not None:  # which reads text, too
+        unused = [flag for flag in unused if flag != "--tokenizer"]
     if not calibrated and unused:
         *others, last = unused
         words = f"{', '.join(others)} and {last}" if others else last
@@ -78,6 +85,30 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         notes.append("nothing is proved: --feeds not used")
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more))
+
+
+def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | None:
+    """The check that the options ask for; None for none.
+
+    Raises:
+        ConfigError: Options of the check beside --no-check.
+    """
+    limits = Limits(options.max_kl, options.max_ppl_ratio)
+    if not options.check:
+        for name in ("check_tokens", "check_text", "max_kl", "max_ppl_ratio"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} contradicts --no-check; leave out one of them")
+        return None
+    text = options.check_text
+    default = Check(
+        text=text,
+        # A key that was given for the calibration text goes for a text of the same kind.
+        text_key=calibration.text_key if text is not None and is_json_lines(text) else None,
+        tokenizer=calibration.tokenizer,
+        bos=Bos.of(calibration.bos),
+        limits=limits,
+    )
+    return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)
 
 
 def _needs_text(model: ir.Model, config: QConfig) -> bool:

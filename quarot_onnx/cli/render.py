@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quarot_onnx.cli.console import say, table
+from quarot_onnx.processor import EXACT_PRODUCTS
 
 if TYPE_CHECKING:
+    from quarot_onnx.evaluation.fidelity import Fidelity
     from quarot_onnx.pipeline import Outcome
 
 Content = Mapping[str, Any]
@@ -22,7 +24,10 @@ def written(path: Path) -> None:
 
 def outcome_record(outcome: "Outcome") -> dict[str, object]:
     """A run as JSON types."""
-    from quarot_onnx.evaluation.report import equivalence_record  # noqa: PLC0415 - the run has imported it already
+    from quarot_onnx.evaluation.report import (  # noqa: PLC0415 - the run has imported it already
+        equivalence_record,
+        fidelity_record,
+    )
 
     return {
         "model": str(outcome.saved.path),
@@ -31,6 +36,7 @@ def outcome_record(outcome: "Outcome") -> dict[str, object]:
         "report": None if outcome.saved.report_path is None else str(outcome.saved.report_path),
         "equivalence": None if outcome.equivalence is None else equivalence_record(outcome.equivalence),
         "bos": None if outcome.bos is None else {"id": outcome.bos.id, "why": outcome.bos.why},
+        "check": None if outcome.fidelity is None else fidelity_record(outcome.fidelity),
         "notes": list(outcome.notes),
         "seconds": dict(outcome.seconds),
         "recipe": dict(outcome.recipe),
@@ -57,6 +63,8 @@ def outcome(done: "Outcome") -> None:
         tables = quantization["embeddings"]
         also = f" and {tables} embedding{'s' if tables > 1 else ''}" if tables else ""
         say(f"quantized: {quantization['linears']} Linears{also}")
+    if done.fidelity is not None:
+        say(f"checked: {_fidelity(done.fidelity)}")
     seconds = sum(done.seconds.values())
     say(f"wrote {done.saved.path} ({_megabytes(done.saved.bytes_total)}, {seconds:.1f} s)")
 
@@ -66,8 +74,48 @@ def _beside(outputs: int) -> str:
     return "" if outputs < 2 else f", and {outputs - 1} more output{'s' if outputs > 2 else ''}"
 
 
+def _fidelity(found: "Fidelity") -> str:
+    """A quantized model beside its original, in one line."""
+    ratio, exact = found.perplexity_ratio, found.exact_perplexity_ratio
+    figures = [f"KL {found.kl:.4f}", f"top-1 agreement {found.top1_agreement:.1%}"]
+    if ratio is not None:
+        figures.insert(0, f"perplexity {found.perplexity_b:.2f}, {ratio:.3f} x the original's {found.perplexity_a:.2f}")
+    line = f"{', '.join(figures)}; {found.tokens} tokens of {found.text}, {found.decode_steps} of them decoded"
+    if found.saturating and exact is not None:
+        line += f"; {exact:.3f} x with exact products: {found.saturating} saturate on this processor"
+    return line
+
+
+def comparison(content: Content) -> None:
+    """The figures of a quantized model beside its original's."""
+    rows = [
+        ["perplexity of the original", _figure(content["perplexity_a"], ".4f")],
+        ["perplexity of the quantized model", _figure(content["perplexity_b"], ".4f")],
+        ["ratio", _figure(content["perplexity_ratio"], ".4f")],
+        ["ratio with exact products", _figure(content["exact_perplexity_ratio"], ".4f")],
+        ["KL divergence (nats)", f"{content['kl']:.4e}"],
+        ["KL of decode steps", _figure(content["decode_kl"], ".4e")],
+        ["top-1 agreement", f"{content['top1_agreement']:.3%}"],
+        ["tokens (decode steps)", f"{content['tokens']} ({content['decode_steps']})"],
+        ["text", content["text"]],
+        ["processor", content["processor"]],
+        ["products that saturate on it", str(content["saturating_products"])],
+        ["verdict", "within the limits" if content["passed"] else "PAST THE LIMITS"],
+    ]
+    if content["max_kl"] is None and content["max_ppl_ratio"] is None:
+        del rows[-1]
+    table("Comparison", ["figure", "value"], rows)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def inspection(content: Content) -> None:
     """A model's structure, its sites, its Hadamards."""
+    if "quantized" in content:
+        _quantized(content)
+        return
     heads = f"{content['num_heads']} heads, {content['num_kv_heads']} KV heads of {content['head_dim']}"
     tied = "tied" if content["tied_embeddings"] else "untied"
     rows = [
@@ -81,16 +129,29 @@ def inspection(content: Content) -> None:
     table(str(content["model"]), ["", "found"], rows)
     sites = [[kind, str(count), _uses(content, kind)] for kind, count in content["sites"].items()]
     table("Rotation sites", ["rotation", "sites", "Hadamard"], sites)
-    for entry in content["left_out"][:20]:
-        say(f"left out {entry['rotation']} at {entry['node']}: {entry['reason']}")
-    more = len(content["left_out"]) - 20
-    if more > 0:
-        say(f"... and {more} more; --json lists all")
+    for line in content["left_out_grouped"]:
+        say(f"left out {line}")
     recipe = content.get("recipe")
     if recipe and recipe.get("rotation"):
         say(f"already rotated: {recipe['rotation']['counts']}")
     if "written_config" in content:
         written(Path(content["written_config"]))
+
+
+def _quantized(content: Content) -> None:
+    """A quantized model, and what this processor makes of it."""
+    counts = ((content["recipe"] or {}).get("rotation") or {}).get("counts", {})
+    rows = [
+        ["quantized operators", ", ".join(f"{count} {name}" for name, count in content["quantized"].items())],
+        ["graph", f"{content['nodes']} nodes, opset {content['opset']}"],
+        ["weights", _megabytes(content["weight_bytes"])],
+        ["rotation", ", ".join(f"{kind} at {count}" for kind, count in counts.items()) or "none"],
+        ["processor", content["processor"]],
+        ["products that saturate without VNNI", str(content["saturating_products"])],
+    ]
+    table(str(content["model"]), ["", "found"], rows)
+    if content["processor_saturates"] and content["saturating_products"]:
+        say(f"on this processor these are not exact; onnxruntime's session option {EXACT_PRODUCTS}=1 makes them so")
 
 
 def _uses(content: Content, kind: str) -> str:
@@ -148,7 +209,14 @@ def perplexity(content: Content) -> None:
         ["joining", content["joining"]],
         ["seconds", f"{content['seconds']:.1f}"],
     ]
+    if content["saturating_products"]:
+        rows.insert(-1, ["saturating products", _saturating(content)])
     table(f"{content['model']} on {content['text']}", ["", "value"], rows)
+
+
+def _saturating(content: Content) -> str:
+    count = f"{content['saturating_products']} on this processor"
+    return f"{count}, computed exactly" if content["exact"] else f"{count}; --exact computes them exactly"
 
 
 def demo(content: Content) -> None:
@@ -166,6 +234,7 @@ def demo(content: Content) -> None:
     ]
     columns = ["SmolLM2-135M", "perplexity", "ratio", "MB", "seconds", "tokens/s"]
     table(f"Models and results.json in {content['out']}", columns, rows)
+    say(f"processor: {content['processor']}")
     say("seconds: to rotate, prove, calibrate and quantize; tokens/s: prefill of 256 tokens")
 
 

@@ -12,6 +12,7 @@ from quarot_onnx.recipes.wording import Wording
 _VALUES = {
     "weights": "weights.method",
     "w_bits": "weights.bits",
+    "weight_type": "weights.type",
     "w_groupsize": "weights.group_size",
     "percdamp": "weights.perc_damp",
     "gptq_block_size": "weights.block_size",

@@ -1,14 +1,18 @@
 """What a model is and what could be rotated in it, as data for ``inspect``."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.saturation import saturable_products
 from quarot_onnx.hadamard.orders import usual_block
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.sites.model import Kind, Sites
+from quarot_onnx.processor import described, saturates
+from quarot_onnx.sites.detect import QUANTIZED
+from quarot_onnx.sites.model import Kind, Sites, grouped
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,28 @@ def _online(kind: str, size: int, block: int | None, times: int, beside: int) ->
     return HadamardUse(kind, size, rotation.describe(), widths, cost, cost / beside if beside else 0.0)
 
 
+def quantized_record(model: ir.Model) -> dict[str, object]:
+    """What ``inspect`` tells of a quantized model, JSON types only; reads int8 weights, one at a time."""
+    nodes = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    return {
+        "quantized": {name: count for name, count in sorted(nodes.items()) if name in QUANTIZED},
+        "saturating_products": len(saturable_products(model)),
+        "processor": described(),
+        "processor_saturates": saturates(),
+        **_graph_record(model),
+    }
+
+
+def _graph_record(model: ir.Model) -> dict[str, object]:
+    return {
+        "nodes": len(model.graph),
+        "opset": model.graph.opset_imports.get("", 0),
+        "weight_bytes": sum(
+            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
+        ),
+    }
+
+
 def inspection_record(model: ir.Model, sites: Sites, blocks: Mapping[Kind, int]) -> dict[str, object]:
     """Everything that ``inspect`` tells, JSON types only.
 
@@ -90,6 +116,7 @@ def inspection_record(model: ir.Model, sites: Sites, blocks: Mapping[Kind, int])
         "lm_head": [linear.name for linear in sites.head],
         "sites": sites.counts(),
         "left_out": [{"node": e.node, "reason": e.reason, "rotation": str(e.kind)} for e in sites.left_out],
+        "left_out_grouped": [f"{kind} at {line}" for kind in Kind for line in grouped(sites.why_not(kind))],
         "hadamards": [
             {
                 "rotation": use.kind,
@@ -102,9 +129,5 @@ def inspection_record(model: ir.Model, sites: Sites, blocks: Mapping[Kind, int])
             for use in hadamards(sites, blocks)
         ],
         "linears": sum(1 for _ in linears(model.graph)),
-        "nodes": len(model.graph),
-        "opset": model.graph.opset_imports.get("", 0),
-        "weight_bytes": sum(
-            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-        ),
+        **_graph_record(model),
     }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx import runtime
+from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
@@ -26,6 +26,8 @@ from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run, window_outputs
 from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.processor import saturates
 
 _JOINING = "{source}, tokenized whole without special tokens, windows without overlap"
 
@@ -46,6 +48,8 @@ class Perplexity:
         joining: How the text became windows.
         seconds: Time in onnxruntime and scoring, without loading.
         notes: What the user should know.
+        saturating: How many products of the model saturate on this processor unless they are computed exactly.
+        exact: Whether they were.
     """
 
     perplexity: float
@@ -59,6 +63,8 @@ class Perplexity:
     joining: str
     seconds: float
     notes: tuple[str, ...] = ()
+    saturating: int = 0
+    exact: bool = False
 
 
 def perplexity(
@@ -71,6 +77,7 @@ def perplexity(
     bos: int | Bos = Bos.AUTO,
     text_key: str | None = None,
     threads: int | None = None,
+    exact: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
@@ -84,6 +91,7 @@ def perplexity(
         bos: The BOS id, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         threads: onnxruntime's intra-op threads.
+        exact: Compute 8-bit products exactly where this processor's fast way saturates.
         progress: Called with the windows done and their number.
 
     Raises:
@@ -106,7 +114,8 @@ def perplexity(
         bos_id=used.id,
         vocab_size=inputs.vocab_size,
     )
-    session = runtime.session(model_path, threads=threads)
+    saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
+    session = runtime.session(model_path, threads=threads, exact_products=exact)
     start, total = time.perf_counter(), 0.0
     for done, window in enumerate(ids, start=1):
         logits = _logits(session, model, window)
@@ -130,6 +139,8 @@ def perplexity(
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
         notes=() if too_long is None else (too_long,),
+        saturating=saturating,
+        exact=exact,
     )
 
 

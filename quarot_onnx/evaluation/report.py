@@ -1,7 +1,9 @@
 """Results as JSON types, for reports and for ``--json``."""
 
 from quarot_onnx.evaluation.equivalence import Equivalence
+from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.evaluation.perplexity import Perplexity
+from quarot_onnx.processor import described
 
 
 def equivalence_record(result: Equivalence) -> dict[str, object]:
@@ -36,6 +38,27 @@ def equivalence_record(result: Equivalence) -> dict[str, object]:
     }
 
 
+def fidelity_record(result: Fidelity) -> dict[str, object]:
+    """The figures of a quantized model beside its original's."""
+    return {
+        "kl": result.kl,
+        "decode_kl": result.decode_kl,
+        "top1_agreement": result.top1_agreement,
+        "perplexity_a": result.perplexity_a,
+        "perplexity_b": result.perplexity_b,
+        "perplexity_ratio": result.perplexity_ratio,
+        "exact_perplexity_ratio": result.exact_perplexity_ratio,
+        "saturating_products": result.saturating,
+        "tokens": result.tokens,
+        "decode_steps": result.decode_steps,
+        "text": result.text,
+        "processor": described(),
+        "max_kl": result.limits.max_kl,
+        "max_ppl_ratio": result.limits.max_ppl_ratio,
+        "passed": result.passed,
+    }
+
+
 def perplexity_record(result: Perplexity) -> dict[str, object]:
     """The perplexity and everything needed to compute it again."""
     return {
@@ -50,4 +73,6 @@ def perplexity_record(result: Perplexity) -> dict[str, object]:
         "nll": result.nll,
         "seconds": result.seconds,
         "notes": list(result.notes),
+        "saturating_products": result.saturating,
+        "exact": result.exact,
     }

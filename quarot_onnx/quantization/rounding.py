@@ -4,7 +4,8 @@
 
 Asymmetric: the range [min(x, 0), max(x, 0)], which always holds 0 exactly, is spread over all integers. Symmetric: the
 range is [-max|x|, max|x|]; int8 leaves out -128, so that z = 0 and s = max|x| / 127, uint8 uses all integers, so that
-z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids.
+z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids, but for symmetric uint8
+weights: these are int8 ones moved by 128, s = max|w| / 127, so that the type of the integers changes no result.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
+
+_WEIGHT_HALF_SPAN = 127.0
 
 Integers = NDArray[Any]
 """int8 or uint8."""
@@ -64,7 +67,12 @@ class Grid:
 
 
 def grid_for_range(
-    low: NDArray[np.float64], high: NDArray[np.float64], integers: IntegerType, *, symmetric: bool
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    integers: IntegerType,
+    *,
+    symmetric: bool,
+    half_span: float | None = None,
 ) -> Grid:
     """The grid that covers [low, high].
 
@@ -73,12 +81,14 @@ def grid_for_range(
         high: Largest values, the same shape.
         integers: The integer type.
         symmetric: Whether zero lies in the middle.
+        half_span: Half the steps of a symmetric grid; None for the type's.
 
     Returns:
         The grid; a range that holds only 0 gets the scale 1 and the zero point 0.
     """
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = np.asarray(np.maximum(-low, high) / integers.half_span if symmetric else (high - low) / 255.0)
+    half = integers.half_span if half_span is None else half_span
+    scale = np.asarray(np.maximum(-low, high) / half if symmetric else (high - low) / 255.0)
     empty = scale < np.finfo(np.float32).tiny
     scale = np.where(empty, 1.0, scale)
     zero = np.full(scale.shape, float(integers.middle)) if symmetric else np.rint(integers.low - low / scale)
@@ -108,7 +118,7 @@ def weight_grid(
     low, high = np.asarray(weight.min(axis=axis), np.float64), np.asarray(weight.max(axis=axis), np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ModelError(f"weight {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
-    return grid_for_range(low, high, integers, symmetric=symmetric)
+    return grid_for_range(low, high, integers, symmetric=symmetric, half_span=_WEIGHT_HALF_SPAN)
 
 
 def round_to_nearest(weight: NDArray[np.floating], grid: Grid) -> Integers:

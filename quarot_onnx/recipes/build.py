@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.choices import Method, OutputFormat, Precision
+from quarot_onnx.choices import Method, OutputFormat, Precision, WeightType
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config._formats import BLOCKS
@@ -94,7 +94,8 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
     Raises:
         ConfigError: The model has no such place, or the format cannot hold what is asked for.
     """
-    layer = QLayerConfig(activation=activation_spec(recipe.activations), weight=weight_spec(recipe.weights))
+    activation = activation_spec(recipe.activations)
+    layer = QLayerConfig(activation=activation, weight=weight_spec(recipe.weights, activation))
     rounding = rounding_config(recipe.weights)
     roundings = [] if rounding is None else [rounding]
     written = QConfig(layer, algo_config=roundings, output_format=recipe.format).resolved_format
@@ -130,16 +131,15 @@ def head_note(recipe: Recipe, config: QConfig, wording: Wording) -> str | None:
     return f"the head stays in float; {wording.advised('lm_head', 'int8')} makes decoding faster"
 
 
-def weight_spec(weights: Weights) -> QTensorConfig | None:
-    """The spec of weights: signed integers where symmetric, unsigned ones of less than 8 bits elsewhere.
+def weight_spec(weights: Weights, activation: QTensorConfig | None) -> QTensorConfig | None:
+    """The spec of weights: integers of fewer than 8 bits are signed where symmetric, for 8 bits see `eight_bit_spec`.
 
     None where they stay in float.
     """
     bits = weights.resolved_bits
     if bits == FLOAT_BITS:
         return None
-    # 8-bit weights stay signed: onnxruntime's kernels are fastest with them.
-    kind = DataType.of(bits, signed=weights.symmetric or bits == 8)
+    kind = _eight_bit_type(weights.type, activation) if bits == 8 else DataType.of(bits, signed=weights.symmetric)
     granularity = QuantGranularity.Channel if weights.per_channel else QuantGranularity.Tensor
     return spec_class(kind)(
         data_type=kind,
@@ -147,6 +147,32 @@ def weight_spec(weights: Weights) -> QTensorConfig | None:
         quant_granularity=granularity if weights.group_size is None else QuantGranularity.Group,
         group_size=weights.group_size,
     )
+
+
+def eight_bit_spec(
+    wanted: WeightType | None,
+    activation: QTensorConfig | None,
+    *,
+    symmetric: bool = True,
+    granularity: QuantGranularity = QuantGranularity.Channel,
+) -> QTensorConfig:
+    """The spec of an 8-bit weight.
+
+    Args:
+        wanted: The type that was asked for; None for uint8 beside activations, whose products are exact on every
+            processor, and for int8 without, where the two are the same to onnxruntime.
+        activation: How the Linear's input is quantized.
+        symmetric: The zero point is the middle of the integers.
+        granularity: Channel or Tensor.
+    """
+    kind = _eight_bit_type(wanted, activation)
+    return spec_class(kind)(data_type=kind, symmetric=symmetric, quant_granularity=granularity)
+
+
+def _eight_bit_type(wanted: WeightType | None, activation: QTensorConfig | None) -> DataType:
+    if wanted is None:
+        return DataType.Int8 if activation is None else DataType.UInt8
+    return DataType.Int8 if wanted is WeightType.INT8 else DataType.UInt8
 
 
 def activation_spec(activations: Activations) -> QTensorConfig | None:
@@ -187,26 +213,26 @@ def _head_rules(
             weight = kind(group_size=wanted) if divides else kind(quant_granularity=QuantGranularity.Channel)
             rules.append((QLayerConfig(weight=weight), [name]))
         return rules
-    weight = kind(quant_granularity=QuantGranularity.Channel)
     activation: QTensorConfig | None = None
     if recipe.activations.quantized:
         # Symmetric whatever the other activations are: integer kernels can do no other.
         activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
-    return [(QLayerConfig(activation=activation, weight=weight), [name for name, _ in places.head])]
+    eight = head is Precision.INT8
+    spec = eight_bit_spec(recipe.weights.type, activation) if eight else Int4Spec()
+    return [(QLayerConfig(activation=activation, weight=spec), [name for name, _ in places.head])]
 
 
 def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
     """8 bits, weights per channel or in float and activations per token, otherwise as the recipe has them."""
-    weight = Int8Spec(symmetric=recipe.weights.symmetric, quant_granularity=QuantGranularity.Channel)
-    in_float = recipe.weights.resolved_bits == FLOAT_BITS
-    if not recipe.activations.quantized or written is OutputFormat.NBITS:
-        return QLayerConfig(weight=weight)
+    weights, activations = recipe.weights, recipe.activations
+    if not activations.quantized or written is OutputFormat.NBITS:
+        return QLayerConfig(weight=eight_bit_spec(weights.type, None, symmetric=weights.symmetric))
     activation = UInt8Spec(
-        symmetric=recipe.activations.symmetric,
-        quant_granularity=QuantGranularity.Token,
-        clip_ratio=recipe.activations.clip_ratio,
+        symmetric=activations.symmetric, quant_granularity=QuantGranularity.Token, clip_ratio=activations.clip_ratio
     )
-    return QLayerConfig(activation=activation, weight=None if in_float else weight)
+    in_float = weights.resolved_bits == FLOAT_BITS
+    weight = None if in_float else eight_bit_spec(weights.type, activation, symmetric=weights.symmetric)
+    return QLayerConfig(activation=activation, weight=weight)
 
 
 def _table(recipe: Recipe, places: Places) -> QTensorConfig:

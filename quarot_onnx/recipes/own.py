@@ -16,13 +16,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.choices import Choice, Method, OutputFormat, Precision
+from quarot_onnx.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.quantization.config._files import FileConfig
 from quarot_onnx.quantization.config._numbers import refuse_disguised
 from quarot_onnx.quantization.config._rules import Pattern
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
-from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
 from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.tensor import GroupSize
 
@@ -30,19 +29,19 @@ FLOAT_BITS = 16
 """The number of bits that leaves a tensor in float."""
 
 _DEFAULT_BITS = 4
-_ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8)
+_BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def _weight_bits(value: object) -> object:
     refuse_disguised(value)
-    if value is not None and (type(value) is not int or value not in (*WEIGHT_BITS, FLOAT_BITS)):
-        raise ValueError("weights have 2, 3, 4, 8 or 16 bits; 16 leaves them in float")
+    if value is not None and (type(value) is not int or value not in (*_BITS, FLOAT_BITS)):
+        raise ValueError("weights have 2 to 8 bits, or 16, which leaves them in float")
     return value
 
 
 def _activation_bits(value: object) -> object:
     refuse_disguised(value)
-    if type(value) is not int or value not in (*_ACTIVATION_BITS, FLOAT_BITS):
+    if type(value) is not int or value not in (*_BITS, FLOAT_BITS):
         raise ValueError("activations have 2 to 8 bits, or 16, which leaves them in float")
     return value
 
@@ -69,7 +68,8 @@ class Weights(Strict):
 
     Attributes:
         method: How they are rounded; None for gptq up to 4 bits and rtn at 8.
-        bits: 2, 3, 4, 8, or 16 for float; None for 4 where a method is given, else 16.
+        bits: 2 to 8, or 16 for float; None for 4 where a method is given, else 16.
+        type: The integers of all weights of 8 bits beside 8-bit activations, the head's among them; None for uint8.
         group_size: Consecutive input features that share a scale; None or -1 for all of them.
         per_channel: A scale for each output; False for one for the whole weight.
         symmetric: The zero point is the middle of the integers.
@@ -84,6 +84,7 @@ class Weights(Strict):
 
     method: Annotated[Method | None, _optional(Method)] = None
     bits: Annotated[int | None, BeforeValidator(_weight_bits)] = None
+    type: Annotated[WeightType | None, _optional(WeightType)] = None
     group_size: GroupSize = None
     per_channel: StrictBool = True
     symmetric: StrictBool = True

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from quarot_onnx.choices import Method, OutputFormat
+from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config._formats import BLOCKS
 from quarot_onnx.quantization.config.enums import QuantGranularity
@@ -23,7 +23,7 @@ def refuse_contradictions(recipe: Recipe, wording: Wording) -> None:
     Raises:
         ConfigError: Naming the setting, why it cannot be, and the way out.
     """
-    for check in (_bits, _rounding, _groups, _activations, _format, _level, _down):
+    for check in (_bits, _type, _rounding, _groups, _activations, _format, _level, _down):
         for message in check(recipe, wording):
             raise ConfigError(message)
 
@@ -43,6 +43,17 @@ def _bits(recipe: Recipe, say: Wording) -> Iterator[str]:
     if recipe.format not in {None, OutputFormat.FAKE}:
         here, fake = say.named("format"), say.advised("format", "fake")
         yield f"{here}: activations beside weights of 16 bits, which stay in float, need {fake}; use it, {_OUT}"
+
+
+def _type(recipe: Recipe, say: Wording) -> Iterator[str]:
+    weights = recipe.weights
+    if weights.type is None:
+        return
+    here, eight = say.named("weights.type"), say.advised("weights.bits", 8)
+    if not (weights.resolved_bits == 8 or recipe.int8_down_proj or recipe.lm_head is Precision.INT8):
+        yield f"{here}: no weight has 8 bits; use {eight}, {_OUT}"
+    elif not recipe.activations.quantized or recipe.format in {OutputFormat.NBITS, OutputFormat.FAKE}:
+        yield f"{here}: it matters beside 8-bit activations alone; add {say.advised('activations.bits', 8)}, {_OUT}"
 
 
 def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -96,8 +107,9 @@ def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
     if weights.group_size is not None:
         yield f"{say.named('weights.group_size')}: {found} has a scale per channel; use {blocked} or {fake}, {_OUT}"
     if found is OutputFormat.W4A8:
-        if weights.resolved_bits == 8:
-            yield f"{here}: w4a8 holds weights of up to 4 bits, not 8; use {say.advised('format', 'w8')}"
+        if weights.resolved_bits > 4:
+            wide = say.advised("format", "w8")
+            yield f"{here}: w4a8 holds weights of up to 4 bits, not {weights.resolved_bits}; use {wide}"
         if not activations.quantized:
             yield f"{here}: w4a8 needs 8-bit activations; add {say.advised('activations.bits', 8)}, or use {blocked}"
         if not weights.per_channel:

@@ -25,7 +25,7 @@ from quarot_onnx.rotation.edits import Edit, GammaEdit, HeadEdit, OnlineEdit, Pl
 from quarot_onnx.rotation.recipe import Recipe, Rotate, Scale, Step
 from quarot_onnx.rotation.request import Demand, RotationRequest
 from quarot_onnx.sites.feasible import feasible, why_not
-from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
+from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites, grouped
 
 __all__ = ["Demand", "GammaEdit", "HeadEdit", "OnlineEdit", "Plan", "RotationRequest", "WeightEdit", "plan_rotation"]
 
@@ -90,12 +90,12 @@ class _Planner:
             self._counts[kind] = done
         if done and not reasons:
             return
-        why = f"{reasons[0].node}: {reasons[0].reason}" if reasons else "the graph has no place for it"
-        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        lines = grouped(reasons) or ["the graph has no place for it"]
+        why = lines[0] if len(lines) == 1 else f"{lines[0]} (and {len(lines) - 1} other reasons)"
         if self._request.demands[kind] is Demand.REQUIRED and not done:
-            raise ConfigError(f"{kind} is impossible in this model: {why}{more}; leave {kind} out")
+            raise ConfigError(f"{kind} is impossible in this model: {why}; leave {kind} out")
         what = f"done at {done} places, left out elsewhere" if done else "left out"
-        self._notes.append(f"{kind} {what}: {why}{more}")
+        self._notes += [f"{kind} {what}: {line}" for line in lines]
 
     def _r1(self, reasons: list[LeftOut]) -> int:
         sites, size = self._sites, self._sites.hidden_size

@@ -35,6 +35,11 @@ QUANTIZED = frozenset(
 )
 
 
+def is_quantized(graph: ir.Graph) -> bool:
+    """Whether a graph carries quantized operators."""
+    return any(node.op_type in QUANTIZED for node in graph)
+
+
 def refuse_quantized(graph: ir.Graph) -> None:
     """Refuse a graph that already carries quantized operators.
 

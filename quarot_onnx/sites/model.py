@@ -15,7 +15,7 @@ Writers are Linears whose output is added to the residual stream, readers are Li
 it. Sources: QuaRot (Ashkboos et al. 2024, sections 4.1-4.3), SpinQuant (Liu et al. 2024, section 3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -164,6 +164,17 @@ class LeftOut:
     node: str
     reason: str
     kind: Kind
+
+
+def grouped(entries: Iterable[LeftOut]) -> list[str]:
+    """What is left out, a line for each reason: with its node, or the number of its places and the first of them."""
+    places: dict[str, list[str]] = {}
+    for entry in entries:
+        places.setdefault(entry.reason, []).append(entry.node)
+    return [
+        f"{nodes[0]}: {reason}" if len(nodes) == 1 else f"{len(nodes)} places, the first {nodes[0]}: {reason}"
+        for reason, nodes in places.items()
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ def asks(shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         def instead(source: Path, target: Path, config: QConfig, reader: TextReader | None, **more: object) -> Outcome:
             passed.config, passed.reader = config, reader
-            return Outcome(SavedModel(target, None, 0, None), {}, None, config.notes, {})
+            return Outcome(SavedModel(target, None, 0, None), {}, None, None, config.notes, {})
 
         monkeypatch.setattr(quantizing, "quantize", instead)
         passed.notes = shell.ok("quantize", source, tmp_path / "out.onnx", *options).err

@@ -61,6 +61,10 @@ def test_a_text_of_the_users_own_needs_no_note(asks: Asks, tmp_path: Path) -> No
         ("--w-bits 2 --w-asym --w-groupsize 16", ("UInt2", False, "Group", 16), None),
         ("--w-bits 3 --w-groupsize -1 --w-sym", ("Int3", True, "Channel", None), None),
         ("--w-bits 8 --w-asym --per-tensor", ("Int8", False, "Tensor", None), None),
+        ("--w-bits 8 --a-bits 8", ("UInt8", True, "Channel", None), ("UInt8", True, None, 1.0)),
+        ("--w-bits 8 --a-bits 8 --weight-type int8", ("Int8", True, "Channel", None), ("UInt8", True, None, 1.0)),
+        ("--w-bits 7 --a-bits 8", ("Int7", True, "Channel", None), ("UInt8", True, None, 1.0)),
+        ("--w-bits 5 --w-asym --a-bits 8", ("UInt5", False, "Channel", None), ("UInt8", True, None, 1.0)),
         ("--weights rtn --a-bits 16", ("Int4", True, "Channel", None), None),
         ("--w-bits 4 --a-bits 8", ("Int4", True, "Channel", None), ("UInt8", True, None, 1.0)),
         (
@@ -170,7 +174,7 @@ def test_calibration_options_without_calibration(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("q.yaml").write_text("global_config: {weight: Int8}\n")
-    passed = asks(*scheme.split(), *options.split())
+    passed = asks(*scheme.split(), *options.split(), "--no-check")
     assert passed.reader is None
     assert f"note: nothing is calibrated: {words} not used\n" in passed.notes
     assert passed.notes.count("not used") == 1
@@ -211,7 +215,7 @@ def test_a_seed_that_does_nothing_is_told(
 @pytest.mark.parametrize(
     ("options", "said", "way_out"),
     [
-        ("--w-bits 5", "--w-bits 5: weights have 2, 3, 4, 8 or 16 bits", "16"),
+        ("--w-bits 9", "--w-bits 9: weights have 2 to 8 bits, or 16", "16"),
         ("--w-bits 4 --a-bits 1", "--a-bits 1: activations have 2 to 8 bits", "16"),
         ("--w-bits 16", "--w-bits 16: with 16 bits for weights and activations there is nothing", "--w-bits 8"),
         ("--w-bits 16 --a-bits 16", "--w-bits 16: with 16 bits for weights and activations there is", "--w-bits 8"),

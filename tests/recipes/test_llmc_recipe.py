@@ -212,7 +212,7 @@ def test_fake_where_it_is_saved(file: Any) -> None:
         ("save.save_pth", "x", "'save_pth' (did you mean 'save_path'?)"),
         ("quantt", {}, "'quantt' (did you mean 'quant'?)"),
         ("quant.method", "Awq", "use Quarot, GPTQ, RTN"),
-        ("quant.weight.bit", 6, "quant.weight.bit: 6: weights have 2, 3, 4, 8 or 16 bits"),
+        ("quant.weight.bit", 9, "quant.weight.bit: 9: weights have 2 to 8 bits, or 16"),
         ("quant.act.bit", 1, "quant.act.bit: 1: activations have 2 to 8 bits"),
         ("quant.special.percdamp", 0, "quant.special.percdamp: 0.0: "),
         ("quant.special.true_sequential", False, "true_sequential: false is not supported"),

@@ -95,7 +95,7 @@ def test_weights_in_float() -> None:
     assert config.global_config.activation is not None
     assert config.global_config.activation.described() == "UInt6Spec(Tensor)"
     assert config.rounding is None
-    for name, op_type, spec in (("head", "MatMul", "Int8Spec(Channel)"), ("x", "Gather", "Int4Spec(group_size=32)")):
+    for name, op_type, spec in (("head", "MatMul", "UInt8Spec(Channel)"), ("x", "Gather", "Int4Spec(group_size=32)")):
         found = config.layer_config_for(name, op_type)
         assert found is not None
         assert found.weight is not None
@@ -119,7 +119,12 @@ def test_rounding_settings_arrive() -> None:
     [
         ({"weights": {"bits": 4, "group_size": 32}, "lm_head": "int8"}, "Int8Spec(group_size=32)", None),
         ({"weights": {"bits": 4}, "lm_head": "int8"}, "Int8Spec(Channel)", None),  # 128 does not divide 64
-        ({"weights": {"bits": 4}, "activations": {"bits": 8}, "lm_head": "int8"}, "Int8Spec(Channel)", "UInt8Spec"),
+        ({"weights": {"bits": 4}, "activations": {"bits": 8}, "lm_head": "int8"}, "UInt8Spec(Channel)", "UInt8Spec"),
+        (
+            {"weights": {"bits": 8, "type": "int8"}, "activations": {"bits": 8}, "lm_head": "int8"},
+            "Int8Spec(Channel)",
+            "UInt8Spec",
+        ),
         ({"weights": {"bits": 4}, "activations": {"bits": 8}, "lm_head": "int4"}, "Int4Spec(Channel)", "UInt8Spec"),
         ({"weights": {"bits": 8}, "format": "w8", "lm_head": "int8"}, "Int8Spec(Channel)", None),
     ],
@@ -165,7 +170,7 @@ def test_down_projections_in_8_bits(activations: dict[str, Any]) -> None:
     other, down = config.layer_config_for("q", "MatMul"), config.layer_config_for("down.1", "MatMul")
     assert other is not None
     assert down is not None
-    assert (other.weight.bits, down.weight.described()) == (4, "Int8Spec(Channel)")
+    assert (other.weight.bits, down.weight.described()) == (4, f"{'UInt8' if activations else 'Int8'}Spec(Channel)")
     if activations:
         assert down.activation is not None
         assert other.activation is not None
@@ -190,7 +195,7 @@ FOUR = {"bits": 4}
         ({"weights": {"symmetric": False}, "activations": FOUR}, "weights.symmetric: weights of 16", "weights.bits: 8"),
         ({"activations": FOUR, "format": "w8"}, "format: activations beside weights of 16 bits", "format: fake"),
         ({"weights": {"bits": 16, "method": "gptq"}}, "weights.method", "weights.bits: 8"),
-        ({"weights": {"bits": 5}}, "weights.bits: 5: weights have 2, 3, 4, 8 or 16 bits", "16"),
+        ({"weights": {"bits": 9}}, "weights.bits: 9: weights have 2 to 8 bits, or 16", "16"),
         ({"weights": FOUR, "activations": {"bits": 1}}, "activations.bits: 1: activations have 2 to 8 bits", "16"),
         ({"weights": {"bits": 8, "perc_damp": 0.1}}, "weights.perc_damp: not for", "weights.method: gptq"),
         ({"weights": {"bits": 4, "method": "rtn", "act_order": True}}, "weights.act_order", "weights.method: gptq"),
@@ -234,7 +239,7 @@ FOUR = {"bits": 4}
             "format: fake",
         ),
         ({"weights": EIGHT, "activations": EIGHT, "int8_down_proj": True}, "int8_down_proj", "leave it out"),
-        ({"weights": {"bits": True}}, "weights.bits: True", "2, 3, 4, 8"),
+        ({"weights": {"bits": True}}, "weights.bits: True", "2 to 8"),
         ({"weights": FOUR, "lm_head": "int5"}, "lm_head: 'int5'", "float or int8 or int4 (did you mean"),
     ],
     ids=str,

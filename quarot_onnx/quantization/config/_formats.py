@@ -6,7 +6,7 @@ format           weights of Linears              activations                    
 none (as before) 8 bits, per channel or tensor   8 bits, static or symmetric per      outputs; no rounding algorithm
                                                  token, or none
 W4A8             2 to 4 bits per channel; of     8 bits, static or symmetric per      clip_ratio
-                 single layers also 8            token
+                 single layers more              token
 NBITS            any, groups of 16 to 256        none                                 accuracy_level
 W8               any, per channel or tensor      8 bits, static or symmetric per      clip_ratio
                                                  token, or none
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from quarot_onnx.choices import OutputFormat
 from quarot_onnx.quantization.config._rules import LayerRule
+from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import OpType, QuantGranularity
 from quarot_onnx.quantization.config.spec import QLayerConfig
 from quarot_onnx.quantization.config.tensor import QTensorConfig
@@ -140,6 +141,29 @@ def refuse_misfits(found: Sequence[Placed], output_format: OutputFormat, *, name
             )
 
 
+def saturable(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
+    """Whether products saturate on processors without VNNI: those of int8 weights of 8 bits and uint8 activations.
+
+    Args:
+        config: How a Linear is quantized.
+        output_format: As `resolved` has it.
+    """
+    weight, activation = config.weight, config.activation
+    if output_format in {OutputFormat.NBITS, OutputFormat.FAKE} or weight is None or activation is None:
+        return False
+    # Per token, activations are uint8 around 128 whatever the type is called.
+    unsigned = activation.quant_granularity is QuantGranularity.Token or not activation.data_type.signed
+    return weight.data_type is DataType.Int8 and unsigned
+
+
+def blocked_at_8_bits(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
+    """Whether a Linear runs as MatMulNBits of 8 bits, which rounds activations to 8 bits per block of a row."""
+    weight = config.weight
+    if weight is None or config.activation is not None:
+        return False
+    return weight.bits > 4 and output_format is not OutputFormat.FAKE
+
+
 def is_new(config: QLayerConfig) -> bool:
     """Whether a configuration asks for more than 8-bit Q/DQ."""
     weight, activation = config.weight, config.activation
@@ -154,7 +178,7 @@ def first_choice(config: QLayerConfig) -> OutputFormat:
         return OutputFormat.FAKE
     if config.activation is None:
         return OutputFormat.NBITS
-    return OutputFormat.W4A8 if config.weight.bits < 8 else OutputFormat.W8
+    return OutputFormat.W4A8 if config.weight.bits <= 4 else OutputFormat.W8
 
 
 def chosen(config: QLayerConfig) -> OutputFormat:
@@ -206,8 +230,9 @@ def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> Misfit | None:
 
 
 def _w4a8_misfit(config: QLayerConfig, weight: QTensorConfig, *, single: bool) -> Misfit | None:
-    if weight.bits == 8:
-        return None if single else Misfit("the weight has 8 bits", "use w8, or a weight of 4 bits or fewer")
+    if weight.bits > 4:
+        why = f"the weight has {weight.bits} bits"
+        return None if single else Misfit(why, "use w8, or a weight of 4 bits or fewer")
     if weight.quant_granularity is not QuantGranularity.Channel:
         return Misfit("weights of 4 bits or fewer are per channel there", "use quant_granularity='Channel', w8 or fake")
     if config.activation is None:

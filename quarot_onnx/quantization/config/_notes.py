@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 
 from quarot_onnx.choices import OutputFormat
-from quarot_onnx.quantization.config._formats import Placed, first_choice, misfit, table_misfit
+from quarot_onnx.processor import EXACT_PRODUCTS
+from quarot_onnx.quantization.config._formats import (
+    Placed,
+    blocked_at_8_bits,
+    first_choice,
+    misfit,
+    saturable,
+    table_misfit,
+)
 from quarot_onnx.quantization.config._options import IGNORED
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
@@ -87,10 +95,11 @@ def format_notes(
         resolved: The format that is written.
         accuracy_level: That of MatMulNBits.
     """
+    found = _kernel_notes(placed, resolved, accuracy_level)
     if resolved is None:
-        return ()
+        return found
     if resolved is not OutputFormat.FAKE:
-        return () if given is OutputFormat.W8 else _storage_notes(placed, resolved, accuracy_level)
+        return found if given is OutputFormat.W8 else (*found, *_storage_notes(placed, resolved, accuracy_level))
     deciding = next((item.config for item in placed if item.linear), None)
     if given is not None or deciding is None:
         return ()
@@ -101,6 +110,27 @@ def format_notes(
         assert reason is not None, "what its first choice holds is not fake"
         why = f"{first} does not hold it ({reason.why})"
     return (f"the format fake was chosen, as {why}: float32 for studies, no smaller and no faster",)
+
+
+def _kernel_notes(
+    placed: Sequence[Placed], resolved: OutputFormat | None, accuracy_level: int | None
+) -> tuple[str, ...]:
+    """What onnxruntime's kernels do to the result on some processors, or on all."""
+    found = []
+    configs = [item.config for item in placed if item.linear]
+    if any(saturable(config, resolved) for config in configs):
+        found.append(
+            "int8 weights beside 8-bit activations: on x86 processors without VNNI onnxruntime's products saturate and "
+            "the model gets worse; UInt8Spec weights (--weight-type uint8) are exact on all, and so is onnxruntime's "
+            f"session option {EXACT_PRODUCTS}=1"
+        )
+    if accuracy_level is None and any(blocked_at_8_bits(config, resolved) for config in configs):
+        way = "; its session option session.qdq_matmulnbits_accuracy_level=1 keeps them in float, slowly"
+        found.append(
+            "8-bit weights alone: onnxruntime computes with accuracy level 4, which rounds activations to 8 bits per "
+            f"block of a row{way if resolved is None else ''}"
+        )
+    return tuple(found)
 
 
 def _storage_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_level: int | None) -> tuple[str, ...]:
@@ -117,4 +147,6 @@ def _storage_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_le
         return ()
     taken = wider[-1][1]
     named = " and ".join(f"{bits}-bit" for bits, _ in wider)
-    return (f"{named} weights are stored in {taken} bits by {resolved}: no smaller than {taken}-bit ones",)
+    integers = taken == 8 and any(item.config.activation is not None for item in linears)
+    gain = ", as fast as int8 and exact on every processor" if integers else ""
+    return (f"{named} weights are stored in {taken} bits by {resolved}: no smaller than {taken}-bit ones{gain}",)

@@ -4,9 +4,6 @@ from typing import Self
 
 from quarot_onnx.choices import Choice
 
-WEIGHT_BITS = (2, 3, 4, 8)
-"""The widths that weights can have; activations can have all from 2 to 8."""
-
 
 class DataType(Choice):
     """The type of a quantized tensor."""
@@ -60,4 +57,4 @@ Int8 = DataType.Int8
 UInt4 = DataType.UInt4
 UInt8 = DataType.UInt8
 
-__all__ = ["WEIGHT_BITS", "DataType", "Int2", "Int3", "Int4", "Int8", "UInt4", "UInt8"]
+__all__ = ["DataType", "Int2", "Int3", "Int4", "Int8", "UInt4", "UInt8"]

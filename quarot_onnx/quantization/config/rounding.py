@@ -18,14 +18,13 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from quarot_onnx.quantization.config._algo import AlgoConfig
 from quarot_onnx.quantization.config._numbers import refuse_disguised
-from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
 from quarot_onnx.quantization.config.tensor import GroupSize
 
 
 def _bits(value: object) -> object:
     refuse_disguised(value)
-    if value is not None and (not isinstance(value, int) or value not in WEIGHT_BITS):
-        raise ValueError("weights have 2, 3, 4 or 8 bits")
+    if value is not None and (not isinstance(value, int) or not 2 <= value <= 8):
+        raise ValueError("weights have 2 to 8 bits")
     return value
 
 
@@ -38,7 +37,7 @@ class RoundingConfig(AlgoConfig):
 
     Attributes:
         name: The name of the algorithm.
-        bits: 2, 3, 4 or 8, the bits of the weight spec; it only confirms them (Quark: 8).
+        bits: 2 to 8, the bits of the weight spec; it only confirms them (Quark: 8).
         group_size: Consecutive input features that share a scale; None, or Quark's -1, as the spec says.
         per_channel: A scale for each output channel; False for one for the whole weight (Quark: False).
         mse: Search the grid for a factor of the range with the smallest error |w - q|^2.4, and cut off what is

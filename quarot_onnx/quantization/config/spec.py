@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, model_validator
 
 from quarot_onnx.quantization.config._strict import Strict
-from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
 from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
 from quarot_onnx.quantization.config.tensor import (
     Int2Spec,
@@ -43,9 +42,8 @@ class QLayerConfig(Strict):
     Attributes:
         activation: The input, static per tensor or per token (also in groups), with 2 to 8 bits; None quantizes the
             weight only.
-        weight: The constant weight of 2, 3, 4 or 8 bits, per tensor, per output channel or in groups of input
-            features. None, which must be said, leaves it in float and quantizes the activation only, in the format
-            FAKE.
+        weight: The constant weight of 2 to 8 bits, per tensor, per output channel or in groups of input features. None,
+            which must be said, leaves it in float and quantizes the activation only, in the format FAKE.
         output_tensors: The output, per tensor; None, which is better, puts no Q/DQ there.
     """
 
@@ -133,8 +131,6 @@ def _check_static(name: str, spec: QTensorConfig) -> None:
 
 def _check_weight(spec: QTensorConfig) -> None:
     """Refuse what a weight cannot be."""
-    if spec.bits not in WEIGHT_BITS:
-        raise ValueError(f"weight: {type(spec).__name__} has {spec.bits} bits; weights have 2, 3, 4 or 8 bits")
     if spec.quant_granularity is QuantGranularity.Token:
         raise ValueError("weight: quant_granularity=Token is for activations; use Channel, Group or Tensor")
     if spec.clip_ratio < 1:

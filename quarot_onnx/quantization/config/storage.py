@@ -10,7 +10,7 @@ _FAST_2_BIT_BLOCKS = (32, 64, 128)
 
 def stored_bits(bits: int, output_format: OutputFormat) -> int:
     """Bits that an integer takes in a format other than FAKE, where operators know 4 and 8."""
-    return 8 if output_format is OutputFormat.W8 or bits == 8 else 4
+    return 8 if output_format is OutputFormat.W8 or bits > 4 else 4
 
 
 def blocked_bits(bits: int, output_format: OutputFormat, *, accuracy_level: int | None, block: int) -> int:

@@ -113,14 +113,21 @@ class QTensorConfig(Strict):
 
 
 class Int8Spec(QTensorConfig):
-    """Signed 8-bit integers, symmetric: the type for 8-bit weights."""
+    """Signed 8-bit integers, symmetric.
+
+    As weights beside 8-bit activations not exact on x86 processors without VNNI, where onnxruntime's products saturate;
+    `UInt8Spec` is exact on all.
+    """
 
     symmetric: StrictBool = True
     data_type: _Type = DataType.Int8
 
 
 class UInt8Spec(QTensorConfig):
-    """Unsigned 8-bit integers, asymmetric: the type for activations, which onnxruntime runs fastest."""
+    """Unsigned 8-bit integers, asymmetric: the type for activations, which onnxruntime runs fastest.
+
+    As weights, best with ``symmetric=True``, exact on every processor.
+    """
 
     symmetric: StrictBool = False
     data_type: _Type = DataType.UInt8
@@ -159,19 +166,19 @@ class Int4Spec(_Signed):
 
 
 class Int5Spec(_Signed):
-    """Signed 5-bit integers (-16 to 15), symmetric: for activations of studies."""
+    """Signed 5-bit integers (-16 to 15), symmetric, per channel; as weights stored in 8 bits."""
 
     data_type: _Type = DataType.Int5
 
 
 class Int6Spec(_Signed):
-    """Signed 6-bit integers (-32 to 31), symmetric: for activations of studies."""
+    """Signed 6-bit integers (-32 to 31), symmetric, per channel; as weights stored in 8 bits."""
 
     data_type: _Type = DataType.Int6
 
 
 class Int7Spec(_Signed):
-    """Signed 7-bit integers (-64 to 63), symmetric: for activations of studies."""
+    """Signed 7-bit integers (-64 to 63), symmetric, per channel: weights that saturate on no processor and run fast."""
 
     data_type: _Type = DataType.Int7
 
@@ -195,19 +202,19 @@ class UInt4Spec(_Unsigned):
 
 
 class UInt5Spec(_Unsigned):
-    """Unsigned 5-bit integers (0 to 31), asymmetric: for activations of studies."""
+    """Unsigned 5-bit integers (0 to 31), asymmetric, per channel; as weights stored in 8 bits."""
 
     data_type: _Type = DataType.UInt5
 
 
 class UInt6Spec(_Unsigned):
-    """Unsigned 6-bit integers (0 to 63), asymmetric: for activations of studies."""
+    """Unsigned 6-bit integers (0 to 63), asymmetric, per channel; as weights stored in 8 bits."""
 
     data_type: _Type = DataType.UInt6
 
 
 class UInt7Spec(_Unsigned):
-    """Unsigned 7-bit integers (0 to 127), asymmetric: for activations of studies."""
+    """Unsigned 7-bit integers (0 to 127), asymmetric, per channel; as weights stored in 8 bits."""
 
     data_type: _Type = DataType.UInt7
 

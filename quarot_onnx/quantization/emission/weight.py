@@ -78,9 +78,11 @@ class WeightWriter:
             raise_opset(self._writer.editor)
             narrow = ir.DataType.INT4 if scheme.signed else ir.DataType.UINT4
         stored = np.uint8 if narrow is ir.DataType.UINT4 else wide.numpy()
+        # 7 bits as they are, 127 · 255 · 2, would saturate the kernel of processors without VNNI; around 0 none do.
+        shift = scheme.dtype(scheme.middle if scheme.bits == 7 and not scheme.signed else 0)
 
         def integers() -> NDArray[np.generic]:
-            return np.ascontiguousarray(rounded.load().integers.astype(stored, copy=False))
+            return np.ascontiguousarray((rounded.load().integers - shift).astype(stored, copy=False))
 
         grid_shape = rounded.shape[1:] if scheme.per_channel else ()
 
@@ -88,7 +90,7 @@ class WeightWriter:
             return rounded.load().scale.reshape(grid_shape)
 
         def zero() -> NDArray[np.generic]:
-            return rounded.load().zero_point.astype(wide.numpy()).reshape(grid_shape)
+            return (rounded.load().zero_point - shift).astype(wide.numpy()).reshape(grid_shape)
 
         value = self._writer.lazy(f"{name}_{narrow.name.lower()}", integers, narrow, rounded.shape)
         grids = (

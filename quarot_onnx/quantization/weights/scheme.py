@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WEIGHT_BITS = (2, 3, 4, 8)
-"""The bit widths that weights can have."""
-
 Integers = NDArray[Any]
 """int8 or uint8, one integer an element, whatever the number of bits."""
 
@@ -25,7 +22,7 @@ class WeightScheme:
     """A family of grids.
 
     Attributes:
-        bits: 2, 3, 4 or 8.
+        bits: 2 to 8.
         symmetric: Whether the zero point is the middle of the integers.
         signed: Integers from -2^(bits-1), or from 0.
         group_size: Consecutive input features that share a scale; None for all of them.
@@ -40,7 +37,7 @@ class WeightScheme:
 
     def __post_init__(self) -> None:
         """Check our own callers; users' values are checked by the configuration."""
-        assert self.bits in WEIGHT_BITS, self.bits
+        assert 2 <= self.bits <= 8, self.bits
         assert self.per_channel or self.group_size is None
 
     @property

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig
+from quarot_onnx.quantization.config import QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 
 
 def test_defaults():
@@ -23,7 +23,7 @@ def test_a_seed_without_random_hadamards_is_told():
     assert "--random-had" in note
     for config in (QuarotConfig(), QuarotConfig(use_random_had=True, seed=3), QuarotConfig.from_dict({"seed": 0})):
         assert config.notes == ()
-    layer = QLayerConfig(weight=Int8Spec())
+    layer = QLayerConfig(UInt8Spec(), UInt8Spec())
     assert QConfig(layer, algo_config=[QuarotConfig(seed=3)]).notes == (note,)
 
 

@@ -18,8 +18,6 @@ from quarot_onnx.quantization.config import (
     UInt8Spec,
     spec_class,
 )
-from quarot_onnx.quantization.config.data_type import WEIGHT_BITS
-from quarot_onnx.quantization.weights import scheme
 
 
 def test_every_width_exists_signed_and_unsigned():
@@ -45,10 +43,6 @@ def test_every_type_has_its_spec(data_type):
 def test_no_such_width():
     with pytest.raises(ValueError, match="no type has 9 bits; use 2 to 8"):
         DataType.of(9, signed=True)
-
-
-def test_the_widths_of_weights_are_those_of_the_grids():
-    assert WEIGHT_BITS == scheme.WEIGHT_BITS
 
 
 def test_public_names():
@@ -100,7 +94,6 @@ def test_wrong_keywords_are_named(keywords, message):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"weight": Int6Spec()}, "weight: Int6Spec has 6 bits; weights have 2, 3, 4 or 8 bits"),
         ({"weight": Int4Spec(quant_granularity="Token")}, "weight: .*Token is for activations; use Channel, Group"),
         ({"weight": Int4Spec(clip_ratio=0.9)}, "weight: clip_ratio=0.9 is for activations"),
         (

@@ -2,11 +2,18 @@
 import pytest
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.quantization.config import CalibMethod, Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.quantization.config._options import ALL_OPTIONS, HONOURED, IGNORED, REFUSED
+from quarot_onnx.quantization.config.spec import Int4Spec, QTensorConfig
 
 W8A8 = QLayerConfig(UInt8Spec(), Int8Spec())
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="channel"))
+
+
+def told(config: QConfig) -> tuple[str, ...]:
+    """The notes, without those on onnxruntime's kernels, which have a test of their own."""
+    return tuple(note for note in config.notes if "without VNNI" not in note and "accuracy level" not in note)
 
 
 def test_defaults():
@@ -16,7 +23,7 @@ def test_defaults():
     assert config.quarot is None
     assert config.use_external_data_format is False
     assert config.calib_data_size is None
-    assert config.notes == ()
+    assert told(config) == ()
 
 
 def test_none_is_quarks_empty():
@@ -83,7 +90,7 @@ def test_the_option_tables_do_not_overlap():
 def test_ignored_options_are_noted(name):
     config = QConfig(W8A8, **{name: True})
     assert config.ignored_options == (name,)
-    assert config.notes == (f"{name} has no effect: {IGNORED[name]}",)
+    assert told(config) == (f"{name} has no effect: {IGNORED[name]}",)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -127,7 +134,7 @@ def test_percentile_asks_for_percentile_calibration():
 def test_percentile_beside_an_explicit_min_max_is_noted():
     config = QConfig(QLayerConfig(UInt8Spec(calibration_method="MinMax"), Int8Spec()), Percentile=99.9)
     assert config.global_config.activation.calibration_method is CalibMethod.MinMax
-    assert config.notes == ("Percentile has no effect: no activation is calibrated by Percentile",)
+    assert told(config) == ("Percentile has no effect: no activation is calibrated by Percentile",)
 
 
 def test_weights_only_drops_activations():
@@ -136,10 +143,39 @@ def test_weights_only_drops_activations():
 
 def test_notes_on_slow_and_surprising_settings():
     config = QConfig(QLayerConfig(Int8Spec(), Int8Spec(calibration_method="Percentile")), {W8: ["/a"]})
-    slow, weight, rule = config.notes
+    slow, weight, rule = told(config)
     assert "UInt8Spec" in slow
     assert "weights take their true range" in weight
     assert "does not inherit" in rule
+
+
+TOKEN = UInt8Spec(True, quant_granularity="Token")
+
+
+@pytest.mark.parametrize("activation", [UInt8Spec(), TOKEN, Int8Spec(quant_granularity="Token")])
+def test_int8_products_are_told(activation: QTensorConfig):
+    def told_of(weight: QTensorConfig, **more: object) -> bool:
+        config = QConfig(QLayerConfig(activation, weight), **more)
+        return any("without VNNI" in note and EXACT_PRODUCTS in note for note in config.notes)
+
+    assert told_of(Int8Spec())
+    assert not told_of(UInt8Spec(True))
+    assert not told_of(Int4Spec())
+    assert not told_of(Int8Spec(), output_format="fake")
+    assert told_of(UInt8Spec(True), specific_layer_config={QLayerConfig(activation, Int8Spec()): ["/a"]})
+    assert not told_of(UInt8Spec(True), specific_layer_config={QLayerConfig(weight=Int8Spec()): ["/a"]})
+
+
+def test_static_int8_activations_do_not_saturate():
+    assert not [note for note in QConfig(QLayerConfig(Int8Spec(), Int8Spec())).notes if "without VNNI" in note]
+
+
+def test_activations_of_8_bit_weights_alone_are_told():
+    (note,) = (note for note in QConfig(W8).notes if "accuracy level 4" in note)
+    assert "session.qdq_matmulnbits_accuracy_level=1" in note
+    assert not [note for note in QConfig(QLayerConfig(weight=Int4Spec())).notes if "accuracy level" in note]
+    level = QConfig(QLayerConfig(weight=Int8Spec(group_size=32)), accuracy_level=1)
+    assert not [note for note in level.notes if "accuracy level" in note]
 
 
 def test_exclude_beats_specific_beats_type_beats_global():

@@ -27,7 +27,9 @@ def test_snippet_of_the_quarot_page():
     assert config.quarot == quarot_config
     assert config.quarot.r_config_path == Path("rotation_config.json")
     assert config.op_types_to_quantize == (OpType.MatMul, OpType.Gemm) == ("MatMul", "Gemm")
-    assert config.notes == ()
+    (note,) = config.notes
+    assert "without VNNI" in note
+    assert "UInt8Spec" in note
 
 
 def test_newer_snippet_names_input_tensors():

@@ -56,7 +56,8 @@ def test_what_each_needs():
 @pytest.mark.parametrize(
     ("owner", "keywords", "message"),
     [
-        (GPTQConfig, {"bits": 5}, "bits=5: weights have 2, 3, 4 or 8 bits"),
+        (GPTQConfig, {"bits": 9}, "bits=9: weights have 2 to 8 bits"),
+        (GPTQConfig, {"bits": 1}, "bits=1: weights have 2 to 8 bits"),
         (GPTQConfig, {"bits": "4"}, "bits='4': a whole number without quotes is wanted; write 4"),
         (GPTQConfig, {"perc_damp": "1e-2"}, "perc_damp='1e-2': a number without quotes is wanted; write 0.01 .YAML"),
         (GPTQConfig, {"perc_damp": "1e-8"}, r"write 1\.0e-08 "),

@@ -1,0 +1,25 @@
+"""The ``compare`` command: a quantized model beside its float original."""
+
+from pathlib import Path
+
+from quarot_onnx import model_io
+from quarot_onnx.evaluation.check import Check, material_for
+from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
+
+
+def run(original: Path, quantized: Path, check: Check, threads: int | None) -> Fidelity:
+    """Compare; whether a limit is broken is for the caller to ask.
+
+    Args:
+        original: The float model's file.
+        quantized: The quantized model's.
+        check: On what, and what may be lost.
+        threads: onnxruntime's threads.
+
+    Raises:
+        InputError: A model cannot be run, or text and tokenizer do not fit.
+        VerificationError: The quantized model's logits are not finite, or of another shape.
+    """
+    material = material_for(check, original.absolute(), model_io.load(original), None)
+    with reference(original, material, threads) as logits:
+        return measure(logits, quantized, limits=check.limits, threads=threads)

@@ -1,0 +1,162 @@
+"""The check of a quantized model: prepared before any long work, done on the files that will be the output."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.positions import stated_positions, table_positions
+from quarot_onnx.calibration.readers import DataReader, TextReader
+from quarot_onnx.calibration.text import Bos
+from quarot_onnx.errors import CalibrationError, InputError, ModelError
+from quarot_onnx.evaluation.equivalence import is_decoder
+from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, measure, reference, require
+from quarot_onnx.evaluation.material import Material, Shape, random_material, text_material
+from quarot_onnx.evaluation.report import fidelity_record
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a quantized model is compared with its original.
+
+    Attributes:
+        tokens: At least so many.
+        text: A UTF-8 file; None for text that was not calibrated on, see ``text_material``.
+        text_key: The key of the text in JSON lines; see ``read_text``.
+        tokenizer: A tokenizer.json, or the folder that holds one; None for the one beside the model. Without any, the
+            check runs on random ids and takes no perplexity.
+        bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
+        limits: What may be lost; past them nothing is written.
+    """
+
+    tokens: int = 512
+    text: Path | None = None
+    text_key: str | None = None
+    tokenizer: Path | None = None
+    bos: int | Bos = Bos.AUTO
+    limits: Limits = NO_LIMITS
+
+    @property
+    def demanded(self) -> bool:
+        """Whether a model that cannot be checked is an error: something was named that only a check can honour."""
+        return self.limits != NO_LIMITS or self.text is not None
+
+
+@dataclass(eq=False)
+class CheckRun:
+    """A check that is ready to run, or the reason why there is none.
+
+    Attributes:
+        original: The float model.
+        material: The tokens; None for no check.
+        limits: What may be lost.
+        demanded: Whether a model that cannot be checked is an error.
+        notes: What the user should know.
+        fidelity: What came of it, once it ran.
+    """
+
+    original: Path
+    material: Material | None
+    limits: Limits = NO_LIMITS
+    demanded: bool = False
+    notes: tuple[str, ...] = ()
+    fidelity: Fidelity | None = field(default=None, init=False)
+
+    def run(self, quantized: Path) -> dict[str, object]:
+        """Compare ``quantized`` with the original.
+
+        Returns:
+            What the report says of it; nothing where there is no check.
+
+        Raises:
+            VerificationError: A limit is broken, or the quantized model puts out what is no prediction.
+            ModelError: onnxruntime cannot run the quantized model; or the original, where that is an error.
+        """
+        if self.material is None:
+            return {}
+        with ExitStack() as stack:
+            try:
+                original = stack.enter_context(reference(self.original, self.material))
+            except ModelError as error:
+                if self.demanded:
+                    raise
+                self.notes = (_unchecked(error),)
+                return {}
+            self.fidelity = measure(original, quantized, limits=self.limits)
+        require(self.fidelity)
+        return {"check": fidelity_record(self.fidelity)}
+
+
+def prepare(check: Check | None, original: str | Path, model: ir.Model, reader: DataReader | None) -> CheckRun:
+    """Read the text, before anything long is done.
+
+    Args:
+        check: What is asked for; None for nothing.
+        original: The float model's file.
+        model: The same, loaded.
+        reader: What the model will be calibrated on.
+
+    Returns:
+        The check; without material, and with a note, where this model cannot be checked and nothing demands it.
+
+    Raises:
+        CalibrationError: Text or tokenizer do not fit, or are missing, though a text or limits are given.
+        ModelError: The model cannot be checked, though a text or limits are given.
+    """
+    path = Path(original).absolute()
+    if check is None:
+        return CheckRun(path, None)
+    calibrated = reader if isinstance(reader, TextReader) else None
+    try:
+        material = material_for(check, path, model, calibrated)
+    except (ModelError, CalibrationError) as error:
+        if check.demanded:
+            raise
+        return CheckRun(path, None, notes=(_unchecked(error),))
+    return CheckRun(path, material, check.limits, check.demanded)
+
+
+def _unchecked(error: InputError) -> str:
+    return f"the quantized model was not checked: {error}"
+
+
+def material_for(check: Check, original: Path, model: ir.Model, calibrated: TextReader | None) -> Material:
+    """The tokens of a check.
+
+    Raises:
+        CalibrationError: Text or tokenizer do not fit; or there is no tokenizer, and a text or a limit of the
+            perplexity needs one.
+        ModelError: The model is no language model, or its inputs are not known.
+    """
+    if not is_decoder(model):
+        raise ModelError(f"{original} is no language model: it has no predictions to compare")
+    inputs = ModelInputs.from_model(model, folder=original.parent)
+    tokenizer = check.tokenizer
+    if tokenizer is None and calibrated is not None:
+        tokenizer = calibrated.tokenizer_path
+    if tokenizer is None and (original.parent / "tokenizer.json").is_file():
+        tokenizer = original.parent
+    shape = Shape.of(inputs, check.tokens, _positions(original.parent, model))
+    if tokenizer is not None:
+        return text_material(
+            inputs,
+            shape,
+            tokenizer,
+            text=check.text,
+            text_key=check.text_key,
+            calibrated=calibrated,
+            bos=check.bos,
+        )
+    if check.limits.max_ppl_ratio is not None or check.text is not None:
+        raise CalibrationError(
+            f"a perplexity needs a tokenizer, and there is no tokenizer.json beside {original}; name one (--tokenizer)"
+        )
+    return random_material(inputs, shape)
+
+
+def _positions(folder: Path, model: ir.Model) -> int | None:
+    """The model's positions, as files beside it say or its tables show; None where neither does."""
+    stated, shown = stated_positions(folder), table_positions(model.graph)
+    return min((count for count in (stated and stated[0], shown) if count), default=None)

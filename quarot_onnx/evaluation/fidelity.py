@@ -1,0 +1,271 @@
+"""How near a quantized model comes to its float original, opened in onnxruntime as its user will open it.
+
+Both see the same tokens, in a prefill and in decode steps on their own caches:
+
+* KL: the mean of ``KL(softmax a || softmax b)`` over positions, in nats;
+* top-1 agreement: the share of positions with the same most likely token;
+* perplexity of each on the same text, and their ratio.
+
+Where the quantized model holds products that saturate on this processor (:mod:`quarot_onnx.processor`), its perplexity
+is also taken with exact products: what it costs to run here, apart from what quantization costs.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quarot_onnx import model_io, runtime
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.errors import ModelError, VerificationError
+from quarot_onnx.evaluation.logits import blocks, log_softmax
+from quarot_onnx.evaluation.material import Material
+from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.processor import EXACT_PRODUCTS, saturates
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a quantized model may lose; None for no limit.
+
+    Attributes:
+        max_kl: Of the KL divergence, in nats.
+        max_ppl_ratio: Of the perplexity's ratio to the original's.
+    """
+
+    max_kl: float | None = None
+    max_ppl_ratio: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a quantized model comes to its original.
+
+    Attributes:
+        kl: Mean KL divergence of the original's predictions from it, in nats.
+        decode_kl: The same over decode steps alone; None without any.
+        top1_agreement: Share of positions with the same argmax.
+        perplexity_a: Of the original; None where the tokens are no text.
+        perplexity_b: Of the quantized model, as this processor runs it.
+        exact_perplexity: Of the quantized model with exact products; `perplexity_b` where they are exact anyhow.
+        saturating: How many of its products saturate on this processor.
+        tokens: Positions compared, decode steps among them.
+        decode_steps: Decode steps among them.
+        text: What the tokens are, for people.
+        limits: What it may lose.
+    """
+
+    kl: float
+    decode_kl: float | None
+    top1_agreement: float
+    perplexity_a: float | None
+    perplexity_b: float | None
+    exact_perplexity: float | None
+    saturating: int
+    tokens: int
+    decode_steps: int
+    text: str
+    limits: Limits = NO_LIMITS
+
+    @property
+    def perplexity_ratio(self) -> float | None:
+        """``perplexity_b / perplexity_a``."""
+        return _ratio(self.perplexity_b, self.perplexity_a)
+
+    @property
+    def exact_perplexity_ratio(self) -> float | None:
+        """``exact_perplexity / perplexity_a``."""
+        return _ratio(self.exact_perplexity, self.perplexity_a)
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The limits that are broken, in words."""
+        ratio, limits, found = self.perplexity_ratio, self.limits, []
+        if limits.max_kl is not None and self.kl > limits.max_kl:
+            found.append(f"KL {self.kl:.4g} (allowed {limits.max_kl:g})")
+        if limits.max_ppl_ratio is not None and ratio is not None and ratio > limits.max_ppl_ratio:
+            found.append(f"perplexity ratio {ratio:.4f} (allowed {limits.max_ppl_ratio:g})")
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no limit is broken."""
+        return not self.broken
+
+
+def require(fidelity: Fidelity) -> None:
+    """Stop if a limit is broken.
+
+    Raises:
+        VerificationError: It is; the message has the figures.
+    """
+    if fidelity.passed:
+        return
+    way, exact = "", fidelity.exact_perplexity_ratio
+    if fidelity.saturating and exact is not None:
+        way = (
+            f"; the ratio is {exact:.4f} with exact products ({EXACT_PRODUCTS}=1): int8 weights saturate on this "
+            "processor, uint8 ones do not"
+        )
+    raise VerificationError(
+        f"the quantized model is too far from the original over {fidelity.tokens} tokens: "
+        f"{', '.join(fidelity.broken)}{way}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The original's logits, in a file.
+
+    Attributes:
+        material: The tokens.
+        store: Rows ``[windows · tokens, vocab]``.
+        vocab: Their length.
+        dtype: Their type.
+    """
+
+    material: Material
+    store: IO[bytes]
+    vocab: int
+    dtype: np.dtype[Any]
+
+    def window(self) -> npt.NDArray[Any]:
+        """The logits of the next window."""
+        tokens = self.material.ids.shape[1]
+        content = self.store.read(tokens * self.vocab * self.dtype.itemsize)
+        return np.frombuffer(content, self.dtype).reshape(tokens, self.vocab)
+
+
+@contextmanager
+def reference(original: str | Path, material: Material, threads: int | None = None) -> Iterator[Reference]:
+    """Run the original.
+
+    Args:
+        original: The float model.
+        material: The tokens.
+        threads: onnxruntime's intra-op threads.
+
+    Raises:
+        FeedError: It cannot be run on them.
+        ModelError: Its logits are not finite, or not those of all positions.
+    """
+    vocab, dtype = 0, np.dtype(np.float32)
+    with tempfile.TemporaryFile(prefix="quarot-logits-") as store:
+        for rows in _windows(original, material.inputs, material, threads):
+            if not np.isfinite(rows).all():
+                raise ModelError(f"{original} puts out NaN or infinity on its own: there is nothing to compare with")
+            vocab, dtype = rows.shape[1], rows.dtype
+            store.write(np.ascontiguousarray(rows).tobytes())
+        store.seek(0)
+        yield Reference(material, store, vocab, dtype)
+
+
+def measure(
+    original: Reference, quantized: str | Path, *, limits: Limits = NO_LIMITS, threads: int | None = None
+) -> Fidelity:
+    """Compare a quantized model with its original.
+
+    Args:
+        original: What the float model puts out.
+        quantized: The quantized model.
+        limits: What may be lost; nothing is raised where it is, see `require`.
+        threads: onnxruntime's intra-op threads.
+
+    Raises:
+        ModelError: The quantized model cannot be run.
+        VerificationError: Its logits are not finite, or of another shape.
+    """
+    material = original.material
+    ids, steps = material.ids, material.decode_steps
+    inputs = ModelInputs.from_path(quantized, head_dim=material.inputs.head_dim)
+    sums = _Sums(ids, steps)
+    for number, rows in enumerate(_windows(quantized, inputs, material, threads)):
+        if rows.shape[1] != original.vocab:
+            raise VerificationError(
+                f"the quantized model has a vocabulary of {rows.shape[1]}, the original one of {original.vocab}"
+            )
+        if not np.isfinite(rows).all():
+            raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
+        sums.add(number, original.window(), rows)
+    saturating = len(saturable_products(model_io.load(quantized))) if saturates() else 0
+    exact = sums.nll_b
+    if saturating and material.is_text:
+        runs = _windows(quantized, inputs, material, threads, exact=True)
+        exact = sum(sums.nll(number, rows) for number, rows in enumerate(runs))
+    perplexity = sums.perplexity if material.is_text else lambda _nll: None
+    return Fidelity(
+        kl=max((sums.kl + sums.decode_kl) / ids.size, 0.0),
+        decode_kl=max(sums.decode_kl / (steps * len(ids)), 0.0) if steps else None,
+        top1_agreement=sums.agreed / ids.size,
+        perplexity_a=perplexity(sums.nll_a),
+        perplexity_b=perplexity(sums.nll_b),
+        exact_perplexity=perplexity(exact),
+        saturating=saturating,
+        tokens=ids.size,
+        decode_steps=steps * len(ids),
+        text=material.origin,
+        limits=limits,
+    )
+
+
+class _Sums:
+    """Sums over positions; in float64, a few rows at a time."""
+
+    def __init__(self, ids: npt.NDArray[np.int64], steps: int) -> None:
+        self._ids, self._prefill = ids, ids.shape[1] - steps
+        self.kl = self.decode_kl = self.nll_a = self.nll_b = 0.0
+        self.agreed = 0
+
+    def add(self, number: int, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+        """Take in the logits ``[tokens, vocab]`` of a window from both models."""
+        for part in blocks(len(a)):
+            log_p, log_q = log_softmax(a[part]), log_softmax(b[part])
+            divergence = np.einsum("tv,tv->t", np.exp(log_p), log_p - log_q)
+            decoded = np.arange(part.start, part.stop) >= self._prefill
+            self.kl += float(divergence[~decoded].sum())
+            self.decode_kl += float(divergence[decoded].sum())
+            self.agreed += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
+            self.nll_a += self._nll(number, part, log_p)
+            self.nll_b += self._nll(number, part, log_q)
+
+    def nll(self, number: int, rows: npt.NDArray[Any]) -> float:
+        """The negative log likelihood of a window's tokens after the first."""
+        return sum(self._nll(number, part, log_softmax(rows[part])) for part in blocks(len(rows)))
+
+    def _nll(self, number: int, part: slice, log_p: npt.NDArray[np.float64]) -> float:
+        targets = self._ids[number, part.start + 1 : part.stop + 1]
+        return -float(log_p[np.arange(len(targets)), targets].sum())
+
+    def perplexity(self, nll: float) -> float | None:
+        """The perplexity that a sum of negative log likelihoods means; None where it is past float64."""
+        with np.errstate(over="ignore"):
+            value = float(np.exp(nll / (self._ids.size - len(self._ids))))
+        return value if np.isfinite(value) else None
+
+
+def _windows(
+    path: str | Path, inputs: ModelInputs, material: Material, threads: int | None, *, exact: bool = False
+) -> Iterator[npt.NDArray[Any]]:
+    """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
+    session = runtime.session(path, threads=threads, exact_products=exact)
+    ids, batch = material.ids, inputs.lengths.batch or 1
+    for group in (ids[i : i + batch] for i in range(0, len(ids), batch)):
+        runs = [
+            outputs[0] for outputs in window_outputs(session, inputs, group, [inputs.logits], material.decode_steps)
+        ]
+        if any(run.ndim != 3 for run in runs) or sum(run.shape[1] for run in runs) != ids.shape[1]:
+            raise ModelError(f"{path} gives no logits for each of {ids.shape[1]} tokens: it cannot be checked")
+        yield from np.concatenate(runs, axis=1)
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None else part / whole

@@ -1,0 +1,138 @@
+"""The tokens that a quantized model is checked on: never those that it was calibrated on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.pieces import fitting_window, require_ids
+from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.calibration.text import (
+    Bos,
+    TokenIds,
+    choose_bos,
+    default_text,
+    load_tokenizer,
+    read_text,
+    tokenizer_file,
+    windows,
+)
+from quarot_onnx.errors import CalibrationError
+
+WINDOW = 256
+"""Tokens of a window, at most."""
+
+DECODE_STEPS = 4
+"""Tokens at the end of a window that are decoded one by one, where the graph fixes no length."""
+
+_CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
+_DOCUMENTATION = "Python's documentation"
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Windows of tokens.
+
+    Attributes:
+        inputs: Of the original model.
+        ids: ``[windows, tokens]``.
+        origin: What they are, for people.
+        decode_steps: Tokens at the end of each window that are decoded after it.
+        is_text: Whether they are text, which a perplexity can be taken on.
+    """
+
+    inputs: ModelInputs
+    ids: TokenIds
+    origin: str
+    decode_steps: int
+    is_text: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many tokens are looked at, and how.
+
+    Attributes:
+        windows: Their number, whole batches of the graph's.
+        length: Tokens of a window.
+        decode_steps: Tokens at its end that are decoded.
+    """
+
+    windows: int
+    length: int
+    decode_steps: int
+
+    @classmethod
+    def of(cls, inputs: ModelInputs, tokens: int, positions: int | None) -> "Shape":
+        """Windows that a graph takes.
+
+        Args:
+            inputs: Of the graph.
+            tokens: At least so many.
+            positions: The model's positions, where they are known.
+        """
+        most = min(tokens, WINDOW, positions or WINDOW)
+        length, steps = fitting_window(inputs, max(most - DECODE_STEPS, 1), DECODE_STEPS)
+        rows = inputs.lengths.batch or 1
+        return cls(-(-tokens // (length * rows)) * rows, length, steps)
+
+
+def random_material(inputs: ModelInputs, shape: Shape) -> Material:
+    """Random ids, for models without a tokenizer."""
+    ids = np.random.default_rng(0).integers(0, inputs.vocab_size or 2, (shape.windows, shape.length))
+    return Material(inputs, ids, "random ids", shape.decode_steps, is_text=False)
+
+
+def text_material(
+    inputs: ModelInputs,
+    shape: Shape,
+    tokenizer: str | Path,
+    *,
+    text: str | Path | None = None,
+    text_key: str | None = None,
+    calibrated: TextReader | None = None,
+    bos: int | Bos = Bos.AUTO,
+) -> Material:
+    """Windows of text.
+
+    Args:
+        inputs: Of the original model.
+        shape: Of the windows.
+        tokenizer: A tokenizer.json, or the folder that holds one.
+        text: A UTF-8 file; None for the part of the calibration text that was not calibrated on or, where there is
+            none or too little, the last part of Python's documentation.
+        text_key: The key of the text in JSON lines; see ``read_text``.
+        calibrated: The reader that the model was, or will be, calibrated on.
+        bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
+
+    Raises:
+        CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little; or the text is
+            Python's documentation and all of it was calibrated on.
+        FeedError: The graph takes no token ids.
+    """
+    require_ids(inputs)
+    path = tokenizer_file(tokenizer)
+    bos_id = choose_bos(path, bos).id
+    needed = shape.windows * (shape.length - (bos_id is not None))
+    source: str | TokenIds
+    if text is not None:
+        source, origin = read_text(text, text_key), str(text)
+    elif calibrated is not None and calibrated.rest.size >= needed:
+        source, origin = calibrated.rest, f"{calibrated.text or _DOCUMENTATION}, past what was calibrated on"
+    elif calibrated is not None and calibrated.text is None:
+        raise CalibrationError(
+            f"calibration leaves {calibrated.rest.size} tokens of {_DOCUMENTATION} and the check needs {needed}: "
+            "calibrate on fewer samples or on a text of your own (--calib-text), or go without (--no-check)"
+        )
+    else:
+        source, origin = default_text()[-_CHARACTERS_PER_TOKEN * needed :], _DOCUMENTATION
+    ids = windows(
+        source,
+        load_tokenizer(path),
+        length=shape.length,
+        count=shape.windows,
+        bos_id=bos_id,
+        vocab_size=inputs.vocab_size,
+    )
+    return Material(inputs, ids, origin, shape.decode_steps)

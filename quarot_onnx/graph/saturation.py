@@ -1,0 +1,71 @@
+"""Products of uint8 activations and int8 weights in a quantized graph, whoever quantized it.
+
+Those with weights beyond ±64 saturate on processors without VNNI (:mod:`quarot_onnx.processor`).
+"""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from quarot_onnx.graph.query import label, resolve_constant
+from quarot_onnx.processor import LARGEST_SAFE
+from quarot_onnx.tensors import read_array
+
+_WEIGHT_INPUTS = {
+    "MatMulInteger": 1,
+    "MatMulIntegerToFloat": 1,
+    "DynamicQuantizeMatMul": 1,
+    "ConvInteger": 1,
+    "QLinearMatMul": 3,
+    "QGemm": 3,
+    "QLinearConv": 3,
+}
+"""Operators on integers, and which of their inputs is the weight."""
+
+_FUSED = frozenset({"MatMul", "Gemm", "Conv"})
+"""Operators that onnxruntime makes one of these of, where both operands come from a DequantizeLinear."""
+
+
+def saturable_products(model: ir.Model) -> list[str]:
+    """The names of the nodes whose products saturate on processors without VNNI.
+
+    Reads int8 weights, one at a time.
+    """
+    return [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph) if _saturable(node)]
+
+
+def _saturable(node: ir.Node) -> bool:
+    return any(_is_large(value) for value in _weights(node))
+
+
+def _weights(node: ir.Node) -> Iterator[ir.Value | None]:
+    """What is multiplied, as integers, with an activation that may be uint8."""
+    if node.op_type in _WEIGHT_INPUTS:
+        index = _WEIGHT_INPUTS[node.op_type]
+        yield node.inputs[index] if index < len(node.inputs) else None
+    elif node.op_type in _FUSED and len(node.inputs) > 1:
+        activation, weight = (_dequantize(value) for value in node.inputs[:2])
+        if activation is not None and weight is not None and not _is_int8(activation):
+            yield weight.inputs[0]
+
+
+def _dequantize(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a value comes from."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _is_int8(dequantize: ir.Node) -> bool:
+    """Whether integers are int8, as their zero point has it; without one they are uint8."""
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    constant = resolve_constant(zero)
+    return constant is not None and constant.dtype is ir.DataType.INT8
+
+
+def _is_large(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a constant of int8 beyond what is safe."""
+    tensor = None if value is None or value.producer() is not None else value.const_value
+    if tensor is None or tensor.dtype is not ir.DataType.INT8 or tensor.size == 0:
+        return False
+    array = read_array(tensor)
+    return bool(array.max() > LARGEST_SAFE or array.min() < -LARGEST_SAFE)

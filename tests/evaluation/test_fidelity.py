@@ -1,0 +1,172 @@
+"""How near a quantized model comes to its original: figures by hand, limits, and what is no prediction."""
+
+import json
+from pathlib import Path
+
+import exports
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import tiny_decoders as tiny
+from onnx import numpy_helper
+
+from quarot_onnx import model_io
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
+from quarot_onnx.evaluation import fidelity
+from quarot_onnx.evaluation.check import Check, material_for, prepare
+from quarot_onnx.evaluation.fidelity import Limits, measure, require
+from quarot_onnx.evaluation.material import Material
+from quarot_onnx.evaluation.report import fidelity_record
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny decoder with a cache, and one whose head is 5 % larger."""
+    arrays = tiny.weights()
+    first = tiny.save(tiny.build(tiny.Spec()), tmp_path / "a")
+    second = tiny.save(tiny.build(tiny.Spec(), {**arrays, "Wh": arrays["Wh"] * np.float32(1.05)}), tmp_path / "b")
+    return first, second
+
+
+def material(path: Path, windows: int = 3, length: int = 12, **more: object) -> Material:
+    inputs = ModelInputs.from_path(path)
+    ids = np.random.default_rng(0).integers(2, tiny.VOCAB, (windows, length))
+    return Material(inputs, ids, "test", **more)  # type: ignore[arg-type]
+
+
+def logits(path: Path, ids: np.ndarray) -> np.ndarray:
+    """Of a whole window in one prefill, float64."""
+    inputs = ModelInputs.from_path(path)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.stack([session.run([inputs.logits], inputs.feed(row[None]))[0][0] for row in ids]).astype(np.float64)
+
+
+def test_the_figures_by_hand(pair: tuple[Path, Path]) -> None:
+    given = material(pair[0])
+    found = measure(*pair, given)
+    p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits(path, given.ids) for path in pair))
+    kl = (p * np.log(p / q)).sum(-1)
+    assert found.kl == pytest.approx(kl.mean(), rel=1e-3)
+    assert found.decode_kl == pytest.approx(kl[:, -4:].mean(), rel=1e-3)
+    assert found.top1_agreement == (p.argmax(-1) == q.argmax(-1)).mean()
+    targets = given.ids[:, 1:, None]
+    a, b = (np.exp(-np.log(np.take_along_axis(x[:, :-1], targets, 2)).mean()) for x in (p, q))
+    assert found.perplexity_a == pytest.approx(a, rel=1e-5)
+    assert found.perplexity_b == pytest.approx(b, rel=1e-5)
+    assert found.perplexity_ratio == pytest.approx(b / a, rel=1e-5)
+    assert found.exact_perplexity == found.perplexity_b
+    assert (found.tokens, found.decode_steps, found.saturating) == (36, 12, 0)
+
+
+def test_a_model_beside_itself(pair: tuple[Path, Path]) -> None:
+    found = measure(pair[0], pair[0], material(pair[0]))
+    assert (found.kl, found.top1_agreement, found.perplexity_ratio) == (pytest.approx(0, abs=1e-12), 1, 1)
+
+
+def test_limits(pair: tuple[Path, Path]) -> None:
+    given = material(pair[0])
+    found = measure(*pair, given)
+    assert found.passed
+    require(found)
+    assert found.perplexity_ratio is not None
+    for limits, word in (
+        (Limits(max_kl=found.kl * 0.99), "KL"),
+        (Limits(max_ppl_ratio=found.perplexity_ratio * 0.99), "perplexity ratio"),
+    ):
+        broken = measure(*pair, given, limits=limits)
+        assert not broken.passed
+        with pytest.raises(VerificationError, match=f"{word}.*allowed"):
+            require(broken)
+    assert measure(*pair, given, limits=Limits(found.kl * 1.01, found.perplexity_ratio * 1.01)).passed
+
+
+def test_random_ids_have_no_perplexity(pair: tuple[Path, Path]) -> None:
+    found = measure(*pair, material(pair[0], is_text=False))
+    assert found.perplexity_ratio is None
+    assert found.exact_perplexity_ratio is None
+    assert found.kl > 0
+    json.dumps(fidelity_record(found), allow_nan=False)
+
+
+def test_not_a_number_is_no_prediction(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    arrays = tiny.weights()
+    broken = arrays["Wh"].copy()
+    broken[0, 0] = np.nan
+    third = tiny.save(tiny.build(tiny.Spec(), {**arrays, "Wh": broken}), tmp_path / "c")
+    with pytest.raises(VerificationError, match="NaN"):
+        measure(pair[0], third, material(pair[0]))
+    with pytest.raises(ModelError, match="on its own"):
+        measure(third, pair[0], material(pair[0]))
+
+
+def test_exact_products_are_a_figure_of_their_own(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products saturate, the model runs once more; here nothing does, so the figures agree."""
+    monkeypatch.setattr(fidelity, "saturates", lambda: True)
+    monkeypatch.setattr(fidelity, "saturable_products", lambda _model: ["one", "two"])
+    found = measure(*pair, material(pair[0]), limits=Limits(max_ppl_ratio=0.1))
+    assert found.saturating == 2
+    assert found.exact_perplexity == pytest.approx(found.perplexity_b, rel=1e-6)
+    with pytest.raises(VerificationError, match=r"exact products.*int8 weights saturate"):
+        require(found)
+
+
+def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(97 + n % 26) for n in range(3000)))
+    reader = TextReader(source, text, samples=4, seq_len=65)
+    given = material_for(Check(tokens=256, text=None), source, model_io.load(source), reader)
+    assert str(text) in given.origin
+    used = reader.token_windows[:, 1:].size if reader.bos_id is not None else reader.token_windows.size
+    whole = TextReader(source, text, samples=1, seq_len=2900).token_windows[0]
+    whole = whole[1:] if reader.bos_id is not None else whole
+    front = given.ids[0, 1:] if reader.bos_id is not None else given.ids[0]
+    np.testing.assert_array_equal(front, whole[used : used + front.size])
+
+
+def test_a_text_that_calibration_uses_up_gives_way_to_the_documentation(tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    (tmp_path / "text.txt").write_text("abcdefgh" * 40)
+    reader = TextReader(source, tmp_path / "text.txt", samples=2, seq_len=65)
+    assert material_for(Check(), source, model_io.load(source), reader).origin == "Python's documentation"
+    greedy = TextReader(source, samples=1, seq_len=9)
+    greedy.rest = greedy.rest[:10]
+    with pytest.raises(CalibrationError, match=r"10 tokens.*--no-check"):
+        material_for(Check(), source, model_io.load(source), greedy)
+
+
+def test_what_cannot_be_checked_is_a_note_unless_it_was_demanded(tmp_path: Path) -> None:
+    bare = tmp_path / "model.onnx"
+    model_io.save(model_io.load(exports.optimum_export("llama")), bare)
+    model = model_io.load(bare)
+    by_ids = prepare(Check(), bare, model, None)
+    assert by_ids.material is not None
+    assert by_ids.material.origin == "random ids"
+    with pytest.raises(CalibrationError, match=r"tokenizer\.json.*--tokenizer"):
+        prepare(Check(limits=Limits(max_ppl_ratio=2)), bare, model, None)
+    assert prepare(None, bare, model, None).run(bare) == {}
+
+
+def test_a_damaged_scale_shows(tmp_path: Path) -> None:
+    """One weight's scales times 1.5, as a faulty writer would leave them."""
+    from quarot_onnx.pipeline import quantize  # noqa: PLC0415
+    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
+
+    source = exports.optimum_export("llama")
+    token = UInt8Spec(symmetric=True, quant_granularity="Token")
+    weight = UInt8Spec(symmetric=True, quant_granularity="Channel")
+    done = quantize(source, tmp_path / "q.onnx", QConfig(QLayerConfig(token, weight)))
+    assert done.fidelity is not None
+    assert done.fidelity.saturating == 0
+    report = json.loads((tmp_path / "q.quarot.json").read_text())
+    assert report["check"]["kl"] == done.fidelity.kl
+    made = onnx.load(tmp_path / "q.onnx")
+    tensor = next(t for t in made.graph.initializer if t.name.endswith("_scale") and len(t.dims) == 1)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
+    onnx.save(made, tmp_path / "damaged.onnx")
+    given = material_for(Check(), source, model_io.load(source), None)
+    assert measure(source, tmp_path / "damaged.onnx", given).kl > 3 * measure(source, tmp_path / "q.onnx", given).kl
