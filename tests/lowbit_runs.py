@@ -21,7 +21,7 @@ from quarot_onnx.quantization.config.algorithm import (
     RoundingConfig,
     RTNConfig,
 )
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt4Spec, UInt8Spec
+from quarot_onnx.quantization.config.spec import Int4Spec, QLayerConfig, UInt4Spec, UInt8Spec
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight
 
 TOKEN = UInt8Spec(symmetric=True, quant_granularity="Token")
@@ -34,7 +34,7 @@ METHODS: dict[str, Callable[[], RoundingConfig]] = {
 LAYERS = {
     "w4a8": QLayerConfig(TOKEN, Int4Spec()),
     "nbits": QLayerConfig(weight=UInt4Spec(group_size=32)),
-    "w8": QLayerConfig(TOKEN, Int8Spec(quant_granularity="Channel")),
+    "w8": QLayerConfig(TOKEN, UInt8Spec(symmetric=True, quant_granularity="Channel")),
     "fake": QLayerConfig(UInt4Spec(quant_granularity="Token", clip_ratio=0.9), Int4Spec()),
 }
 

@@ -50,11 +50,11 @@ def blocks(document: str, language: str) -> list[str]:
     return found
 
 
-def check_int8(source: Path, target: Path, *, rotated: set[str]) -> None:
+def check_8_bits(source: Path, target: Path, *, rotated: set[str], integers: int = onnx.TensorProto.UINT8) -> None:
     recipe = json.loads(target.with_suffix(".quarot.json").read_text())
     assert set(recipe["rotation"]["counts"]) == rotated
     weights = [i.data_type for i in onnx.load(target, load_external_data=False).graph.initializer if len(i.dims) == 2]
-    assert weights.count(onnx.TensorProto.INT8) >= 14, "7 Linears in each of 2 layers"
+    assert weights.count(integers) >= 14, "7 Linears in each of 2 layers"
     assert compare(source, target).rel_l2 < RTOL_INT8
 
 
@@ -71,7 +71,8 @@ def test_python_examples_quantize_a_model(
 ) -> None:
     out = tmp_path / "out" / "model.onnx"
     run_example(name, llama_optimum, out, monkeypatch=monkeypatch)
-    check_int8(llama_optimum, out, rotated={"R1", "R2", "R4"})
+    integers = onnx.TensorProto.INT8 if name == "quark_style.py" else onnx.TensorProto.UINT8
+    check_8_bits(llama_optimum, out, rotated={"R1", "R2", "R4"}, integers=integers)
 
 
 def test_low_bit(
@@ -83,7 +84,7 @@ def test_low_bit(
     assert printed[:-1] == ["W4A4 rtn", "W4A4 gptq", "W4A4 gptaq", "W4A4 qronos", "float"]
     weights = [i.data_type for i in onnx.load(out, load_external_data=False).graph.initializer if len(i.dims) == 2]
     assert weights.count(onnx.TensorProto.INT4) == 14
-    assert weights.count(onnx.TensorProto.INT8) == 1, "the head"
+    assert weights.count(onnx.TensorProto.UINT8) == 1, "the head"
 
 
 def test_all_examples_are_tested() -> None:
@@ -97,14 +98,14 @@ def test_quark_style_takes_a_rotation_config(
     config, out = tmp_path / "rotation_config.json", tmp_path / "model.onnx"
     config.write_text(json.dumps({"format": "quarot_onnx/1", "R1": "detect"}))
     run_example("quark_style.py", llama_optimum, out, config, monkeypatch=monkeypatch)
-    check_int8(llama_optimum, out, rotated={"R1"})
+    check_8_bits(llama_optimum, out, rotated={"R1"}, integers=onnx.TensorProto.INT8)
 
 
 def test_cli_walk(llama_optimum: Path, tmp_path: Path) -> None:
     printed = run("sh", ROOT / "examples" / "cli_walk.sh", llama_optimum, tmp_path / "walk")
-    assert printed.count("perplexity") == 2
+    assert printed.count("perplexity ") == 3, "in two evaluations, and in the check"
     assert "the same" in printed
-    check_int8(llama_optimum, tmp_path / "walk" / "int8" / "model.onnx", rotated={"R1", "R2", "R4"})
+    check_8_bits(llama_optimum, tmp_path / "walk" / "int8" / "model.onnx", rotated={"R1", "R2", "R4"})
 
 
 def test_examples_are_short() -> None:
@@ -134,12 +135,12 @@ def test_memory_benchmark(llama_optimum: Path) -> None:
 
 def test_kernels_benchmark(llama_optimum: Path) -> None:
     printed = run(sys.executable, ROOT / "benchmarks" / "kernels.py", llama_optimum, "--rows", 1, 3, "--rounds", 1)
-    rows = [line.split() for line in printed.splitlines()[2:]]
+    rows = [line.split() for line in printed.splitlines()[3:]]
     sizes = {(linear.in_features, linear.out_features) for linear in linears(model_io.load(llama_optimum).graph)}
     assert {(int(k), int(n)) for k, n, *_ in rows} == sizes
     assert sum(int(often) for _, _, often, *_ in rows) == 2 * 15, "every Linear, for both numbers of rows"
     assert {m for _, _, _, m, *_ in rows} == {"1", "3"}
-    assert all(len(row) == 9 and all(float(number) > 0 for number in row[4:]) for row in rows)
+    assert all(len(row) == 10 and all(float(number) > 0 for number in row[4:]) for row in rows)
 
 
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_readme_commands(
     (reader_folder / "model.onnx").write_bytes((reader_folder / "onnx" / "model.onnx").read_bytes())
     commands = [shlex.split(line) for line in COMMANDS]
     assert {command[1] for command in commands if command[0] == "quarot-onnx"} == {
-        "inspect", "rotate", "verify", "quantize", "evaluate",
+        "inspect", "rotate", "verify", "quantize", "compare", "evaluate",
     }  # fmt: skip
     for command in commands:
         if command[0] == "python":

@@ -17,7 +17,7 @@ from quarot_onnx.graph.linear import linears
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
 LEVELS = {
@@ -82,7 +82,7 @@ def test_at_every_level(export: str, level: str, tmp_path: Path) -> None:
 def test_an_optimized_decoder_is_quantized_whole(export: str, tmp_path: Path) -> None:
     file = optimized(EXPORTS[export](), tmp_path / "optimized", "extended")
     activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
-    config = QConfig(QLayerConfig(activation, Int8Spec(quant_granularity=QuantGranularity.Channel)))
+    config = QConfig(QLayerConfig(activation, UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)))
     done = quantize(file, tmp_path / "int8" / "model.onnx", config)
     assert done.recipe["quantization"]["linears"] == sum(1 for _ in linears(model_io.load(file).graph))
     assert not done.notes

@@ -26,8 +26,9 @@ from quarot_onnx.sites.config_file import write_config
 from quarot_onnx.sites.detect import detect
 
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="Channel"))
-PER_TOKEN = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), W8.weight)
-STATIC = QLayerConfig(UInt8Spec(), W8.weight)
+EXACT = UInt8Spec(symmetric=True, quant_granularity="Channel")
+PER_TOKEN = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), EXACT)
+STATIC = QLayerConfig(UInt8Spec(), EXACT)
 EXPORTS: dict[str, Callable[[], Path]] = {
     "optimum": lambda: exports.optimum_export("llama"),
     "optimum tied": lambda: exports.optimum_export("llama", tied=True),
@@ -74,7 +75,7 @@ def test_the_recipe_is_in_the_model_and_beside_it(tmp_path: Path) -> None:
     done = quantize(source, tmp_path / "q.onnx", config)
     inside = json.loads(model_io.load(tmp_path / "q.onnx").metadata_props[RECIPE_KEY])
     beside = json.loads((tmp_path / "q.quarot.json").read_text())
-    ours = {"equivalence", "beside"}
+    ours = {"equivalence", "check", "beside"}
     assert inside == done.recipe == {key: value for key, value in beside.items() if key not in ours}
     assert beside["beside"]["model"] == "q.onnx"
     assert set(beside["beside"]["companions"]) >= {"config.json", "tokenizer.json"}
@@ -149,8 +150,8 @@ def test_progress_and_times_follow_the_phases(tmp_path: Path) -> None:
     reader = TextReader(source, samples=2, seq_len=16)
     config = QConfig(STATIC, algo_config=[QuarotConfig()])
     done: Outcome = quantize(source, tmp_path / "q.onnx", config, reader, progress=lambda phase, *_: seen.append(phase))
-    assert list(dict.fromkeys(seen)) == ["rotate", "verify", "calibrate", "quantize", "save"]
-    assert {"rotate", "verify", "calibrate", "quantize"} <= done.seconds.keys()
+    assert list(dict.fromkeys(seen)) == ["rotate", "verify", "calibrate", "quantize", "save", "check"]
+    assert {"rotate", "verify", "calibrate", "quantize", "save", "check"} <= done.seconds.keys()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 

@@ -267,7 +267,7 @@ def test_notes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 
 def test_int8_per_token_is_as_good_as_uint8() -> None:
     layer = QLayerConfig(Int8Spec(quant_granularity="Token"), Int8Spec(quant_granularity="Channel"))
-    assert not QConfig(layer).notes
+    assert not [note for note in QConfig(layer).notes if "slower" in note]
     assert "slower" in QConfig(QLayerConfig(Int8Spec(), Int8Spec())).notes[0]
     int8, uint8 = (
         ModelQuantizer(QConfig(config)).quantize_model(graphs.two_linears()) for config in (layer, PER_TOKEN)

@@ -17,11 +17,13 @@ from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, rotate
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.rotation.online import is_online
 from quarot_onnx.sites.detect import detect
 
-WINDOWS, SEQ_LEN = 3, 256
+WINDOWS, SEQ_LEN = 8, 256
+
+EIGHT = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +93,13 @@ def test_static_w8a8(
     float_perplexity: float,
     tmp_path: Path,
 ) -> None:
-    layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
+    layer = QLayerConfig(activation=UInt8Spec(), weight=EIGHT)
     head = [linear.name for linear in detect(model_io.load(smollm2_export)).head]
     ratios = {}
     for name, source in (("plain", smollm2_export), ("quarot", rotated[0])):
         target = tmp_path / name / "model.onnx"
         reader = TextReader(source, samples=4, seq_len=SEQ_LEN)
-        quantize(source, target, QConfig(layer, exclude=head), reader)
+        quantize(source, target, QConfig(layer, exclude=head), reader, check=None)
         ratios[name] = measured(target, smollm2_export, evaluation_text) / float_perplexity
     # The published pair on other text is 1.82 and 1.30.
     assert ratios["quarot"] < 1.32
@@ -113,7 +115,7 @@ def test_per_token_w8a8(
     tmp_path: Path,
 ) -> None:
     activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
-    layer = QLayerConfig(activation=activation, weight=Int8Spec(quant_granularity=QuantGranularity.Channel))
+    layer = QLayerConfig(activation=activation, weight=EIGHT)
     target = tmp_path / "model.onnx"
     quantize(rotated[0], target, QConfig(layer))
     assert measured(target, smollm2_export, evaluation_text) / float_perplexity < 1.015

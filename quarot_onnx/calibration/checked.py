@@ -67,10 +67,15 @@ class CheckedReader(RewindableReader):
         Raises:
             CalibrationError: It is empty, or what it gives is no sample.
         """
-        if not self._given and self._ahead is None:
+        if self._given or self._ahead is not None:
+            return
+        self._ahead = self._read()
+        rewind = getattr(self._reader, "rewind", None)
+        if self._ahead is None and callable(rewind):  # read to its end elsewhere
+            rewind()
             self._ahead = self._read()
-            if self._ahead is None:
-                raise self.empty()
+        if self._ahead is None:
+            raise self.empty()
 
     def empty(self) -> CalibrationError:
         """The error for a reader without samples."""

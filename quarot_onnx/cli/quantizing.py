@@ -28,6 +28,9 @@ from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
 
+_OF_CHECK = frozenset({f"{CALIBRATION}tokenizer", f"{CALIBRATION}bos"})
+"""What the check of the quantized model reads, too."""
+
 _DEFAULT_TEXT = (
     "calibrated on Python's own documentation, the default; text like what the model will meet (--calib-text) brings "
     "low bits closer to the float model"
@@ -70,9 +73,8 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     notes = [*outcome.notes, *of_reader, *unused_notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
-    unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION)]
-    if check is not None:  # which reads text, too
-        unused = [flag for flag in unused if flag != "--tokenizer"]
+    of_check = frozenset() if check is None else _OF_CHECK
+    unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION) and key not in of_check]
     if not calibrated and unused:
         *others, last = unused
         words = f"{', '.join(others)} and {last}" if others else last

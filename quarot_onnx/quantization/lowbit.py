@@ -88,10 +88,8 @@ def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feed
     if reader is None or config.rounding is None or not config.rounding.needs_statistics:
         return []
     checked = wrap(reader)
-    samples = list(islice(checked, config.calib_data_size))
-    if not samples:
-        raise checked.empty()
-    return samples
+    checked.require_sample()
+    return list(islice(checked, config.calib_data_size))
 
 
 def check_tokens(

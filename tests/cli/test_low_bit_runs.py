@@ -23,7 +23,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def weights(path: Path) -> dict[str, bytes]:
     """Quantized weights; their names end in what they are."""
     model = onnx.load(path)
-    found = {item.name: item for item in model.graph.initializer if item.name.endswith(("_rounded", "_int8"))}
+    found = {item.name: item for item in model.graph.initializer if item.name.endswith(("_rounded", "_int8", "_uint8"))}
     return {name: item.SerializeToString() for name, item in found.items()}
 
 
@@ -35,7 +35,7 @@ def test_one_step_and_two_give_the_same(shell: Shell, recipe: Path, model: Path,
     again = shell.ok("quantize", rotated, two, *options).json
     for outcome in (done, again):
         assert outcome["recipe"]["rotation"]["counts"] == {"R1": 5, "R2": 2, "R4": 2}
-        bits = {"w8a8": "Int8", "w4a4": "Int4"}[recipe.stem]
+        bits = {"w8a8": "UInt8", "w4a4": "Int4"}[recipe.stem]
         assert outcome["recipe"]["quantization"]["config"]["global_config"]["weight"]["data_type"] == bits
     assert done["recipe"]["quantization"]["linears"] == {"w8a8": 15, "w4a4": 14}[recipe.stem]
     assert len(weights(one)) >= 14

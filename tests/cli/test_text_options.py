@@ -73,7 +73,8 @@ def test_bos_and_text_key_reach_the_reader(asks: Asks, tmp_path: Path) -> None:
         wins = asks("--recipe", recipe, "--no-bos")
         assert wins.reader is not None
         assert wins.reader.bos_id is None
-    assert "nothing is calibrated: --bos not used" in asks("--bos").notes
+    assert "nothing is calibrated: --bos not used" in asks("--bos", "--no-check").notes
+    assert "not used" not in asks("--bos").notes, "the check reads text, too"
 
 
 def test_what_contradicts_is_refused(refused_early: Callable[..., str], tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
 from quarot_onnx.evaluation import fidelity
 from quarot_onnx.evaluation.check import Check, material_for, prepare
-from quarot_onnx.evaluation.fidelity import Limits, measure, require
-from quarot_onnx.evaluation.material import Material
+from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, measure, reference, require
+from quarot_onnx.evaluation.material import DECODE_STEPS, Material
 from quarot_onnx.evaluation.report import fidelity_record
 
 
@@ -34,7 +34,12 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def material(path: Path, windows: int = 3, length: int = 12, **more: object) -> Material:
     inputs = ModelInputs.from_path(path)
     ids = np.random.default_rng(0).integers(2, tiny.VOCAB, (windows, length))
-    return Material(inputs, ids, "test", **more)  # type: ignore[arg-type]
+    return Material(inputs, ids, "test", DECODE_STEPS, **more)  # type: ignore[arg-type]
+
+
+def compared(first: Path, second: Path, given: Material, limits: Limits = NO_LIMITS) -> Fidelity:
+    with reference(first, given) as original:
+        return measure(original, second, limits=limits)
 
 
 def logits(path: Path, ids: np.ndarray) -> np.ndarray:
@@ -46,7 +51,7 @@ def logits(path: Path, ids: np.ndarray) -> np.ndarray:
 
 def test_the_figures_by_hand(pair: tuple[Path, Path]) -> None:
     given = material(pair[0])
-    found = measure(*pair, given)
+    found = compared(*pair, given)
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits(path, given.ids) for path in pair))
     kl = (p * np.log(p / q)).sum(-1)
     assert found.kl == pytest.approx(kl.mean(), rel=1e-3)
@@ -62,13 +67,13 @@ def test_the_figures_by_hand(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_model_beside_itself(pair: tuple[Path, Path]) -> None:
-    found = measure(pair[0], pair[0], material(pair[0]))
+    found = compared(pair[0], pair[0], material(pair[0]))
     assert (found.kl, found.top1_agreement, found.perplexity_ratio) == (pytest.approx(0, abs=1e-12), 1, 1)
 
 
 def test_limits(pair: tuple[Path, Path]) -> None:
     given = material(pair[0])
-    found = measure(*pair, given)
+    found = compared(*pair, given)
     assert found.passed
     require(found)
     assert found.perplexity_ratio is not None
@@ -76,15 +81,15 @@ def test_limits(pair: tuple[Path, Path]) -> None:
         (Limits(max_kl=found.kl * 0.99), "KL"),
         (Limits(max_ppl_ratio=found.perplexity_ratio * 0.99), "perplexity ratio"),
     ):
-        broken = measure(*pair, given, limits=limits)
+        broken = compared(*pair, given, limits)
         assert not broken.passed
         with pytest.raises(VerificationError, match=f"{word}.*allowed"):
             require(broken)
-    assert measure(*pair, given, limits=Limits(found.kl * 1.01, found.perplexity_ratio * 1.01)).passed
+    assert compared(*pair, given, Limits(found.kl * 1.01, found.perplexity_ratio * 1.01)).passed
 
 
 def test_random_ids_have_no_perplexity(pair: tuple[Path, Path]) -> None:
-    found = measure(*pair, material(pair[0], is_text=False))
+    found = compared(*pair, material(pair[0], is_text=False))
     assert found.perplexity_ratio is None
     assert found.exact_perplexity_ratio is None
     assert found.kl > 0
@@ -97,16 +102,16 @@ def test_not_a_number_is_no_prediction(pair: tuple[Path, Path], tmp_path: Path) 
     broken[0, 0] = np.nan
     third = tiny.save(tiny.build(tiny.Spec(), {**arrays, "Wh": broken}), tmp_path / "c")
     with pytest.raises(VerificationError, match="NaN"):
-        measure(pair[0], third, material(pair[0]))
+        compared(pair[0], third, material(pair[0]))
     with pytest.raises(ModelError, match="on its own"):
-        measure(third, pair[0], material(pair[0]))
+        compared(third, pair[0], material(pair[0]))
 
 
 def test_exact_products_are_a_figure_of_their_own(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where products saturate, the model runs once more; here nothing does, so the figures agree."""
     monkeypatch.setattr(fidelity, "saturates", lambda: True)
     monkeypatch.setattr(fidelity, "saturable_products", lambda _model: ["one", "two"])
-    found = measure(*pair, material(pair[0]), limits=Limits(max_ppl_ratio=0.1))
+    found = compared(*pair, material(pair[0]), Limits(max_ppl_ratio=0.1))
     assert found.saturating == 2
     assert found.exact_perplexity == pytest.approx(found.perplexity_b, rel=1e-6)
     with pytest.raises(VerificationError, match=r"exact products.*int8 weights saturate"):
@@ -120,7 +125,7 @@ def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path) -> None:
     reader = TextReader(source, text, samples=4, seq_len=65)
     given = material_for(Check(tokens=256, text=None), source, model_io.load(source), reader)
     assert str(text) in given.origin
-    used = reader.token_windows[:, 1:].size if reader.bos_id is not None else reader.token_windows.size
+    used = reader.token_windows.size
     whole = TextReader(source, text, samples=1, seq_len=2900).token_windows[0]
     whole = whole[1:] if reader.bos_id is not None else whole
     front = given.ids[0, 1:] if reader.bos_id is not None else given.ids[0]
@@ -169,4 +174,4 @@ def test_a_damaged_scale_shows(tmp_path: Path) -> None:
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
     onnx.save(made, tmp_path / "damaged.onnx")
     given = material_for(Check(), source, model_io.load(source), None)
-    assert measure(source, tmp_path / "damaged.onnx", given).kl > 3 * measure(source, tmp_path / "q.onnx", given).kl
+    assert compared(source, tmp_path / "damaged.onnx", given).kl > 3 * compared(source, tmp_path / "q.onnx", given).kl

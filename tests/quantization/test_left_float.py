@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from quarot_onnx import model_io
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.pipeline import quantize
+from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
 from quarot_onnx.quantization.config.rounding import GPTQConfig
@@ -36,6 +36,11 @@ SCHEMES = {
     "rtn 4": QConfig(QLayerConfig(weight=Int4Spec())),
     "gptq 4": QConfig(QLayerConfig(weight=Int4Spec()), algo_config=[GPTQConfig(bits=4)]),
 }
+
+
+def told(done: Outcome) -> tuple[str, ...]:
+    """The notes on what stays in float."""
+    return tuple(note for note in done.notes if " in float: " in note)
 
 
 class Reader:
@@ -123,7 +128,7 @@ def test_a_matrix_that_stays_in_float_is_told_once_with_its_reason(case: str, tm
     source = model(nodes, constants, tmp_path)
     done = quantize(source, tmp_path / "out.onnx", W8)
     assert done.recipe["quantization"]["linears"] == 1
-    (note,) = done.notes
+    (note,) = told(done)
     assert note.startswith("odd stays in float: ")
     assert reason in note
     assert 0 < relative_error(source, done.saved.path) < 0.05
@@ -133,8 +138,8 @@ def test_what_the_user_left_out_is_not_told(tmp_path: Path) -> None:
     nodes, constants, _ = ODD["einsum"]
     source = model(nodes, constants, tmp_path)
     config = QConfig(W8.global_config, exclude=["o*"])
-    assert quantize(source, tmp_path / "out.onnx", config).notes == ()
-    assert len(quantize(source, tmp_path / "out.onnx", W8).notes) == 1
+    assert told(quantize(source, tmp_path / "out.onnx", config)) == ()
+    assert len(told(quantize(source, tmp_path / "out.onnx", W8))) == 1
 
 
 @pytest.mark.parametrize(
