@@ -23,9 +23,9 @@ import numpy.typing as npt
 from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import ModelError, VerificationError
-from quarot_onnx.evaluation.logits import blocks, log_softmax
 from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.evaluation.sums import Sums
 from quarot_onnx.graph.saturation import saturable_products
 from quarot_onnx.processor import EXACT_PRODUCTS, saturates
 
@@ -186,8 +186,9 @@ def measure(
     """
     material = original.material
     ids, steps = material.ids, material.decode_steps
-    inputs = ModelInputs.from_path(quantized, head_dim=material.inputs.head_dim)
-    sums = _Sums(ids, steps)
+    model = model_io.load(quantized)
+    inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
+    sums = Sums(ids, steps)
     for number, rows in enumerate(_windows(quantized, inputs, material, threads)):
         if rows.shape[1] != original.vocab:
             raise VerificationError(
@@ -196,7 +197,7 @@ def measure(
         if not np.isfinite(rows).all():
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
         sums.add(number, original.window(), rows)
-    saturating = len(saturable_products(model_io.load(quantized))) if saturates() else 0
+    saturating = len(saturable_products(model)) if saturates() else 0
     exact = sums.nll_b
     if saturating and material.is_text:
         runs = _windows(quantized, inputs, material, threads, exact=True)
@@ -217,43 +218,13 @@ def measure(
     )
 
 
-class _Sums:
-    """Sums over positions; in float64, a few rows at a time."""
-
-    def __init__(self, ids: npt.NDArray[np.int64], steps: int) -> None:
-        self._ids, self._prefill = ids, ids.shape[1] - steps
-        self.kl = self.decode_kl = self.nll_a = self.nll_b = 0.0
-        self.agreed = 0
-
-    def add(self, number: int, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
-        """Take in the logits ``[tokens, vocab]`` of a window from both models."""
-        for part in blocks(len(a)):
-            log_p, log_q = log_softmax(a[part]), log_softmax(b[part])
-            divergence = np.einsum("tv,tv->t", np.exp(log_p), log_p - log_q)
-            decoded = np.arange(part.start, part.stop) >= self._prefill
-            self.kl += float(divergence[~decoded].sum())
-            self.decode_kl += float(divergence[decoded].sum())
-            self.agreed += int((log_p.argmax(axis=-1) == log_q.argmax(axis=-1)).sum())
-            self.nll_a += self._nll(number, part, log_p)
-            self.nll_b += self._nll(number, part, log_q)
-
-    def nll(self, number: int, rows: npt.NDArray[Any]) -> float:
-        """The negative log likelihood of a window's tokens after the first."""
-        return sum(self._nll(number, part, log_softmax(rows[part])) for part in blocks(len(rows)))
-
-    def _nll(self, number: int, part: slice, log_p: npt.NDArray[np.float64]) -> float:
-        targets = self._ids[number, part.start + 1 : part.stop + 1]
-        return -float(log_p[np.arange(len(targets)), targets].sum())
-
-    def perplexity(self, nll: float) -> float | None:
-        """The perplexity that a sum of negative log likelihoods means; None where it is past float64."""
-        with np.errstate(over="ignore"):
-            value = float(np.exp(nll / (self._ids.size - len(self._ids))))
-        return value if np.isfinite(value) else None
-
-
 def _windows(
-    path: str | Path, inputs: ModelInputs, material: Material, threads: int | None, *, exact: bool = False
+    path: str | Path,
+    inputs: ModelInputs,
+    material: Material,
+    threads: int | None,
+    *,
+    exact: bool = False,
 ) -> Iterator[npt.NDArray[Any]]:
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
     session = runtime.session(path, threads=threads, exact_products=exact)
