@@ -191,7 +191,7 @@ def quantize(
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
     rotating = still_to_rotate(model, config)
-    checking = prepare(check, source, model, data)
+    checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
     lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
     with workspace(Path(target), config, protected, samples, data) as work:

@@ -192,3 +192,10 @@ def test_evaluate_tells_of_products_that_saturate(shell: Shell, model: Path, tmp
     assert (fast["saturating_products"] > 0) == processor.saturates()
     assert (fast["exact"], exact["exact"]) == (False, True)
     assert ("--exact" in shell.ok(*given).out) == processor.saturates()
+
+
+def test_the_check_reads_on_where_calibration_stopped(shell: Shell, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some words to read, and some more of them. " * 60)
+    given = ("--scheme", "w8a8-static", "--calib-text", tmp_path / "text.txt", "--check-tokens", 64, *CALIBRATION)
+    done = shell.ok("quantize", model, tmp_path / "q.onnx", "--json", *given).json
+    assert done["check"]["text"] == f"{tmp_path / 'text.txt'}, past what was calibrated on"
