@@ -194,8 +194,8 @@ def quantize(
     checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
     lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
-    with workspace(Path(target), config, protected, samples, data) as work:
-        run, kinds = _Run(work, clock, progress), kinds_for(config)
+    with checking, workspace(Path(target), config, protected, samples, data) as work:
+        run, kinds = _Run(work, checking, clock, progress), kinds_for(config)
         plan = None if rotating is None else rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
@@ -220,7 +220,7 @@ def quantize(
             companions_from=folder,
             report={**recipe, **proof},
             forbid=protected,
-            check=partial(_check, checking, clock, progress),
+            check=partial(_check, run, start.model),
             session_options=genai,
         )
         clock.lap("save")
@@ -269,7 +269,7 @@ def _rotated(
     run.clock.lap("rotate")
     equivalence: Equivalence | None = None
     if verify:
-        equivalence = prove(start.file, file, feeds, run.progress)
+        equivalence = prove(start.file, file, feeds, run.progress, run.checking.observe)
         run.clock.lap("verify")
     model = model_io.load(file)
     return _Start(file, model, select(model, config), equivalence)
@@ -303,17 +303,18 @@ class _Run:
     """What the steps of a run share."""
 
     work: Workspace
+    checking: CheckRun
     clock: Clock
     progress: Progress
 
 
-def _check(checking: CheckRun, clock: Clock, progress: Progress, quantized: Path) -> dict[str, object]:
-    """Compare the files that will be the output with the original."""
-    clock.lap("quantize")
-    progress("check", 0, None)
-    record = checking.run(quantized)
-    progress("check", 1, 1)
-    clock.lap("check")
+def _check(run: _Run, model: ir.Model, quantized: Path) -> dict[str, object]:
+    """Compare the files that will be the output, written from ``model``, with the original."""
+    run.clock.lap("quantize")
+    run.progress("check", 0, None)
+    record = run.checking.run(quantized, model)
+    run.progress("check", 1, 1)
+    run.clock.lap("check")
     return record
 
 

@@ -1,8 +1,9 @@
 """The rotation of a run: what is left to do, the edits of the graph, and the proof that nothing else changed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -59,11 +60,17 @@ def rotate_in_place(
     return plan
 
 
-def prove(source: str | Path, rotated: Path, feeds: Sequence[Feeds] | None, progress: Progress) -> Equivalence:
-    """Compare the two; raises VerificationError when they differ."""
+def prove(
+    source: str | Path,
+    rotated: Path,
+    feeds: Sequence[Feeds] | None,
+    progress: Progress,
+    then: Callable[[Any], None] | None = None,
+) -> Equivalence:
+    """Compare the two; raises VerificationError when they differ. ``then`` is as for ``compare``."""
     progress("verify", 0, None)
     try:
-        equivalence = compare(source, rotated, feeds=feeds)
+        equivalence = compare(source, rotated, feeds=feeds, then=then)
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give inputs for the proof"
         raise FeedError(

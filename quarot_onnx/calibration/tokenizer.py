@@ -4,6 +4,7 @@ A tokenizer.json may carry the truncation and padding of the training that it wa
 is not cut, and pads are no text.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
@@ -12,7 +13,7 @@ from quarot_onnx.errors import CalibrationError
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer, without the truncation and padding that are saved in it.
+    """Load a tokenizer, without the truncation and padding that are saved in it; once for as long as its file is.
 
     Args:
         path: A tokenizer.json, or the folder that holds one.
@@ -21,6 +22,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         CalibrationError: No such file, a folder without tokenizer.json, or a file that is no tokenizer.
     """
     path = tokenizer_file(path)
+    state = path.stat()
+    return _loaded(path.absolute(), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2)  # a run reads one for its proof, its calibration text and its check
+def _loaded(path: Path, _changed: int, _size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception

@@ -12,6 +12,7 @@ from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.calibration.text_files import is_json_lines
+from quarot_onnx.choices import OutputFormat
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.gptaq_options import cache_notes
@@ -22,14 +23,21 @@ from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.pipeline import Outcome, Progress, quantize
+from quarot_onnx.processor import saturates
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.config import QConfig
+from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
 
 _OF_CHECK = frozenset({f"{CALIBRATION}tokenizer", f"{CALIBRATION}bos"})
 """What the check of the quantized model reads, too."""
+
+_EXACT_AND_SLOW = (
+    "uint8 weights are exact on every processor; on this one, without VNNI, those of 7 bits are faster and nearly as "
+    "good when rounded with GPTQ (--w-bits 7 --a-bits 8 --lm-head int8 --weights gptq; docs/processors.md)"
+)
 
 _DEFAULT_TEXT = (
     "calibrated on Python's own documentation, the default; text like what the model will meet (--calib-text) brings "
@@ -83,6 +91,8 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     by_default = isinstance(reader, TextReader) and chosen.calibration.text is None
     if rounding is not None and rounding.needs_statistics and by_default:
         notes.append(_DEFAULT_TEXT)
+    if _widened(chosen.config) and saturates():
+        notes.append(_EXACT_AND_SLOW)
     if options.feeds is not None and outcome.equivalence is None and not isinstance(reader, SampleReader):
         notes.append("nothing is proved: --feeds not used")
     more = chosen.calibration_notes if calibrated else ()
@@ -111,6 +121,14 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
         limits=limits,
     )
     return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)
+
+
+def _widened(config: QConfig) -> bool:
+    """Whether uint8 weights are multiplied with 8-bit activations, which takes longer without VNNI."""
+    layer, written = config.global_config, config.resolved_format
+    if layer is None or layer.weight is None or layer.activation is None or written is OutputFormat.FAKE:
+        return False
+    return layer.weight.data_type is DataType.UInt8
 
 
 def _needs_text(model: ir.Model, config: QConfig) -> bool:

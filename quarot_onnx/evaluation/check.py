@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import onnx_ir as ir
 
@@ -12,7 +13,7 @@ from quarot_onnx.calibration.readers import DataReader, TextReader
 from quarot_onnx.calibration.text import Bos
 from quarot_onnx.errors import CalibrationError, InputError, ModelError
 from quarot_onnx.evaluation.equivalence import is_decoder
-from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, measure, reference, require
+from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, Reference, measure, reference, require
 from quarot_onnx.evaluation.material import Material, Shape, random_material, text_material
 from quarot_onnx.evaluation.report import fidelity_record
 
@@ -46,7 +47,7 @@ class Check:
 
 @dataclass(eq=False)
 class CheckRun:
-    """A check that is ready to run, or the reason why there is none.
+    """A check that is ready to run, or the reason why there is none; to be closed by ``with``.
 
     Attributes:
         original: The float model.
@@ -63,9 +64,35 @@ class CheckRun:
     demanded: bool = False
     notes: tuple[str, ...] = ()
     fidelity: Fidelity | None = field(default=None, init=False)
+    _reference: Reference | None = field(default=None, init=False)
+    _stack: ExitStack = field(default_factory=ExitStack, init=False)
 
-    def run(self, quantized: Path) -> dict[str, object]:
-        """Compare ``quantized`` with the original.
+    def __enter__(self) -> Self:
+        """The check itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Remove what it keeps on disk."""
+        self._stack.close()
+
+    def observe(self, session: Any = None) -> None:
+        """Run the original, unless it has run; where there is a session of it, in that: opening it takes longest.
+
+        Raises:
+            ModelError: It cannot be run, where that is an error.
+        """
+        if self.material is None or self._reference is not None:
+            return
+        try:
+            kept = reference(self.original, self.material, session=session)
+            self._reference = self._stack.enter_context(kept)
+        except ModelError as error:
+            if self.demanded:
+                raise
+            self.material, self.notes = None, (_unchecked(error),)
+
+    def run(self, quantized: Path, model: ir.Model) -> dict[str, object]:
+        """Compare ``quantized``, which ``model`` was written to, with the original.
 
         Returns:
             What the report says of it; nothing where there is no check.
@@ -74,17 +101,10 @@ class CheckRun:
             VerificationError: A limit is broken, or the quantized model puts out what is no prediction.
             ModelError: onnxruntime cannot run the quantized model; or the original, where that is an error.
         """
-        if self.material is None:
+        self.observe()
+        if self._reference is None:
             return {}
-        with ExitStack() as stack:
-            try:
-                original = stack.enter_context(reference(self.original, self.material))
-            except ModelError as error:
-                if self.demanded:
-                    raise
-                self.notes = (_unchecked(error),)
-                return {}
-            self.fidelity = measure(original, quantized, limits=self.limits)
+        self.fidelity = measure(self._reference, quantized, model=model, limits=self.limits)
         require(self.fidelity)
         return {"check": fidelity_record(self.fidelity)}
 

@@ -10,9 +10,11 @@ relative L2 error ``|b - a| / |a|``, which averages over millions of logits and 
 are taken of every output by itself.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +27,7 @@ from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
 from quarot_onnx.evaluation.given import turned
 from quarot_onnx.evaluation.measuring import Measured, measure
-from quarot_onnx.evaluation.outputs import Outputs, decoder_outputs, float_outputs, random_feeds
+from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
 from quarot_onnx.evaluation.pairing import Compared, Pairing, float_output_names, pair_decoders
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 
@@ -103,6 +105,7 @@ def compare(
     seed: int = 0,
     tolerance: Tolerance | None = None,
     threads: int | None = None,
+    then: Callable[[Any], None] | None = None,
 ) -> Equivalence:
     """Compare two models.
 
@@ -119,6 +122,7 @@ def compare(
         seed: Of the random ids, and of the random inputs of graphs that are no decoders.
         tolerance: What may differ; None for what the dtype allows.
         threads: onnxruntime's intra-op threads.
+        then: Called with ``path_a``'s session after its last run; not where ``feeds`` are given.
 
     Raises:
         FeedError: An input is not known, or onnxruntime cannot run the inputs that were made.
@@ -156,8 +160,9 @@ def compare(
             )
             decoded = sum(map(len, groups)) * steps
             at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
-            runs_a = a.runs(groups, names_a, at_end, steps, threads)
-            runs_b = b.runs(groups, names_b, at_end, steps, threads)
+            run = partial(decoder_outputs, at_end=at_end, decode_steps=steps, threads=threads)
+            runs_a = run(a.path, a.inputs, groups, names_a, then=then)
+            runs_b = run(b.path, b.inputs, groups, names_b)
     else:
         pairing = _generic_pairing(path_a, model_a, path_b, model_b)
         feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
@@ -236,14 +241,6 @@ class _Decoder:
     def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None, *, known: bool = True) -> "_Decoder":
         inputs = ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent, known=known)
         return cls(Path(path), inputs)
-
-    def runs(
-        self, groups: Sequence[TokenIds], names: Sequence[str], at_end: Collection[int], steps: int, threads: int | None
-    ) -> Iterator[Outputs]:
-        """The outputs of all windows; the session opens with the first and goes with the last."""
-        return decoder_outputs(
-            self.path, self.inputs, groups, names, at_end=at_end, decode_steps=steps, threads=threads
-        )
 
 
 def _token_windows(

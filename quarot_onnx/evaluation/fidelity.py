@@ -10,19 +10,20 @@ Where the quantized model holds products that saturate on this processor (:mod:`
 is also taken with exact products: what it costs to run here, apart from what quantization costs.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import ModelError, VerificationError
+from quarot_onnx.evaluation.kept import Kept, kept
 from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.evaluation.sums import Sums
@@ -128,55 +129,58 @@ class Reference:
 
     Attributes:
         material: The tokens.
-        store: Rows ``[windows · tokens, vocab]``.
+        windows: Of each window, ``[tokens, vocab]``.
         vocab: Their length.
-        dtype: Their type.
     """
 
     material: Material
-    store: IO[bytes]
+    windows: Kept
     vocab: int
-    dtype: np.dtype[Any]
-
-    def window(self) -> npt.NDArray[Any]:
-        """The logits of the next window."""
-        tokens = self.material.ids.shape[1]
-        content = self.store.read(tokens * self.vocab * self.dtype.itemsize)
-        return np.frombuffer(content, self.dtype).reshape(tokens, self.vocab)
 
 
 @contextmanager
-def reference(original: str | Path, material: Material, threads: int | None = None) -> Iterator[Reference]:
+def reference(
+    original: str | Path, material: Material, threads: int | None = None, session: Any = None
+) -> Iterator[Reference]:
     """Run the original.
 
     Args:
         original: The float model.
         material: The tokens.
         threads: onnxruntime's intra-op threads.
+        session: A session of it, where one is open.
 
     Raises:
         FeedError: It cannot be run on them.
         ModelError: Its logits are not finite, or not those of all positions.
     """
-    vocab, dtype = 0, np.dtype(np.float32)
-    with tempfile.TemporaryFile(prefix="quarot-logits-") as store:
-        for rows in _windows(original, material.inputs, material, threads):
+    vocab = 0
+    if session is None:
+        session = runtime.session(original, threads=threads)
+    with kept() as windows:
+        for rows in _windows(session, original, material.inputs, material):
             if not np.isfinite(rows).all():
                 raise ModelError(f"{original} puts out NaN or infinity on its own: there is nothing to compare with")
-            vocab, dtype = rows.shape[1], rows.dtype
-            store.write(np.ascontiguousarray(rows).tobytes())
-        store.seek(0)
-        yield Reference(material, store, vocab, dtype)
+            vocab = rows.shape[1]
+            windows.put(rows)
+        del session
+        yield Reference(material, windows, vocab)
 
 
 def measure(
-    original: Reference, quantized: str | Path, *, limits: Limits = NO_LIMITS, threads: int | None = None
+    original: Reference,
+    quantized: str | Path,
+    *,
+    model: ir.Model | None = None,
+    limits: Limits = NO_LIMITS,
+    threads: int | None = None,
 ) -> Fidelity:
     """Compare a quantized model with its original.
 
     Args:
         original: What the float model puts out.
         quantized: The quantized model.
+        model: The same, where it is at hand.
         limits: What may be lost; nothing is raised where it is, see `require`.
         threads: onnxruntime's intra-op threads.
 
@@ -186,21 +190,24 @@ def measure(
     """
     material = original.material
     ids, steps = material.ids, material.decode_steps
-    model = model_io.load(quantized)
+    model = model_io.load(quantized) if model is None else model
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
     sums = Sums(ids, steps)
-    for number, rows in enumerate(_windows(quantized, inputs, material, threads)):
+    session = runtime.session(quantized, threads=threads)
+    for number, rows in enumerate(_windows(session, quantized, inputs, material)):
         if rows.shape[1] != original.vocab:
             raise VerificationError(
                 f"the quantized model has a vocabulary of {rows.shape[1]}, the original one of {original.vocab}"
             )
         if not np.isfinite(rows).all():
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
-        sums.add(number, original.window(), rows)
+        sums.add(number, original.windows.take(), rows)
+    del session
     saturating = len(saturable_products(model)) if saturates() else 0
     exact = sums.nll_b
     if saturating and material.is_text:
-        runs = _windows(quantized, inputs, material, threads, exact=True)
+        session = runtime.session(quantized, threads=threads, exact_products=True)
+        runs = _windows(session, quantized, inputs, material)
         exact = sum(sums.nll(number, rows) for number, rows in enumerate(runs))
     perplexity = sums.perplexity if material.is_text else lambda _nll: None
     return Fidelity(
@@ -218,16 +225,8 @@ def measure(
     )
 
 
-def _windows(
-    path: str | Path,
-    inputs: ModelInputs,
-    material: Material,
-    threads: int | None,
-    *,
-    exact: bool = False,
-) -> Iterator[npt.NDArray[Any]]:
+def _windows(session: Any, path: str | Path, inputs: ModelInputs, material: Material) -> Iterator[npt.NDArray[Any]]:
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
-    session = runtime.session(path, threads=threads, exact_products=exact)
     ids, batch = material.ids, inputs.lengths.batch or 1
     for group in (ids[i : i + batch] for i in range(0, len(ids), batch)):
         runs = [

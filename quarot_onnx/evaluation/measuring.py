@@ -1,6 +1,5 @@
 """Run two models over the same inputs and measure, output by output, how far they are apart."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.evaluation.kept import kept
 from quarot_onnx.evaluation.measures import Measures
 from quarot_onnx.evaluation.outputs import Outputs
 from quarot_onnx.evaluation.pairing import Compared, Pairing
@@ -70,25 +70,23 @@ def measure(
         ModelError: The first model's main outputs are not finite, or the shapes differ.
     """
     main, found, left = Measures(), dict[int, Measured](), dict[str, str]()
-    kinds: list[tuple[int, tuple[int, ...], np.dtype[Any], np.dtype[Any]]] = []
-    with tempfile.TemporaryFile(prefix="quarot-outputs-") as store:
+    kinds: list[tuple[int, np.dtype[Any]]] = []
+    with kept() as first:
         for place, output in _floats(runs_a):
             rows = pairing.outputs[place].rows(output, 0)
             if (place == 0 or not decoder) and not np.isfinite(rows).all():
                 raise ModelError(f"{paths[0]} puts out NaN or infinity on its own: there is nothing to compare with")
-            kinds.append((place, rows.shape, rows.dtype, output.dtype))
-            store.write(np.ascontiguousarray(rows).tobytes())
-        store.seek(0)
-        for (place, shape, kind, dtype), (_, output) in zip(kinds, _floats(runs_b), strict=True):
+            kinds.append((place, output.dtype))
+            first.put(rows)
+        for (place, dtype), (_, output) in zip(kinds, _floats(runs_b), strict=True):
             compared = pairing.outputs[place]
-            stored = np.frombuffer(store.read(int(np.prod(shape)) * kind.itemsize), kind).reshape(shape)
-            rows = compared.rows(output, 1)
-            if rows.shape != shape and compared.cache:
-                left[compared.name] = f"the shapes {list(shape)} and {list(rows.shape)} differ"
+            stored, rows = first.take(), compared.rows(output, 1)
+            if rows.shape != stored.shape and compared.cache:
+                left[compared.name] = f"the shapes {list(stored.shape)} and {list(rows.shape)} differ"
                 continue
-            if rows.shape != shape:
+            if rows.shape != stored.shape:
                 raise ModelError(
-                    f"{paths[0]} puts out {list(shape)} as {compared.name!r}, {paths[1]} {list(rows.shape)}: "
+                    f"{paths[0]} puts out {list(stored.shape)} as {compared.name!r}, {paths[1]} {list(rows.shape)}: "
                     "different models"
                 )
             is_main = decoder and place == 0
@@ -99,8 +97,8 @@ def measure(
                 found[place].measures.add(*_finite(stored, rows))
             if is_main or not decoder:
                 main.add(stored, rows)
-    kept = (item for item in found.values() if item.compared.name not in left)
-    return Figures(main, tuple(kept), left)
+    compared_all = (item for item in found.values() if item.compared.name not in left)
+    return Figures(main, tuple(compared_all), left)
 
 
 def _floats(runs: Iterator[Outputs]) -> Iterator[tuple[int, Rows]]:

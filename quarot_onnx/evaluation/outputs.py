@@ -1,6 +1,6 @@
 """What a model puts out on given inputs: a decoder in prefill and decode, or any graph."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def decoder_outputs(
     at_end: Collection[int],
     decode_steps: int,
     threads: int | None,
+    then: Callable[[Any], None] | None = None,
 ) -> Iterator[Outputs]:
     """A decoder's outputs, run by run: for each window a prefill, then single tokens on the model's own cache.
 
@@ -58,6 +59,7 @@ def decoder_outputs(
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache. Where the graph fixes
             the length of a run, windows are run in pieces of it.
         threads: onnxruntime's intra-op threads.
+        then: Called with the session after the last run.
 
     Yields:
         The outputs of a run, each with its place in ``names``.
@@ -73,6 +75,8 @@ def decoder_outputs(
             last = len(pieces(inputs, windows.shape[1], decode_steps)) - 1
             for number, outputs in enumerate(window_outputs(session, inputs, windows, list(names), decode_steps)):
                 yield [(i, output) for i, output in enumerate(outputs) if number == last or i not in at_end]
+    if then is not None:
+        then(session)
 
 
 def window_outputs(

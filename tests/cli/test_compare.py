@@ -10,6 +10,7 @@ from command_line import Shell, files
 from onnx import numpy_helper
 
 from quarot_onnx import model_io, processor
+from quarot_onnx.cli import quantizing
 from quarot_onnx.graph.saturation import saturable_products
 
 KEYS = {
@@ -199,3 +200,23 @@ def test_the_check_reads_on_where_calibration_stopped(shell: Shell, model: Path,
     given = ("--scheme", "w8a8-static", "--calib-text", tmp_path / "text.txt", "--check-tokens", 64, *CALIBRATION)
     done = shell.ok("quantize", model, tmp_path / "q.onnx", "--json", *given).json
     assert done["check"]["text"] == f"{tmp_path / 'text.txt'}, past what was calibrated on"
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize(
+    ("options", "slow"),
+    [((), True), (("--w-bits", 8), False), (("--weight-type", "int8"), False), ((*FOUR, "--lm-head", "int8"), False)],
+)
+def test_who_is_better_served_by_seven_bits_is_told(
+    options: tuple[object, ...],
+    slow: bool,
+    here: bool,
+    shell: Shell,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uint8 weights beside 8-bit activations, on a processor without VNNI, and nobody else."""
+    monkeypatch.setattr(quantizing, "saturates", lambda: here)
+    result = shell.ok("quantize", model, tmp_path / "q.onnx", "--no-check", *options)
+    assert ("--w-bits 7" in result.err) == (slow and here)

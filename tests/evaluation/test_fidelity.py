@@ -11,7 +11,7 @@ import pytest
 import tiny_decoders as tiny
 from onnx import numpy_helper
 
-from quarot_onnx import model_io
+from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
@@ -156,7 +156,7 @@ def test_what_cannot_be_checked_is_a_note_unless_it_was_demanded(tmp_path: Path)
     assert by_ids.material.origin == "random ids"
     with pytest.raises(CalibrationError, match=r"tokenizer\.json.*--tokenizer"):
         prepare(Check(limits=Limits(max_ppl_ratio=2)), bare, model, None)
-    assert prepare(None, bare, model, None).run(bare) == {}
+    assert prepare(None, bare, model, None).run(bare, model) == {}
 
 
 def test_a_damaged_scale_shows(tmp_path: Path) -> None:
@@ -179,3 +179,36 @@ def test_a_damaged_scale_shows(tmp_path: Path) -> None:
     onnx.save(made, tmp_path / "damaged.onnx")
     given = material_for(Check(), source, model_io.load(source), None)
     assert compared(source, tmp_path / "damaged.onnx", given).kl > 3 * compared(source, tmp_path / "q.onnx", given).kl
+
+
+def test_a_rotated_run_opens_the_original_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof's session also gives the check its logits: the same figures as from a session of its own."""
+    from quarot_onnx.pipeline import quantize  # noqa: PLC0415
+    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.algorithm import QuarotConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
+
+    source, opened = exports.optimum_export("llama"), []
+    real = runtime.session
+
+    def counted(path: str | Path, **options: object) -> object:
+        opened.append(Path(path))
+        return real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime, "session", counted)
+    config = QConfig(
+        QLayerConfig(
+            UInt8Spec(symmetric=True, quant_granularity="Token"),
+            UInt8Spec(symmetric=True, quant_granularity="Channel"),
+        ),
+        algo_config=[QuarotConfig()],
+    )
+    proved = quantize(source, tmp_path / "a" / "q.onnx", config)
+    assert opened.count(source) == 1
+    opened.clear()
+    alone = quantize(source, tmp_path / "b" / "q.onnx", config, verify=False)
+    assert opened.count(source) == 1
+    assert proved.fidelity is not None
+    assert alone.fidelity is not None
+    assert proved.fidelity.kl == pytest.approx(alone.fidelity.kl, rel=1e-3)
+    assert proved.fidelity.perplexity_a == pytest.approx(alone.fidelity.perplexity_a, rel=1e-6)
