@@ -8,9 +8,10 @@ each group keeps the one with the smallest Σ|w - s·p·(q - z)|^norm over its w
 convention of the code of GPTQ, Frantar et al. 2022, and QuaRot, Ashkboos et al. 2024: 80 factors, norm 2.4). Both
 ends of the range shrink alike, so that the zero point is that of p = 1.
 
-All factors are tried; the search is made fast by staying inside the processor's cache and in float32. It sums 128
-errors at a time, which is off by 1e-5 of the sum at most: two factors whose errors are nearer may be taken for each
-other.
+The factors are tried in falling order, a few at a time. What lies beyond the range costs at least its distance to it,
+and more the narrower the range: once that alone is above the smallest error so far, no factor to come can win, and the
+column is done. The search is made fast by staying inside the processor's cache and in float32; its sums are off by 1e-5
+at most, so that of two factors whose errors are nearer than that either may be taken.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from numpy.typing import NDArray
 
 _TILE = 32768
 """Weights looked at together: with two buffers, 384 kB of float32, which a core's own cache holds."""
-_TILE_ROWS = 128
+
+_STEP = 6
+"""Factors tried before it is asked which columns are done; the question costs as much as one factor."""
+
+_ROUNDING = 1.0 + 1e-4
+"""By what factor a bound must lie above an error, both being sums in float32."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ def shrink_errors(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
     clip: ClipSearch,
+    *,
+    every: bool = False,
 ) -> NDArray[np.float64]:
     """What each shrink factor costs each column.
 
@@ -67,43 +75,66 @@ def shrink_errors(
         low: The smallest q - z, [out].
         high: The largest q - z, [out].
         clip: The search.
+        every: Whether all costs are wanted, also of factors that cannot be a column's best.
 
     Returns:
-        Σ over the rows of |w - s·p·(q - z)|^norm in units of s^norm, [factors, out].
+        Σ over the rows of |w - s·p·(q - z)|^norm in units of s^norm, [factors, out]; infinite where it was not found.
     """
     rows, out = weight.shape
-    factors = clip.factors
-    errors = np.zeros((len(factors), out))
-    height = min(rows, _TILE_ROWS)
-    width = max(1, _TILE // height)
+    errors = np.full((len(clip.factors), out), np.inf)
+    width = max(1, _TILE // max(rows, 1))
     for left in range(0, out, width):
         columns = slice(left, left + width)
-        limits = low[columns].astype(np.float32), high[columns].astype(np.float32)
-        for top in range(0, rows, height):
-            tile = (weight[top : top + height, columns] / scale[columns]).astype(np.float32)
-            _add_errors(errors[:, columns], tile, limits, factors, np.float32(clip.norm / 2))
-    return errors * (factors**clip.norm)[:, None]
+        tile = np.ascontiguousarray((weight[:, columns] / scale[columns]).T, np.float32)
+        limits = np.stack([low[columns], high[columns]]).astype(np.float32)[:, :, None]
+        _search(errors[:, columns], tile, limits, clip, every=every)
+    return errors
 
 
-def _add_errors(
+def _search(
     errors: NDArray[np.float64],
     tile: NDArray[np.float32],
-    limits: tuple[NDArray[np.float32], NDArray[np.float32]],
-    factors: NDArray[np.float64],
-    half_norm: np.float32,
+    limits: NDArray[np.float32],
+    clip: ClipSearch,
+    *,
+    every: bool,
 ) -> None:
-    """Add the errors of one tile, in units of (s·p)^norm; |e|^norm is exp(norm/2 · log e²), far faster than a power."""
-    low, high = limits
-    exact, error = np.empty_like(tile), np.empty_like(tile)
-    for number, factor in enumerate(factors):
-        np.multiply(tile, np.float32(1.0 / factor), out=exact)
-        np.rint(exact, out=error)
-        np.maximum(error, low, out=error)
-        np.minimum(error, high, out=error)
+    """Fill in the errors [factors, columns] of a tile [columns, rows], whose limits are [2, columns, 1]."""
+    factors, norm = clip.factors, clip.norm
+    half, left = np.float32(norm / 2), np.arange(len(tile))
+    for start in range(0, len(factors), _STEP):
+        exact, error = np.empty_like(tile), np.empty_like(tile)
+        for number in range(start, min(start + _STEP, len(factors))):
+            factor = factors[number]
+            np.multiply(tile, np.float32(1.0 / factor), out=exact)
+            np.rint(exact, out=error)
+            _clamp(error, limits)
+            np.subtract(error, exact, out=error)
+            errors[number, left] = _powers(error, half) * factor**norm
+        if every or start + _STEP >= len(factors):
+            continue
+        # Of what lies beyond the last range, the distance to it.
+        np.copyto(error, exact)
+        _clamp(error, limits)
         np.subtract(error, exact, out=error)
-        np.multiply(error, error, out=error)
-        with np.errstate(divide="ignore"):  # log 0 = -inf, and exp -inf = 0 again
-            np.log(error, out=error)
-        np.multiply(error, half_norm, out=error)
-        np.exp(error, out=error)
-        errors[number] += error.sum(axis=0)
+        bound = _powers(error, half) * factors[start + _STEP - 1] ** norm
+        open_ = bound <= errors[:, left].min(axis=0) * _ROUNDING
+        if not open_.all():
+            tile, limits, left = tile[open_], limits[:, open_], left[open_]
+        if not len(left):
+            return
+
+
+def _clamp(values: NDArray[np.float32], limits: NDArray[np.float32]) -> None:
+    np.maximum(values, limits[0], out=values)
+    np.minimum(values, limits[1], out=values)
+
+
+def _powers(error: NDArray[np.float32], half_norm: np.float32) -> NDArray[np.float64]:
+    """Σ |e|^norm of each row, in place: |e|^norm is exp(norm/2 · log e²), far faster than a power."""
+    np.multiply(error, error, out=error)
+    with np.errstate(divide="ignore"):  # log 0 = -inf, and exp -inf = 0 again
+        np.log(error, out=error)
+    np.multiply(error, half_norm, out=error)
+    np.exp(error, out=error)
+    return np.asarray(error.sum(axis=1), np.float64)

@@ -120,7 +120,7 @@ def _best_factors(
         return np.ones_like(scale)
     low, high = scheme.low - zero, scheme.high - zero
     scale, low, high = (np.broadcast_to(values, weight.shape[1:]) for values in (scale, low, high))
-    errors = shrink_errors(weight, scale, low, high, clip)
+    errors = shrink_errors(weight, scale, low, high, clip, every=not scheme.per_channel)
     if not scheme.per_channel:
         errors = errors.sum(axis=1, keepdims=True)
     best: NDArray[np.float64] = factors[errors.argmin(axis=0)]
