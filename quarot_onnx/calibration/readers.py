@@ -14,6 +14,7 @@ from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running import run_sample
+from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
@@ -152,7 +153,7 @@ class TextReader(TokenReader):
     Attributes:
         bos: The BOS used, and why.
         bos_id: Its id.
-        notes: What the user should know: windows that are too long for the model.
+        notes: What the user should know: windows that are too long for the model, text that is none.
 
     Attributes:
         text: The file; None for ``default_text()``.
@@ -184,7 +185,6 @@ class TextReader(TokenReader):
         inputs, tokenizer = ModelInputs.from_path(model_path), load_tokenizer(self.tokenizer_path)
         length = default_window(inputs) if seq_len is None else seq_len
         too_long = position_note(Path(model_path).parent, length)
-        self.notes = () if too_long is None else (too_long,)
         rows = inputs.lengths.batch or 1
         ids = tokenize(content, tokenizer)
         cut = windows(
@@ -195,6 +195,8 @@ class TextReader(TokenReader):
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
         )
+        looks = () if text is None else running_text_note(cut, tokenizer, str(text))
+        self.notes = looks if too_long is None else (too_long, *looks)
         self.rest = ids[cut.size : cut.size + _REST]
         super().__init__(inputs, cut, model_path)
 

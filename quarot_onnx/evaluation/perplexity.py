@@ -19,6 +19,7 @@ from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
+from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
@@ -106,9 +107,10 @@ def perplexity(
     pieces(inputs, seq_len)  # tells of a length that the graph does not take
     source = tokenizer_file(tokenizer)
     used = choose_bos(source, bos)
+    loaded = load_tokenizer(source)
     ids = cut_windows(
         read_text(text, text_key),
-        load_tokenizer(source),
+        loaded,
         length=seq_len,
         count=windows or None,
         bos_id=used.id,
@@ -138,7 +140,7 @@ def perplexity(
         tokenizer=source,
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
-        notes=() if too_long is None else (too_long,),
+        notes=(*(() if too_long is None else (too_long,)), *running_text_note(ids, loaded, str(text))),
         saturating=saturating,
         exact=exact,
     )
