@@ -1,14 +1,16 @@
 """What low-bit schemes cost in perplexity: method by scheme, over seeds of the random Hadamard rotation.
 
-    python benchmarks/accuracy.py MODEL.onnx --calib TRAIN.txt --text TEST.txt --results accuracy.json [--schemes ...]
+    python benchmarks/accuracy.py MODEL.onnx --calib TRAIN.txt --text TEST.txt OTHER.txt --results accuracy.json
 
 Every Linear of the decoder is quantized, head and embedding stay in float; weights per channel, symmetric; activations
 per token. The model is rotated once for each seed, quantized through the same call as `quarot-onnx quantize`, written
-with fake quantization, and its perplexity taken in windows of 512 tokens with BOS. Results are kept in a JSON file:
-what is there already is not run again, so that a long series can be interrupted.
+with fake quantization, and its perplexity taken on every text in windows of 512 tokens with BOS. The first text should
+be of the kind that was calibrated on, the others of another kind. Results are kept in a JSON file: what is there
+already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -16,11 +18,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize, rotate
+from quarot_onnx.processor import described
 from quarot_onnx.quantization.config import QConfig, QLayerConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
@@ -28,11 +32,11 @@ from quarot_onnx.recipes.build import activation_spec, weight_spec
 from quarot_onnx.recipes.own import Activations, Weights
 from quarot_onnx.sites.detect import detect
 
-METHODS: dict[str, RoundingConfig] = {
-    "rtn": RTNConfig(),
-    "gptq": GPTQConfig(),
-    "gptaq": GPTAQConfig(),
-    "qronos": QronosConfig(),
+METHODS: dict[str, type[RoundingConfig]] = {
+    "rtn": RTNConfig,
+    "gptq": GPTQConfig,
+    "gptaq": GPTAQConfig,
+    "qronos": QronosConfig,
 }
 
 
@@ -64,11 +68,12 @@ class Study:
 
     model: Path
     calib: Path
-    text: Path
+    texts: list[Path]
     tokenizer: Path
     samples: int
     windows: int
     work: Path
+    options: dict[str, Any]
 
     def rotated(self, *, r4: bool, seed: int) -> Path:
         """The model, rotated; made when it is first asked for."""
@@ -77,15 +82,25 @@ class Study:
             rotate(self.model, path, QuarotConfig(use_random_had=True, seed=seed, r4=r4), verify=False)
         return path
 
-    def run(self, scheme: Scheme, method: str, seed: int | None) -> dict[str, float]:
-        """Perplexity and seconds of one way to quantize; seed None does without rotation."""
+    def perplexities(self, model: Path) -> dict[str, float]:
+        """Of a model on every text, by the text's name; says what is odd about a text."""
+        found = {}
+        for text in self.texts:
+            result = perplexity(model, text, self.tokenizer, seq_len=512, windows=self.windows)
+            found[text.stem] = result.perplexity
+            for note in result.notes if model == self.model else ():
+                print(f"note: {note}", flush=True)
+        return found
+
+    def run(self, scheme: Scheme, method: str, seed: int | None) -> dict[str, Any]:
+        """Perplexities and seconds of one way to quantize; seed None does without rotation."""
         source = self.model if seed is None else self.rotated(r4=scheme.r4, seed=seed)
         head = [linear.name for linear in detect(model_io.load(source)).head]
         activation = activation_spec(scheme.activations)
         config = QConfig(
             QLayerConfig(activation=activation, weight=weight_spec(scheme.weights, activation)),
             exclude=head,
-            algo_config=[METHODS[method]],
+            algo_config=[METHODS[method](**self.options)],
             output_format="fake",
         )
         reader = TextReader(source, self.calib, self.tokenizer, samples=self.samples, seq_len=512)
@@ -93,9 +108,9 @@ class Study:
         start = time.perf_counter()
         outcome = quantize(source, out / "model.onnx", config, reader, check=None)
         seconds = time.perf_counter() - start
-        found = perplexity(out / "model.onnx", self.text, self.tokenizer, seq_len=512, windows=self.windows)
+        found = self.perplexities(out / "model.onnx")
         shutil.rmtree(out)
-        return {"perplexity": found.perplexity, "seconds": seconds, "round": outcome.seconds["round"]}
+        return {"perplexity": found, "seconds": seconds, "round": outcome.seconds["round"]}
 
 
 def cells(schemes: list[str], methods: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int | None]]:
@@ -107,34 +122,51 @@ def cells(schemes: list[str], methods: list[str], seeds: list[int]) -> Iterator[
             yield from ((scheme, method, seed) for method in methods)
 
 
-def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
-    """The results as lines of Markdown: ratios to float, mean and range over seeds."""
+def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The results as lines of Markdown: ratios to float on each text, mean and range over seeds."""
     exact = results["float"]["perplexity"]
-    yield f"float32: {exact:.2f}"
+    yield f"{described()}; float32: {', '.join(f'{name} {value:.2f}' for name, value in exact.items())}"
     yield ""
-    yield "| scheme | rotation | method | seeds | perplexity | ratio to float | range | minutes |"
-    yield "|---|---|---|---|---|---|---|---|"
-    groups: dict[tuple[str, str, bool], list[dict[str, float]]] = {}
-    for key, value in results.items():
-        if key != "float":
-            scheme, method, seed = key.split("/")
-            groups.setdefault((scheme, method, seed != "none"), []).append(value)
-    for (scheme, method, is_rotated), values in groups.items():
-        found = [value["perplexity"] for value in values]
+    yield f"| scheme | rotation | method | seeds |{''.join(f' {name} | range |' for name in exact)} minutes |"
+    yield f"|---|---|---|--:|{'--:|---|' * len(exact)}--:|"
+    keys = [key for key in results if key != "float"]
+    for (scheme, method, is_rotated), group in itertools.groupby(sorted(keys, key=_place), _group):
+        values = [results[key] for key in group]
         rotation = "none" if not is_rotated else "R1+R2+R4" if SCHEMES[scheme].r4 else "R1+R2"
-        spread = f"{min(found) / exact:.3f}-{max(found) / exact:.3f}" if len(found) > 1 else ""
-        mean, minutes = statistics.mean(found), statistics.mean(v["seconds"] for v in values) / 60
-        yield (
-            f"| {scheme.upper()} | {rotation} | {method} | {len(found)} | {mean:.2f} | {mean / exact:.3f} | {spread} | "
-            f"{minutes:.1f} |"
-        )
+        cells = "".join(_cell([value["perplexity"][name] / exact[name] for value in values]) for name in exact)
+        minutes = statistics.mean(value["seconds"] for value in values) / 60
+        yield f"| {scheme.upper()} | {rotation} | {method} | {len(values)} |{cells} {minutes:.1f} |"
+
+
+def _cell(ratios: list[float]) -> str:
+    spread = f"{min(ratios):.3f}-{max(ratios):.3f}" if len(ratios) > 1 else ""
+    return f" {statistics.mean(ratios):.3f} | {spread} |"
+
+
+def _group(key: str) -> tuple[str, str, bool]:
+    scheme, method, seed = key.split("/")
+    return scheme, method, seed != "none"
+
+
+def _place(key: str) -> tuple[int, bool, int, str]:
+    scheme, method, is_rotated = _group(key)
+    return list(SCHEMES).index(scheme), is_rotated, list(METHODS).index(method.split()[0]), key
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE``, the value as in JSON."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE with a number or true or false") from error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Perplexity of low-bit schemes, by method and seed.")
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--calib", type=Path, required=True, metavar="TEXT", help="calibration text")
-    parser.add_argument("--text", type=Path, required=True, metavar="TEXT", help="held-out text")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="TEXT", help="held-out texts")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: beside the model")
     parser.add_argument("--results", type=Path, required=True, metavar="JSON", help="read and written")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["w4a16", "w4a8", "w4a4", "w8a8"])
@@ -142,16 +174,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16, help="calibration windows of 512 tokens (default: 16)")
     parser.add_argument("--windows", type=int, default=20, help="test windows of 512 tokens (default: 20)")
+    parser.add_argument("--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="of the method")
     given = parser.parse_args()
     work = given.results.absolute().with_suffix(".work")
-    tokenizer = given.tokenizer or given.model.parent
-    study = Study(given.model, given.calib, given.text, tokenizer, given.samples, given.windows, work)
+    tokenizer, options = given.tokenizer or given.model.parent, dict(given.set)
+    study = Study(given.model, given.calib, given.text, tokenizer, given.samples, given.windows, work, options)
     results = json.loads(given.results.read_text()) if given.results.is_file() else {}
     if "float" not in results:
-        found = perplexity(given.model, given.text, tokenizer, seq_len=512, windows=given.windows)
-        results["float"] = {"perplexity": found.perplexity}
+        results["float"] = {"perplexity": study.perplexities(given.model)}
+    settings = "".join(f" {name}={value}" for name, value in sorted(options.items()))
     for scheme, method, seed in cells(given.schemes, given.methods, given.seeds):
-        key = f"{scheme}/{method}/{'none' if seed is None else seed}"
+        key = f"{scheme}/{method}{settings}/{'none' if seed is None else seed}"
         if key not in results:
             results[key] = study.run(SCHEMES[scheme], method, seed)
             given.results.write_text(json.dumps(results, indent=2))

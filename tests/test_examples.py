@@ -146,15 +146,23 @@ def test_kernels_benchmark(llama_optimum: Path) -> None:
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     text, results = tmp_path / "text.txt", tmp_path / "accuracy.json"
     text.write_text(default_text(), encoding="utf-8")
-    command = [sys.executable, ROOT / "benchmarks" / "accuracy.py", llama_optimum, "--calib", text, "--text", text]
-    options = ["--schemes", "w4a4", "--methods", "rtn", "gptq", "--seeds", 1, "--samples", 1, "--windows", 1]
-    printed = run(*command, "--results", results, *options)
+    odd = tmp_path / "odd.txt"
+    odd.write_text("aab" * 1000, encoding="utf-8")
+    command = [sys.executable, ROOT / "benchmarks" / "accuracy.py", llama_optimum, "--calib", text]
+    command += ["--text", text, odd, "--results", results, "--seeds", 1, "--samples", 1, "--windows", 1]
+    options = ["--schemes", "w4a4", "--methods", "rtn", "gptq"]
+    printed = run(*command, *options)
+    assert printed.count(f"note: {odd} is unlike running text") == printed.count("unlike running text") == 1
+    assert "| scheme | rotation | method | seeds | text | range | odd | range | minutes |" in printed
     rows = [line.split(" | ")[1:4] for line in printed.splitlines() if line.startswith("| W4A4")]
     assert rows == [["none", "rtn", "1"], ["R1+R2+R4", "rtn", "1"], ["R1+R2+R4", "gptq", "1"]]
-    assert set(json.loads(results.read_text())) == {"float", "w4a4/rtn/none", "w4a4/rtn/1", "w4a4/gptq/1"}
-    again = run(*command, "--results", results, *options)
-    assert "w4a4/" not in again, "what is known is not run again"
-    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "accuracy.json"}
+    known = json.loads(results.read_text())
+    assert set(known) == {"float", "w4a4/rtn/none", "w4a4/rtn/1", "w4a4/gptq/1"}
+    assert "w4a4/" not in run(*command, *options), "what is known is not run again"
+    run(*command, "--schemes", "w4a4", "--methods", "gptq", "--set", "perc_damp=0.5")
+    damped = json.loads(results.read_text())["w4a4/gptq perc_damp=0.5/1"]["perplexity"]
+    assert damped["text"] != known["w4a4/gptq/1"]["perplexity"]["text"]
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "odd.txt", "accuracy.json"}
 
 
 @pytest.fixture(scope="module")
