@@ -129,7 +129,8 @@ class RoundingOptions:
         int | None, Option(metavar="B", help="Input features at a time. Default: 128.", rich_help_panel=ROUNDING)
     ] = None
     alpha: Annotated[
-        float | None, Option(metavar="A", help="gptaq's correction. Default: 0.25.", rich_help_panel=ROUNDING)
+        float | None,
+        Option(metavar="A", help="Correction of gptaq and qronos. Default: 0.25.", rich_help_panel=ROUNDING),
     ] = None
     enable_aq_calibration: Annotated[
         bool | None,

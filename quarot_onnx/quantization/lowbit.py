@@ -242,7 +242,7 @@ def _options(config: QConfig) -> RoundingOptions:
         case GPTAQConfig():
             return GptaqOptions(**vars(common), alpha=rounding.alpha)
         case QronosConfig():
-            return QronosOptions(**vars(common))
+            return QronosOptions(**vars(common), alpha=rounding.alpha)
         case _:
             return common
 

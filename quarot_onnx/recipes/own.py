@@ -78,7 +78,7 @@ class Weights(Strict):
         act_order: Round the input features with the largest diagonal first.
         static_groups: Fix the grids of all groups beforehand.
         block_size: Input features that are rounded before the rest is updated.
-        alpha: Factor of GPTAQ's correction for the inputs.
+        alpha: Factor of gptaq's and qronos' correction for the inputs.
         enable_aq_calibration: Measure inputs behind quantized activations; None for the method's own way.
     """
 

@@ -63,9 +63,9 @@ def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
         if method is Method.RTN and getattr(weights, name) not in {None, False}:
             other = say.advised("weights.method", "gptq")
             yield f"{say.named(f'weights.{name}')}: not for rounding to nearest (rtn{default}); use {other}, {_OUT}"
-    if weights.alpha is not None and method is not Method.GPTAQ:
-        other = say.advised("weights.method", "gptaq")
-        yield f"{say.named('weights.alpha')}: only gptaq has it, not {method}{default}; use {other}, {_OUT}"
+    if weights.alpha is not None and method not in {Method.GPTAQ, Method.QRONOS}:
+        other = say.advised("weights.method", "qronos")
+        yield f"{say.named('weights.alpha')}: only gptaq and qronos have it, not {method}{default}; use {other}, {_OUT}"
 
 
 def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:

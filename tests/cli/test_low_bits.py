@@ -230,7 +230,7 @@ def test_a_seed_that_does_nothing_is_told(
         ("--w-bits 8 --percdamp 0.1", "--percdamp 0.1: not for rounding to nearest", "--weights gptq"),
         ("--w-rtn --w-bits 4 --gptq-block-size 8", "--gptq-block-size 8: not for rounding to nearest", "--weights"),
         ("--weights rtn --enable-aq-calibration", "--enable-aq-calibration: not for", "--weights gptq"),
-        ("--w-bits 4 --alpha 1", "--alpha 1.0: only gptaq has it", "--weights gptaq"),
+        ("--w-bits 4 --alpha 1", "--alpha 1.0: only gptaq and qronos have it", "--weights qronos"),
         ("--w-bits 4 --percdamp 0", "--percdamp 0.0: ", "greater than 0"),
         ("--w-bits 4 --w-groupsize 1", "--w-groupsize 1: a group has 2 or more", "-1"),
         ("--w-bits 4 --w-groupsize 0", "--w-groupsize 0: a group has 2 or more", "use -1, or leave it out"),

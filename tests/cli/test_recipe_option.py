@@ -50,7 +50,7 @@ def test_a_recipe_in_one_step(asks: Asks, recipe: Path, text: Path) -> None:
         ("--no-rotate", "--no-rotate contradicts"),
         ("--scheme w8", "contradicts --recipe"),
         ("--weights rtn", "weights.perc_damp: not for rounding to nearest (rtn)"),
-        ("--alpha 1", "--alpha 1.0: only gptaq has it"),
+        ("--alpha 1", "--alpha 1.0: only gptaq and qronos have it"),
     ],
 )
 def test_options_beside_a_recipe(refused_early: Callable[..., str], recipe: Path, options: str, said: str) -> None:

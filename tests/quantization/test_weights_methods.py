@@ -25,7 +25,7 @@ from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
 from quarot_onnx.quantization.weights.solve import GptqOptions, Rounded
 
-SEQUENTIAL = [GptqOptions(), GptaqOptions(), GptaqOptions(alpha=1.0), QronosOptions()]
+SEQUENTIAL = [GptqOptions(), GptaqOptions(), GptaqOptions(alpha=1.0), QronosOptions(), QronosOptions(alpha=1.0)]
 SETTINGS = {
     "plain": (WeightScheme(4), {}),
     "2 bits": (WeightScheme(2), {"block_size": 8}),
@@ -131,13 +131,13 @@ def test_at_eight_bits_qronos_comes_near_the_bound_and_gptq_does_not() -> None:
     found = statistics(exact, moved)
     gptq, qronos = (
         errors(weight, exact, moved, round_weight(weight, found, WeightScheme(8), options, "w"))[1]
-        for options in (GptqOptions(damping=1e-4), QronosOptions(damping=1e-4))
+        for options in (GptqOptions(damping=1e-4), QronosOptions(damping=1e-4, alpha=1.0))
     )
     assert qronos < 1.05 * bound
     assert gptq > 1.3 * bound
 
 
-@pytest.mark.parametrize("options", [GptaqOptions(alpha=1.0), QronosOptions(damping=0.01)], ids=repr)
+@pytest.mark.parametrize("options", [GptaqOptions(alpha=1.0), QronosOptions(damping=0.01, alpha=1.0)], ids=repr)
 def test_without_drift_all_is_gptq(options: GptqOptions) -> None:
     exact, _ = inputs(100, 30)
     found, weight = statistics(exact, exact), weights(30, 8)
@@ -174,7 +174,7 @@ def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing(options: GptqOpt
     assert (whole.integers[dead] == np.rint(weight[dead] / whole.scale.astype(np.float64))).all()
 
 
-@pytest.mark.parametrize("options", [GptaqOptions(alpha=1.0), QronosOptions(damping=0.01)], ids=repr)
+@pytest.mark.parametrize("options", [GptaqOptions(alpha=1.0), QronosOptions(damping=0.01, alpha=1.0)], ids=repr)
 def test_what_only_the_float_path_feels_of_an_input_is_made_good_by_the_others(options: GptqOptions) -> None:
     exact, moved = inputs(300, 20, drift=0.0)
     exact[:, 3] += exact[:, 8]

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.grids import find_grid
+from quarot_onnx.quantization.weights.qronos import QronosOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
 from quarot_onnx.quantization.weights.solve import GptqOptions
 
@@ -96,12 +97,15 @@ def gptq_by_hand(
     return integers
 
 
-def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, options: GptqOptions) -> Matrix:
-    """Each q given the best real completion so far, each completion by least squares given the q (Zhang 2025)."""
+def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, options: QronosOptions) -> Matrix:
+    """Each q given the best real completion so far, each completion by least squares given the q (Zhang 2025).
+
+    G is H + α Dᵀ, that of inputs whose error is α times as large.
+    """
     order, damped, drift = ordered(found, options)
     features = len(weight)
     hessian = damped[np.ix_(order, order)]
-    target = (hessian + drift[np.ix_(order, order)].T) @ weight[order]  # G w
+    target = (hessian + options.alpha * drift[np.ix_(order, order)].T) @ weight[order]  # G w
     current, integers, rounded = weight[order].copy(), np.empty_like(weight), np.empty_like(weight)
     corrected, grids = np.empty_like(current), None
     for row in range(features):
