@@ -16,6 +16,9 @@ _LOOKED_AT = 20_000
 _LARGEST_SHARE = 0.08
 """Of one token. Seen with a vocabulary of 49,152: 4 % in an encyclopedia, 6 % in source code, 14 % in JSON."""
 
+_SMALLEST_VOCABULARY = 1000
+"""Tokens of smaller ones are letters, some of which are frequent in any text."""
+
 _UNKNOWN = ("<unk>", "[UNK]", "<UNK>")
 _UNKNOWN_SHARE = 0.005
 """Of all words."""
@@ -39,7 +42,7 @@ def running_text_note(ids: TokenIds, tokenizer: Tokenizer, what: str) -> tuple[s
         if count > _UNKNOWN_SHARE * len(words):
             return (_note(what, f"one word in {len(words) / count:.0f} is {unknown}"),)
     token, count = Counter(looked_at).most_common(1)[0]
-    if count > _LARGEST_SHARE * len(looked_at) and len(looked_at) > 1 / _LARGEST_SHARE:
+    if count > _LARGEST_SHARE * len(looked_at) and tokenizer.get_vocab_size() >= _SMALLEST_VOCABULARY:
         shown = tokenizer.decode([token], skip_special_tokens=False)
         return (_note(what, f"the token {shown!r} is {count / len(looked_at):.0%} of it"),)
     return ()

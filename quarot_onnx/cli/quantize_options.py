@@ -70,7 +70,7 @@ class WeightOptions:
         Method | None,
         Option(
             metavar="METHOD",
-            help="Rounding: rtn, gptq, gptaq or qronos. Default: gptq up to 4 bits, rtn at 8.",
+            help="Rounding: rtn, gptq, gptaq or qronos. Default: qronos below 8 bits, rtn at 8.",
             rich_help_panel=WEIGHTS,
         ),
     ] = None

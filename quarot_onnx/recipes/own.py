@@ -67,7 +67,7 @@ class Weights(Strict):
     """The weights of Linears.
 
     Attributes:
-        method: How they are rounded; None for gptq up to 4 bits and rtn at 8.
+        method: How they are rounded; None for qronos below 8 bits and rtn at 8.
         bits: 2 to 8, or 16 for float; None for 4 where a method is given, else 16.
         type: The integers of all weights of 8 bits beside 8-bit activations, the head's among them; None for uint8.
         group_size: Consecutive input features that share a scale; None or -1 for all of them.
@@ -108,7 +108,7 @@ class Weights(Strict):
         """`method`, or the default."""
         if self.method is not None:
             return self.method
-        return Method.GPTQ if self.resolved_bits <= _DEFAULT_BITS else Method.RTN
+        return Method.QRONOS if self.resolved_bits < 8 else Method.RTN
 
 
 class Activations(Strict):

@@ -63,7 +63,7 @@ def test_typed_bits(shell: Shell, model: Path, text: Path, tmp_path: Path) -> No
     assert not printed.err
     record = json.loads(out.with_suffix(".quarot.json").read_text())
     config = record["quantization"]["config"]
-    assert [item["name"] for item in config["algo_config"]] == ["quarot", "gptq"]
+    assert [item["name"] for item in config["algo_config"]] == ["quarot", "qronos"]
     kinds = [item.data_type for item in onnx.load(out, load_external_data=False).graph.initializer]
     assert kinds.count(onnx.TensorProto.INT4) == 14
 

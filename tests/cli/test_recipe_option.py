@@ -7,7 +7,7 @@ import pytest
 from command_line import Shell
 from passed import Asks
 
-from quarot_onnx.quantization.config import GPTQConfig
+from quarot_onnx.quantization.config import GPTQConfig, QronosConfig
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_recipe_in_one_step(asks: Asks, recipe: Path, text: Path) -> None:
     passed = asks("--recipe", recipe, "--seed", 5, "--calib-text", text, "--lm-head", "int8")
     assert passed.config.quarot is not None
     assert (passed.config.quarot.seed, passed.config.quarot.r4) == (5, True)
-    assert passed.config.rounding == GPTQConfig(perc_damp=0.02)
+    assert passed.config.rounding == QronosConfig(perc_damp=0.02)
     assert passed.reader is not None
     assert passed.reader.token_windows.shape == (2, 16)
     assert not passed.notes
@@ -50,7 +50,7 @@ def test_a_recipe_in_one_step(asks: Asks, recipe: Path, text: Path) -> None:
         ("--no-rotate", "--no-rotate contradicts"),
         ("--scheme w8", "contradicts --recipe"),
         ("--weights rtn", "weights.perc_damp: not for rounding to nearest (rtn)"),
-        ("--alpha 1", "--alpha 1.0: only gptaq and qronos have it"),
+        ("--weights gptq --alpha 1", "--alpha 1.0: only gptaq and qronos have it"),
     ],
 )
 def test_options_beside_a_recipe(refused_early: Callable[..., str], recipe: Path, options: str, said: str) -> None:

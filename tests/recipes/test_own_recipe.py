@@ -37,8 +37,9 @@ def refusal(**sections: Any) -> str:
 @pytest.mark.parametrize(
     ("weights", "bits", "method"),
     [
-        ({"bits": 2}, 2, Method.GPTQ),
-        ({"bits": 4}, 4, Method.GPTQ),
+        ({"bits": 2}, 2, Method.QRONOS),
+        ({"bits": 4}, 4, Method.QRONOS),
+        ({"bits": 7}, 7, Method.QRONOS),
         ({"bits": 8}, 8, Method.RTN),
         ({"method": "qronos"}, 4, Method.QRONOS),
         ({"method": "rtn", "bits": 3}, 3, Method.RTN),
@@ -200,7 +201,7 @@ FOUR = {"bits": 4}
         ({"weights": {"bits": 8, "perc_damp": 0.1}}, "weights.perc_damp: not for", "weights.method: gptq"),
         ({"weights": {"bits": 4, "method": "rtn", "act_order": True}}, "weights.act_order", "weights.method: gptq"),
         ({"weights": {"bits": 4, "method": "rtn", "enable_aq_calibration": True}}, "enable_aq", "weights.method: gptq"),
-        ({"weights": {"bits": 4, "alpha": 1}}, "weights.alpha: only gptaq and qronos", "weights.method: qronos"),
+        ({"weights": {"method": "gptq", "alpha": 1}}, "weights.alpha: only gptaq and qronos", "weights.method: qronos"),
         ({"weights": {"bits": 4, "alpha": -1, "method": "gptaq"}}, "weights.alpha: -1", "greater"),
         ({"weights": {"bits": 4, "perc_damp": 2}}, "weights.perc_damp: 2", "less than or equal to 1"),
         ({"weights": {"bits": 4, "group_size": 1}}, "weights.group_size: 1", "-1, or leave it out"),
