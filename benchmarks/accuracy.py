@@ -71,7 +71,7 @@ class Study:
     texts: list[Path]
     tokenizer: Path
     samples: int
-    windows: int
+    windows: list[int]
     work: Path
     options: dict[str, Any]
 
@@ -85,8 +85,10 @@ class Study:
     def perplexities(self, model: Path) -> dict[str, float]:
         """Of a model on every text, by the text's name; says what is odd about a text."""
         found = {}
-        for text in self.texts:
-            result = perplexity(model, text, self.tokenizer, seq_len=512, windows=self.windows)
+        for text, windows in zip(
+            self.texts, itertools.chain(self.windows, itertools.repeat(self.windows[-1])), strict=False
+        ):
+            result = perplexity(model, text, self.tokenizer, seq_len=512, windows=windows)
             found[text.stem] = result.perplexity
             for note in result.notes if model == self.model else ():
                 print(f"note: {note}", flush=True)
@@ -173,7 +175,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16, help="calibration windows of 512 tokens (default: 16)")
-    parser.add_argument("--windows", type=int, default=20, help="test windows of 512 tokens (default: 20)")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[20], help="test windows of 512 tokens, for each text (default: 20)"
+    )
     parser.add_argument("--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="of the method")
     given = parser.parse_args()
     work = given.results.absolute().with_suffix(".work")

@@ -152,8 +152,6 @@ def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     command += ["--text", text, odd, "--results", results, "--seeds", 1, "--samples", 1, "--windows", 1]
     options = ["--schemes", "w4a4", "--methods", "rtn", "gptq"]
     printed = run(*command, *options)
-        "told of the float model alone"
-    )
     assert "| scheme | rotation | method | seeds | text | range | odd | range | minutes |" in printed
     rows = [line.split(" | ")[1:4] for line in printed.splitlines() if line.startswith("| W4A4")]
     assert rows == [["none", "rtn", "1"], ["R1+R2+R4", "rtn", "1"], ["R1+R2+R4", "gptq", "1"]]

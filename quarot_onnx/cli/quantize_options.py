@@ -117,7 +117,7 @@ class RoundingOptions:
 
     percdamp: Annotated[
         float | None,
-        Option(metavar="P", help="Damping of the Hessian. Default: 0.01, qronos 0.1.", rich_help_panel=ROUNDING),
+        Option(metavar="P", help="Damping of the Hessian. Default: 0.1, gptq 0.01.", rich_help_panel=ROUNDING),
     ] = None
     act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=ROUNDING)] = (
         None

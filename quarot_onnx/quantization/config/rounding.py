@@ -148,7 +148,14 @@ class GPTQConfig(HessianConfig):
 
 
 class _AsymmetricConfig(HessianConfig):
-    """An algorithm that knows the float path from the quantized one."""
+    """An algorithm that knows the float path from the quantized one.
+
+    Attributes:
+        perc_damp: As for GPTQ, but 0.1 by default: the correction rests on an inverse that 0.01 leaves to the noise of
+            few calibration tokens (docs/accuracy.md has the figures).
+    """
+
+    perc_damp: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
 
     @property
     def aq_calibration(self) -> bool:
@@ -174,14 +181,11 @@ class QronosConfig(_AsymmetricConfig):
 
     Attributes:
         name: ``"qronos"``.
-        perc_damp: As for the others; 0.1 by default, since the correction rests on an inverse that 0.01 leaves to the
-            noise of few calibration tokens.
         alpha: Factor of the correction, 0 or more; the paper has none, which is 1. 0.25 by default, which is better on
             held-out text and far better on text of another kind (docs/accuracy.md has the figures).
     """
 
     name: Literal["qronos"] = "qronos"
-    perc_damp: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
     alpha: Annotated[float, Field(ge=0, strict=True)] = 0.25
 
 

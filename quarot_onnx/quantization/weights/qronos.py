@@ -36,7 +36,7 @@ class QronosOptions(GptqOptions):
     """Options of Qronos.
 
     Attributes:
-        damping: As in GPTQ, but ten times as much by default, for the same reason as α.
+        damping: As in GPTAQ.
         alpha: How much of the correction is made: 0 is GPTQ, 1 the paper's Qronos.
     """
 

@@ -41,7 +41,7 @@ def test_positions_are_quarks(owner):
     assert config.group_size is None
     defaults = owner()
     assert (defaults.block_size, defaults.act_order, defaults.static_groups) == (128, False, False)
-    assert defaults.perc_damp == (0.1 if owner is QronosConfig else 0.01)
+    assert defaults.perc_damp == (0.01 if owner is GPTQConfig else 0.1)
 
 
 def test_what_each_needs():
