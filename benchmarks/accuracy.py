@@ -6,7 +6,8 @@ Every Linear of the decoder is quantized, head and embedding stay in float; weig
 per token. The model is rotated once for each seed, quantized through the same call as `quarot-onnx quantize`, written
 with fake quantization, and its perplexity taken on every text in windows of 512 tokens with BOS. The first text should
 be of the kind that was calibrated on, the others of another kind. Results are kept in a JSON file: what is there
-already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method.
+already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method,
+`--blocks 12` leaves what comes after the first 12 decoder blocks in float: experiments at a part of the time.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.evaluation.perplexity import perplexity
+from quarot_onnx.graph.linear import linears
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.processor import described
 from quarot_onnx.quantization.config import QConfig, QLayerConfig
@@ -74,6 +76,7 @@ class Study:
     windows: list[int]
     work: Path
     options: dict[str, Any]
+    blocks: int | None
 
     def rotated(self, *, r4: bool, seed: int) -> Path:
         """The model, rotated; made when it is first asked for."""
@@ -94,14 +97,23 @@ class Study:
                 print(f"note: {note}", flush=True)
         return found
 
+    def in_float(self, source: Path) -> list[str]:
+        """The head, and the Linears after the first blocks."""
+        model = model_io.load(source)
+        sites = detect(model)
+        left = [linear.name for linear in sites.head]
+        if self.blocks is None:
+            return left
+        names = [linear.name for linear in linears(model.graph)]
+        return [*names[names.index(sites.mlps[self.blocks - 1].name) + 1 :], *left]
+
     def run(self, scheme: Scheme, method: str, seed: int | None) -> dict[str, Any]:
         """Perplexities and seconds of one way to quantize; seed None does without rotation."""
         source = self.model if seed is None else self.rotated(r4=scheme.r4, seed=seed)
-        head = [linear.name for linear in detect(model_io.load(source)).head]
         activation = activation_spec(scheme.activations)
         config = QConfig(
             QLayerConfig(activation=activation, weight=weight_spec(scheme.weights, activation)),
-            exclude=head,
+            exclude=self.in_float(source),
             algo_config=[METHODS[method](**self.options)],
             output_format="fake",
         )
@@ -179,10 +191,13 @@ def main() -> None:
         "--windows", type=int, nargs="+", default=[20], help="test windows of 512 tokens, for each text (default: 20)"
     )
     parser.add_argument("--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="of the method")
+    parser.add_argument("--blocks", type=int, help="quantize so many decoder blocks (default: all)")
     given = parser.parse_args()
     work = given.results.absolute().with_suffix(".work")
     tokenizer, options = given.tokenizer or given.model.parent, dict(given.set)
-    study = Study(given.model, given.calib, given.text, tokenizer, given.samples, given.windows, work, options)
+    study = Study(
+        given.model, given.calib, given.text, tokenizer, given.samples, given.windows, work, options, given.blocks
+    )
     results = json.loads(given.results.read_text()) if given.results.is_file() else {}
     if "float" not in results:
         results["float"] = {"perplexity": study.perplexities(given.model)}

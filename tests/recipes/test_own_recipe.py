@@ -354,7 +354,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_shipped_recipes() -> None:
     found = {path.stem: load(path) for path in SHIPPED.glob("*.yaml")}
     assert set(found) == {"w8a8", "w4a4"}
-    expected = {"w8a8": (8, 8, OutputFormat.W8, "gptq"), "w4a4": (4, 4, OutputFormat.FAKE, "gptaq")}
+    expected = {"w8a8": (8, 8, OutputFormat.W8, "gptq"), "w4a4": (4, 4, OutputFormat.FAKE, "qronos")}
     for name, loaded in found.items():
         recipe = parse(loaded.data, loaded.wording, loaded.folder)
         refuse_contradictions(recipe, loaded.wording)
