@@ -1,6 +1,6 @@
 """The check of a quantized model: prepared before any long work, done on the files that will be the output."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -75,21 +75,15 @@ class CheckRun:
         """Remove what it keeps on disk."""
         self._stack.close()
 
-    def observe(self, session: Any = None) -> None:
-        """Run the original, unless it has run; where there is a session of it, in that: opening it takes longest.
+    def observe(self, session: Any) -> None:
+        """Run the original in a session of it that is open: opening one takes longest. What fails waits for ``run``."""
+        with suppress(ModelError):
+            self._refer(session)
 
-        Raises:
-            ModelError: It cannot be run, where that is an error.
-        """
-        if self.material is None or self._reference is not None:
-            return
-        try:
+    def _refer(self, session: Any = None) -> None:
+        if self.material is not None and self._reference is None:
             kept = reference(self.original, self.material, session=session)
             self._reference = self._stack.enter_context(kept)
-        except ModelError as error:
-            if self.demanded:
-                raise
-            self.material, self.notes = None, (_unchecked(error),)
 
     def run(self, quantized: Path, model: ir.Model) -> dict[str, object]:
         """Compare ``quantized``, which ``model`` was written to, with the original.
@@ -101,7 +95,12 @@ class CheckRun:
             VerificationError: A limit is broken, or the quantized model puts out what is no prediction.
             ModelError: onnxruntime cannot run the quantized model; or the original, where that is an error.
         """
-        self.observe()
+        try:
+            self._refer()
+        except ModelError as error:
+            if self.demanded:
+                raise
+            self.notes = (_unchecked(error),)
         if self._reference is None:
             return {}
         self.fidelity = measure(self._reference, quantized, model=model, limits=self.limits)
