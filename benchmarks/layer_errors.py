@@ -34,28 +34,25 @@ from quarot_onnx.pipeline import rotate
 from quarot_onnx.quantization.activations import round_trip
 from quarot_onnx.quantization.apply import activation_of
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.weights.gptaq import GptaqOptions
-from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_statistics, round_weight
-from quarot_onnx.quantization.weights.qronos import QronosOptions
-from quarot_onnx.quantization.weights.rtn import RtnOptions
+from quarot_onnx.quantization.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
+from quarot_onnx.quantization.weights.methods import round_weight
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions
 from quarot_onnx.recipes.build import activation_spec
 from quarot_onnx.recipes.own import Activations
 from quarot_onnx.sites.detect import detect
 
-METHODS: dict[str, RoundingOptions] = {
-    "qronos": QronosOptions(),
-    "qronos, alpha 0.5": QronosOptions(alpha=0.5),
-    "qronos, alpha 1": QronosOptions(alpha=1.0),
-    "qronos, alpha 1, damping 0.01": QronosOptions(alpha=1.0, damping=0.01),
-    "qronos, alpha 1, damping 1": QronosOptions(alpha=1.0, damping=1.0),
-    "gptaq": GptaqOptions(),
-    "gptaq, damping 0.01": GptaqOptions(damping=0.01),
-    "gptaq, alpha 1": GptaqOptions(alpha=1.0),
-    "gptq": GptqOptions(),
-    "gptq, damping 0.1": GptqOptions(damping=0.1),
-    "rtn": RtnOptions(),
+METHODS: dict[str, RoundingConfig] = {
+    "qronos": QronosConfig(),
+    "qronos, alpha 0.5": QronosConfig(alpha=0.5),
+    "qronos, alpha 1": QronosConfig(alpha=1.0),
+    "qronos, alpha 1, damping 0.01": QronosConfig(alpha=1.0, perc_damp=0.01),
+    "qronos, alpha 1, damping 1": QronosConfig(alpha=1.0, perc_damp=1.0),
+    "gptaq": GPTAQConfig(),
+    "gptaq, damping 0.01": GPTAQConfig(perc_damp=0.01),
+    "gptaq, alpha 1": GPTAQConfig(alpha=1.0),
+    "gptq": GPTQConfig(),
+    "gptq, damping 0.1": GPTQConfig(perc_damp=0.1),
+    "rtn": RTNConfig(),
 }
 
 Matrix = npt.NDArray[np.float64]
@@ -100,7 +97,7 @@ def measured(
             weight = weight.astype(np.float64)
             results = {
                 name: round_weight(
-                    weight, found[0] if needs_statistics(options) else None, WeightScheme(bits), options, name
+                    weight, found[0] if options.needs_statistics else None, WeightScheme(bits), options, name
                 ).weight.dequantized()
                 for name, options in METHODS.items()
             }

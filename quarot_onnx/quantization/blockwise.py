@@ -23,10 +23,9 @@ from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.checkpoint import DAMAGE, Checkpoint, notes_of
-from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_drift, round_weight
-from quarot_onnx.quantization.weights.rtn import RtnOptions
+from quarot_onnx.quantization.config.rounding import HessianConfig, RoundingConfig, RTNConfig
+from quarot_onnx.quantization.weights.methods import round_weight
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions
 from quarot_onnx.quantization.weights.store import RoundedWeight
 
 HIDDEN_STATES = 2 << 30
@@ -66,7 +65,7 @@ class Rounding:
     """How weights are rounded, and what came of it.
 
     Attributes:
-        options: The method and its settings.
+        method: The method and its settings.
         checkpoint: Where results go.
         progress: Called with weights done and their number.
         total: That number.
@@ -74,7 +73,7 @@ class Rounding:
         notes: What the user should know.
     """
 
-    options: RoundingOptions
+    method: RoundingConfig
     checkpoint: Checkpoint
     progress: Progress
     total: int
@@ -91,23 +90,23 @@ class Rounding:
         self.progress(len(self.rounded), self.total)
 
 
-def round_plainly(jobs: Sequence[WeightJob], rounding: Rounding, options: RtnOptions) -> None:
-    """Round weights one by one, without calibration.
+def round_plainly(jobs: Sequence[WeightJob], rounding: Rounding) -> None:
+    """Round weights to nearest, one by one; the method's choice of the clip search holds for them, too.
 
     Args:
         jobs: The weights.
         rounding: Takes the results.
-        options: How to round.
 
     Raises:
         ModelError: A weight holds NaN or infinity.
     """
+    nearest = RTNConfig(mse=rounding.method.mse)
     for job in jobs:
         earlier = rounding.checkpoint.store.find(job.name, job.scheme, job.weight.shape)
         if earlier is not None:
             rounding.found(job, earlier)
         else:
-            rounding.keep(job, round_weight(job.read(), None, job.scheme, options, job.name).weight)
+            rounding.keep(job, round_weight(job.read(), None, job.scheme, nearest, job.name).weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         inputs.model,
         stages,
         inputs.samples,
-        follow_float=needs_drift(rounding.options),
+        follow_float=rounding.method.needs_drift,
         scratch=inputs.scratch,
         limit=HIDDEN_STATES,
     )
@@ -222,10 +221,11 @@ def _round_stage(
         for batch in [members] if together else [[job] for job in members]:
             name = " + ".join(job.name for job in batch)
             stacked = np.concatenate([job.read().astype(np.float64) for job in batch], axis=1)
-            result = round_weight(stacked, statistics, scheme, rounding.options, name)
-            if isinstance(rounding.options, GptqOptions) and result.damping > rounding.options.damping:
+            result = round_weight(stacked, statistics, scheme, rounding.method, name)
+            method = rounding.method
+            if isinstance(method, HessianConfig) and result.damping > method.perc_damp:
                 rounding.notes.append(
-                    f"the Hessian of {name} could not be factorised with the damping {rounding.options.damping:g}: "
+                    f"the Hessian of {name} could not be factorised with the damping {method.perc_damp:g}: "
                     f"{result.damping:g} was used"
                 )
             start = 0

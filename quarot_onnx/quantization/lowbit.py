@@ -34,18 +34,12 @@ from quarot_onnx.quantization.blockwise import (
 from quarot_onnx.quantization.checkpoint import Checkpoint
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import GPTAQConfig, HessianConfig, QronosConfig
+from quarot_onnx.quantization.config.rounding import RTNConfig
 from quarot_onnx.quantization.config.tensor import QTensorConfig
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.quantization.static_ranges import Ranges
-from quarot_onnx.quantization.weights.clip import ClipSearch
-from quarot_onnx.quantization.weights.gptaq import GptaqOptions
-from quarot_onnx.quantization.weights.methods import RoundingOptions, needs_statistics
-from quarot_onnx.quantization.weights.qronos import QronosOptions
-from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions
 from quarot_onnx.sites.detect import understood
 
 
@@ -200,21 +194,20 @@ def round_weights(
         CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
         ModelError: A weight holds NaN or infinity.
     """
-    options, jobs, tables = _options(task.config), task.jobs(), task.tables()
-    rounding = Rounding(options, checkpoint, progress, len(jobs) + len(tables))
+    method, jobs, tables = task.config.rounding or RTNConfig(), task.jobs(), task.tables()
+    rounding = Rounding(method, checkpoint, progress, len(jobs) + len(tables))
     sites = understood(task.model)
     head = {linear.node for linear in sites.head}
-    aware = [j for j in jobs if j.linear and j.linear.node not in head] if needs_statistics(options) else []
+    aware = [j for j in jobs if j.linear and j.linear.node not in head] if method.needs_statistics else []
     if aware:
-        assert task.config.rounding is not None
         # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
         marks = [attention.value or attention.output for attention in sites.attentions]
         starts = {linear.node for linear in marks if linear is not None}
-        quantize = task.config.rounding.aq_calibration
+        quantize = method.aq_calibration
         round_blockwise(aware, rounding, BlockwiseInputs(task.model, starts, task.samples, quantize, scratch))
     done = {job.name for job in aware}
     plain = [job for job in jobs if job.name not in done]
-    round_plainly([*plain, *tables], rounding, RtnOptions(options.clip))
+    round_plainly([*plain, *tables], rounding)
     chosen = task.config.resolved_format
     assert chosen is not None, "the configuration is a low-bit one"
     given = GivenWeights(rounding.rounded, chosen, task.config.accuracy_level)
@@ -230,21 +223,6 @@ def scheme(spec: QTensorConfig) -> WeightScheme:
         group_size=spec.group_size,
         per_channel=spec.quant_granularity is not QuantGranularity.Tensor,
     )
-
-
-def _options(config: QConfig) -> RoundingOptions:
-    rounding = config.rounding
-    clip = ClipSearch(enabled=rounding is None or rounding.mse)
-    if not isinstance(rounding, HessianConfig):
-        return RtnOptions(clip)
-    common = GptqOptions(rounding.perc_damp, rounding.block_size, rounding.act_order, rounding.static_groups, clip)
-    match rounding:
-        case GPTAQConfig():
-            return GptaqOptions(**vars(common), alpha=rounding.alpha)
-        case QronosConfig():
-            return QronosOptions(**vars(common), alpha=rounding.alpha)
-        case _:
-            return common
 
 
 def _turned(table: Constant) -> Constant:

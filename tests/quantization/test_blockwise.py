@@ -21,11 +21,10 @@ from quarot_onnx.quantization import blockwise, lowbit, static_ranges
 from quarot_onnx.quantization.apply import GivenWeights
 from quarot_onnx.quantization.checkpoint import Checkpoint
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTQConfig
+from quarot_onnx.quantization.config.algorithm import GPTQConfig, RTNConfig
 from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.quantization.select import select
 from quarot_onnx.quantization.weights.methods import round_weight
-from quarot_onnx.quantization.weights.rtn import RtnOptions
 from quarot_onnx.quantization.weights.solve import Rounded
 
 W4 = QLayerConfig(weight=Int4Spec())
@@ -117,7 +116,7 @@ def test_every_method_beats_rounding_to_nearest(
     for call in calls:
         if call.statistics is None:
             continue
-        nearest = round_weight(call.weight, None, call.arguments[0], RtnOptions(call.arguments[1].clip), call.name)
+        nearest = round_weight(call.weight, None, call.arguments[0], RTNConfig(), call.name)
         errors = []
         for result in (call.result, nearest):
             difference = call.weight - result.weight.dequantized()

@@ -4,11 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
+from quarot_onnx.quantization.config.rounding import HessianConfig, QronosConfig
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.grids import find_grid
-from quarot_onnx.quantization.weights.qronos import QronosOptions
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions
 
 Matrix = NDArray[np.float64]
 
@@ -51,11 +50,11 @@ def clipped_scale(column: Matrix, scheme: WeightScheme, clip: ClipSearch) -> tup
 class Grids:
     """The grid of every input row, found when and where a method asks for it."""
 
-    def __init__(self, weight: Matrix, scheme: WeightScheme, options: GptqOptions) -> None:
-        self.scheme, self.clip = scheme, options.clip
+    def __init__(self, weight: Matrix, scheme: WeightScheme, options: HessianConfig) -> None:
+        self.scheme, self.clip = scheme, ClipSearch(enabled=options.mse)
         self.size = scheme.group_size or len(weight)
         self.moving = scheme.group_size is not None and not options.static_groups
-        self.scale, self.zero = (array.astype(np.float64) for array in find_grid(weight, scheme, options.clip, "w"))
+        self.scale, self.zero = (array.astype(np.float64) for array in find_grid(weight, scheme, self.clip, "w"))
 
     def round(self, weight: Matrix, row: int) -> tuple[Matrix, Matrix]:
         """The integers and values of ``weight[row]``; ``weight`` has what is not rounded yet up to date."""
@@ -69,18 +68,18 @@ class Grids:
         return integers, scale * (integers - zero)
 
 
-def ordered(found: Statistics, options: GptqOptions) -> tuple[list[int], Matrix, Matrix]:
+def ordered(found: Statistics, options: HessianConfig) -> tuple[list[int], Matrix, Matrix]:
     """The order of the rows, the damped H (dead inputs with a 1), and D, both in the inputs' own order."""
     diagonal = np.diag(found.hessian)
     hessian = found.hessian + np.diag(np.where(diagonal == 0, 1.0, 0.0))
-    hessian = hessian + options.damping * diagonal[diagonal > 0].mean() * np.eye(len(diagonal))
+    hessian = hessian + options.perc_damp * diagonal[diagonal > 0].mean() * np.eye(len(diagonal))
     order = sorted(range(len(diagonal)), key=lambda i: -diagonal[i]) if options.act_order else range(len(diagonal))
     assert found.drift is not None
     return list(order), hessian, found.drift
 
 
 def gptq_by_hand(
-    weight: Matrix, found: Statistics, scheme: WeightScheme, options: GptqOptions, alpha: float = 0.0
+    weight: Matrix, found: Statistics, scheme: WeightScheme, options: HessianConfig, alpha: float = 0.0
 ) -> Matrix:
     """OBQ's elimination in a fixed order (Frantar 2022, equation 2) with GPTAQ's term (Li 2025, section 3)."""
     order, hessian, drift = ordered(found, options)
@@ -97,7 +96,7 @@ def gptq_by_hand(
     return integers
 
 
-def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, options: QronosOptions) -> Matrix:
+def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, options: QronosConfig) -> Matrix:
     """Each q given the best real completion so far, each completion by least squares given the q (Zhang 2025).
 
     G is H + α Dᵀ, that of inputs whose error is α times as large.

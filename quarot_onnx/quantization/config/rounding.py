@@ -67,6 +67,11 @@ class RoundingConfig(AlgoConfig):
         return True
 
     @property
+    def needs_drift(self) -> bool:
+        """Whether the float model's inputs are needed beside the quantized path's."""
+        return False
+
+    @property
     def aq_calibration(self) -> bool:
         """Whether statistics come from the quantized path with its activations quantized."""
         return False
@@ -147,7 +152,7 @@ class GPTQConfig(HessianConfig):
     name: Literal["gptq"] = "gptq"
 
 
-class _AsymmetricConfig(HessianConfig):
+class _DriftConfig(HessianConfig):
     """An algorithm that knows the float path from the quantized one.
 
     Attributes:
@@ -158,12 +163,17 @@ class _AsymmetricConfig(HessianConfig):
     perc_damp: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
 
     @property
+    def needs_drift(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def aq_calibration(self) -> bool:
         """`enable_aq_calibration`, on by default."""
         return self.enable_aq_calibration is not False
 
 
-class GPTAQConfig(_AsymmetricConfig):
+class GPTAQConfig(_DriftConfig):
     """GPTAQ, or GPTQ v2 (Li et al. 2025, arXiv:2504.02692): GPTQ that also makes up for the inputs' own error.
 
     Attributes:
@@ -176,7 +186,7 @@ class GPTAQConfig(_AsymmetricConfig):
     alpha: Annotated[float, Field(ge=0, strict=True)] = 0.25
 
 
-class QronosConfig(_AsymmetricConfig):
+class QronosConfig(_DriftConfig):
     """Qronos (Zhang et al. 2025, arXiv:2505.11695): corrects the weights for the inputs' error, then rounds.
 
     Attributes:

@@ -7,32 +7,17 @@ their inputs can express it: row i of P is α · D_{i,>i} (H_{>i,>i})⁻¹ (sect
 authors' code takes 0.25.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.quantization.config.rounding import GPTAQConfig
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions, Rounded, pose, round_in_order
-
-
-@dataclass(frozen=True)
-class GptaqOptions(GptqOptions):
-    """Options of GPTAQ.
-
-    Attributes:
-        damping: As in GPTQ, but ten times as much by default: the correction is a regression on X̃, and with few tokens
-            it fits their noise.
-        alpha: How much of the drift is made good: 0 is GPTQ, 1 the paper's equation.
-    """
-
-    damping: float = 0.1
-    alpha: float = 0.25
+from quarot_onnx.quantization.weights.solve import Rounded, pose, round_in_order
 
 
 def gptaq(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GptaqOptions, name: str
+    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GPTAQConfig, name: str
 ) -> Rounded:
     """Round a weight with GPTAQ.
 

@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.quantization.config.rounding import GPTQConfig
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions, Rounded, pose, round_in_order
-
-__all__ = ["GptqOptions", "Rounded", "gptq"]
+from quarot_onnx.quantization.weights.solve import Rounded, pose, round_in_order
 
 
 def gptq(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GptqOptions, name: str
+    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GPTQConfig, name: str
 ) -> Rounded:
     """Round a weight with GPTQ.
 

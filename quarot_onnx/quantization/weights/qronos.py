@@ -19,33 +19,19 @@ correlated random inputs with a drift of 5 % to 30 %, ||XW - X̃Q|| was 1 % to 3
 of W at 4 bits and clip search, 1 % to 6 % at 3 bits, the same at 8.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.quantization.config.rounding import QronosConfig
 from quarot_onnx.quantization.weights.grids import require_finite
 from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import GptqOptions, Problem, Rounded, pose, round_in_order
-
-
-@dataclass(frozen=True)
-class QronosOptions(GptqOptions):
-    """Options of Qronos.
-
-    Attributes:
-        damping: As in GPTAQ.
-        alpha: How much of the correction is made: 0 is GPTQ, 1 the paper's Qronos.
-    """
-
-    damping: float = 0.1
-    alpha: float = 0.25
+from quarot_onnx.quantization.weights.solve import Problem, Rounded, pose, round_in_order
 
 
 def qronos(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: QronosOptions, name: str
+    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: QronosConfig, name: str
 ) -> Rounded:
     """Round a weight with Qronos.
 

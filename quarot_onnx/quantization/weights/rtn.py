@@ -1,24 +1,11 @@
 """Round to nearest, the grid by the clip search where it is on: no statistics needed."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.grids import Steps, find_grid
 from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
-
-
-@dataclass(frozen=True)
-class RtnOptions:
-    """Options of rounding to nearest.
-
-    Attributes:
-        clip: Whether and how to shrink the ranges.
-    """
-
-    clip: ClipSearch = field(default_factory=ClipSearch)
 
 
 def round_to_nearest_weight(

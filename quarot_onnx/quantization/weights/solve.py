@@ -10,7 +10,7 @@ is owed when its turn comes; the rows after the block get theirs in one matrix p
 columns.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.errors import CalibrationError, ConfigError
+from quarot_onnx.quantization.config.rounding import HessianConfig
 from quarot_onnx.quantization.weights.clip import ClipSearch
 from quarot_onnx.quantization.weights.factor import Factors, factorise
 from quarot_onnx.quantization.weights.grids import Grid, Steps, find_grid
@@ -25,30 +26,6 @@ from quarot_onnx.quantization.weights.scheme import Integers, QuantizedWeight, W
 
 _TILE = 1024
 """Columns of W worked on together: bounds the memory of the float64 copy."""
-
-
-@dataclass(frozen=True)
-class GptqOptions:
-    """Options of rounding in sequence.
-
-    Attributes:
-        damping: λ as a fraction of the mean diagonal element of H.
-        block_size: Rows of a lazy block; of no influence on the result but for rounding errors.
-        act_order: Whether to take inputs in falling order of their diagonal element of H.
-        static_groups: Whether groups' grids come from the original W, else from W as it is when the group begins.
-        clip: Whether and how to shrink the ranges.
-    """
-
-    damping: float = 0.01
-    block_size: int = 128
-    act_order: bool = False
-    static_groups: bool = False
-    clip: ClipSearch = field(default_factory=ClipSearch)
-
-    def __post_init__(self) -> None:
-        """Check our own callers; users' values are checked by the configuration."""
-        assert self.damping >= 0.0, self.damping
-        assert self.block_size >= 1, self.block_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +58,7 @@ class Problem:
 
 
 def pose(
-    statistics: Statistics, scheme: WeightScheme, options: GptqOptions, name: str, *, root: bool = False
+    statistics: Statistics, scheme: WeightScheme, options: HessianConfig, name: str, *, root: bool = False
 ) -> Problem:
     """Order, damp and factorise the statistics.
 
@@ -111,14 +88,14 @@ def pose(
         order = np.argsort(-np.diagonal(hessian), kind="stable")
         hessian = hessian[np.ix_(order, order)]
         drift = None if drift is None else drift[np.ix_(order, order)]
-    return Problem(order, factorise(hessian, options.damping, name, root=root), drift)
+    return Problem(order, factorise(hessian, options.perc_damp, name, root=root), drift)
 
 
 def round_in_order(
     weight: NDArray[np.floating],
     problem: Problem,
     scheme: WeightScheme,
-    options: GptqOptions,
+    options: HessianConfig,
     name: str,
     *,
     carried: NDArray[np.float64] | None = None,
@@ -150,14 +127,14 @@ def round_in_order(
     return Rounded(QuantizedWeight(scheme, integers, grid.scale, grid.zero_point), problem.factors.damping)
 
 
-def _moving(scheme: WeightScheme, options: GptqOptions) -> bool:
+def _moving(scheme: WeightScheme, options: HessianConfig) -> bool:
     """Whether groups' grids are found on the way."""
     return scheme.group_size is not None and not options.static_groups
 
 
-def _early_clip(scheme: WeightScheme, options: GptqOptions) -> ClipSearch:
+def _early_clip(scheme: WeightScheme, options: HessianConfig) -> ClipSearch:
     """The search that is worth its time before the first row."""
-    return ClipSearch(enabled=False) if _moving(scheme, options) else options.clip
+    return ClipSearch(enabled=False) if _moving(scheme, options) else ClipSearch(enabled=options.mse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +152,7 @@ class _Tile:
     grid: Grid
     problem: Problem
     scheme: WeightScheme
-    options: GptqOptions
+    options: HessianConfig
     name: str
     carried: NDArray[np.float64] | None
 
@@ -194,7 +171,7 @@ class _Tile:
     def _find_group(self, group: int, rows: NDArray[np.float64]) -> None:
         """Set the grid of a group from its rows as they are now."""
         whole = WeightScheme(self.scheme.bits, symmetric=self.scheme.symmetric, signed=self.scheme.signed)
-        grid = find_grid(rows, whole, self.options.clip, self.name)
+        grid = find_grid(rows, whole, ClipSearch(enabled=self.options.mse), self.name)
         self.grid.scale[group], self.grid.zero_point[group] = grid.scale[0], grid.zero_point[0]
 
     def _block(self, start: int, stop: int) -> None:
