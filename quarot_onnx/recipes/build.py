@@ -4,20 +4,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.choices import Method, OutputFormat, Precision, WeightType
+from quarot_onnx.choices import OutputFormat, Precision, WeightType
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config import QConfig
 from quarot_onnx.quantization.config._formats import BLOCKS
-from quarot_onnx.quantization.config.algorithm import (
-    GPTAQConfig,
-    GPTQConfig,
-    QronosConfig,
-    QuarotConfig,
-    RoundingConfig,
-    RTNConfig,
-)
+from quarot_onnx.quantization.config.algorithm import QuarotConfig, RoundingConfig
 from quarot_onnx.quantization.config.data_type import DataType
 from quarot_onnx.quantization.config.enums import OpType, QuantGranularity
+from quarot_onnx.quantization.config.rounding import ROUNDINGS
 from quarot_onnx.quantization.config.spec import (
     Int4Spec,
     Int8Spec,
@@ -31,12 +25,6 @@ from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.detect import detect
 
 _BLOCK = 128
-_ROUNDINGS: dict[Method, type[RoundingConfig]] = {
-    Method.RTN: RTNConfig,
-    Method.GPTQ: GPTQConfig,
-    Method.GPTAQ: GPTAQConfig,
-    Method.QRONOS: QronosConfig,
-}
 _ALGORITHM_KEYS = ("perc_damp", "act_order", "static_groups", "block_size", "alpha", "enable_aq_calibration")
 
 
@@ -197,7 +185,7 @@ def rounding_config(weights: Weights) -> RoundingConfig | None:
     known = {key: value for key, value in given.items() if value not in {None, False}}
     if weights.enable_aq_calibration is False:
         known["enable_aq_calibration"] = False
-    return _ROUNDINGS[weights.resolved_method](mse=weights.clip, **known)
+    return ROUNDINGS[weights.resolved_method](mse=weights.clip, **known)
 
 
 def _head_rules(

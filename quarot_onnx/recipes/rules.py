@@ -6,6 +6,7 @@ from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config._formats import BLOCKS
 from quarot_onnx.quantization.config.enums import QuantGranularity
+from quarot_onnx.quantization.config.rounding import ROUNDINGS
 from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 
@@ -63,9 +64,10 @@ def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
         if method is Method.RTN and getattr(weights, name) not in {None, False}:
             other = say.advised("weights.method", "gptq")
             yield f"{say.named(f'weights.{name}')}: not for rounding to nearest (rtn{default}); use {other}, {_OUT}"
-    if weights.alpha is not None and method not in {Method.GPTAQ, Method.QRONOS}:
-        other = say.advised("weights.method", "qronos")
-        yield f"{say.named('weights.alpha')}: only gptaq and qronos have it, not {method}{default}; use {other}, {_OUT}"
+    having = [name for name, config in ROUNDINGS.items() if "alpha" in config.model_fields]
+    if weights.alpha is not None and method not in having:
+        here, other = say.named("weights.alpha"), say.advised("weights.method", having[-1])
+        yield f"{here}: only {' and '.join(having)} have it, not {method}{default}; use {other}, {_OUT}"
 
 
 def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:

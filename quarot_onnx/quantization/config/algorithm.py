@@ -18,6 +18,7 @@ from pydantic import (
 from quarot_onnx.errors import did_you_mean
 from quarot_onnx.quantization.config._algo import AlgoConfig
 from quarot_onnx.quantization.config.rounding import (
+    ROUNDINGS,
     GPTAQConfig,
     GPTQConfig,
     HessianConfig,
@@ -118,13 +119,7 @@ class QuarotConfig(AlgoConfig):
         return ("seed has no effect: no Hadamard is random; add use_random_had (on the command line --random-had)",)
 
 
-_ALGORITHMS: dict[str, type[AlgoConfig]] = {
-    "quarot": QuarotConfig,
-    "rtn": RTNConfig,
-    "gptq": GPTQConfig,
-    "gptaq": GPTAQConfig,
-    "qronos": QronosConfig,
-}
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig, **ROUNDINGS}
 
 
 def as_algorithm(value: object, info: ValidationInfo) -> object:

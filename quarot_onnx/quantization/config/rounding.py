@@ -12,6 +12,8 @@ Qronos   corrects the error of X~ at each step before it rounds, then goes on as
 ======== ==========================================================================================================
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
@@ -199,4 +201,9 @@ class QronosConfig(_DriftConfig):
     alpha: Annotated[float, Field(ge=0, strict=True)] = 0.25
 
 
-__all__ = ["GPTAQConfig", "GPTQConfig", "HessianConfig", "QronosConfig", "RTNConfig", "RoundingConfig"]
+ROUNDINGS: Mapping[str, type[RoundingConfig]] = MappingProxyType(
+    {str(owner.model_fields["name"].default): owner for owner in (RTNConfig, GPTQConfig, GPTAQConfig, QronosConfig)}
+)
+"""The methods by their names."""
+
+__all__ = ["ROUNDINGS", "GPTAQConfig", "GPTQConfig", "HessianConfig", "QronosConfig", "RTNConfig", "RoundingConfig"]
