@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment that `make setup` builds; the other targets build it when needed.
 #   make demo     export, rotate, quantize and compare a small trained model in ./demo
 #   make test     run the tests
+#   make quick    run the tests that take no trained model
 #   make check    formatting, lint and types
 #   make test-oldest   the tests on the oldest onnxruntime that pyproject.toml allows
 # Variables: PYTHON (3.11 or newer), VENV. pip takes its index from its own settings, such as PIP_INDEX_URL.
@@ -12,10 +13,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.quarot-onnx-ready
 
-.PHONY: help setup demo test test-oldest check clean
+.PHONY: help setup demo test quick test-oldest check clean
 
 help:
-	@sed -n '2,6s/^#   //p' Makefile
+	@sed -n '2,7s/^#   //p' Makefile
 	@echo 'make setup    build the virtual environment $(VENV)'
 	@echo 'make clean    remove what the other targets made'
 
@@ -39,6 +40,9 @@ demo: $(STAMP)
 # One BLAS thread for each of the two processes: more would wait for each other.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 # An environment of its own; everything but onnxruntime is as in the other one.
 OLDEST := $(shell sed -n 's/^ *"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)

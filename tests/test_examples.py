@@ -75,6 +75,7 @@ def test_python_examples_quantize_a_model(
     check_8_bits(llama_optimum, out, rotated={"R1", "R2", "R4"}, integers=integers)
 
 
+@pytest.mark.slow
 def test_low_bit(
     llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_quark_style_takes_a_rotation_config(
     check_8_bits(llama_optimum, out, rotated={"R1"}, integers=onnx.TensorProto.INT8)
 
 
+@pytest.mark.slow
 def test_cli_walk(llama_optimum: Path, tmp_path: Path) -> None:
     printed = run("sh", ROOT / "examples" / "cli_walk.sh", llama_optimum, tmp_path / "walk")
     assert printed.count("perplexity ") == 3, "in two evaluations, and in the check"
@@ -143,6 +145,7 @@ def test_kernels_benchmark(llama_optimum: Path) -> None:
     assert all(len(row) == 10 and all(float(number) > 0 for number in row[4:]) for row in rows)
 
 
+@pytest.mark.slow
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     text, results = tmp_path / "text.txt", tmp_path / "accuracy.json"
     text.write_text(default_text()[:60_000], encoding="utf-8")
@@ -162,6 +165,20 @@ def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     damped = json.loads(results.read_text())["w4a4/gptq perc_damp=0.5/1"]["perplexity"]
     assert damped["text"] != known["w4a4/gptq/1"]["perplexity"]["text"]
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "odd.txt", "accuracy.json"}
+
+
+@pytest.mark.slow
+def test_layer_errors_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
+    """On what it was fitted to, the paper's Qronos is ahead of all others, and rounding to nearest behind."""
+    text = tmp_path / "text.txt"
+    text.write_text(default_text()[:60_000], encoding="utf-8")
+    command = [sys.executable, ROOT / "benchmarks" / "layer_errors.py", llama_optimum, "--calib", text, "--text", text]
+    printed = run(*command, "--samples", 2, "--windows", 1, "--blocks", 1, "--act-bits", 4)
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["method", "text", "text"]
+    errors = {name: float(calibrated) for name, calibrated, _ in rows[1:]}
+    assert min(errors, key=errors.__getitem__) == "qronos, alpha 1, damping 0.01"
+    assert max(errors, key=errors.__getitem__) == "rtn"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +206,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_readme_commands(
     reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +227,7 @@ def test_readme_commands(
         assert not done.value.code, f"{shlex.join(command)}: {capsys.readouterr().err}"
 
 
+@pytest.mark.slow
 def test_readme_python(reader_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader_folder)
     for number, block in enumerate(blocks("README.md", "python")):

@@ -23,6 +23,8 @@ from quarot_onnx.sites.detect import detect
 
 WINDOWS, SEQ_LEN = 8, 256
 
+pytestmark = pytest.mark.slow
+
 EIGHT = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)
 
 

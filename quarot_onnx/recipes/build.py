@@ -25,7 +25,6 @@ from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.detect import detect
 
 _BLOCK = 128
-_ALGORITHM_KEYS = ("perc_damp", "act_order", "static_groups", "block_size", "alpha", "enable_aq_calibration")
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def rounding_config(weights: Weights) -> RoundingConfig | None:
     """The rounding algorithm; None where weights stay in float."""
     if weights.resolved_bits == FLOAT_BITS:
         return None
-    given = {key: getattr(weights, key) for key in _ALGORITHM_KEYS}
+    given = {key: getattr(weights, key) for key in Weights.of_methods()}
     known = {key: value for key, value in given.items() if value not in {None, False}}
     if weights.enable_aq_calibration is False:
         known["enable_aq_calibration"] = False

@@ -23,6 +23,7 @@ from quarot_onnx.quantization.config._rules import Pattern
 from quarot_onnx.quantization.config._strict import Strict
 from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
 from quarot_onnx.quantization.config.enums import QuantGranularity
+from quarot_onnx.quantization.config.rounding import ROUNDINGS, RTNConfig
 from quarot_onnx.quantization.config.tensor import GroupSize
 
 FLOAT_BITS = 16
@@ -109,6 +110,12 @@ class Weights(Strict):
         if self.method is not None:
             return self.method
         return Method.QRONOS if self.resolved_bits < 8 else Method.RTN
+
+    @classmethod
+    def of_methods(cls) -> tuple[str, ...]:
+        """The keys that are options of some method alone: fields of its configuration, under the same name."""
+        known = {name for config in ROUNDINGS.values() for name in config.model_fields}
+        return tuple(name for name in cls.model_fields if name in known - RTNConfig.model_fields.keys())
 
 
 class Activations(Strict):

@@ -6,11 +6,10 @@ from quarot_onnx.choices import Method, OutputFormat, Precision
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.quantization.config._formats import BLOCKS
 from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import ROUNDINGS
+from quarot_onnx.quantization.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 
-_SECOND_ORDER = ("perc_damp", "act_order", "static_groups", "block_size", "enable_aq_calibration")
 _OUT = "or leave it out"
 
 
@@ -60,14 +59,19 @@ def _type(recipe: Recipe, say: Wording) -> Iterator[str]:
 def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
     weights, method = recipe.weights, recipe.weights.resolved_method
     default = "" if weights.method is not None else f", the default at {weights.resolved_bits} bits"
-    for name in _SECOND_ORDER:
-        if method is Method.RTN and getattr(weights, name) not in {None, False}:
+    for name in weights.of_methods():
+        here, having = (
+            say.named(f"weights.{name}"),
+            [m for m, config in ROUNDINGS.items() if name in config.model_fields],
+        )
+        if getattr(weights, name) in {None, False} or method in having:
+            continue
+        if method is Method.RTN and name in HessianConfig.model_fields:
             other = say.advised("weights.method", "gptq")
-            yield f"{say.named(f'weights.{name}')}: not for rounding to nearest (rtn{default}); use {other}, {_OUT}"
-    having = [name for name, config in ROUNDINGS.items() if "alpha" in config.model_fields]
-    if weights.alpha is not None and method not in having:
-        here, other = say.named("weights.alpha"), say.advised("weights.method", having[-1])
-        yield f"{here}: only {' and '.join(having)} have it, not {method}{default}; use {other}, {_OUT}"
+            yield f"{here}: not for rounding to nearest (rtn{default}); use {other}, {_OUT}"
+        else:
+            other = say.advised("weights.method", having[-1])
+            yield f"{here}: only {' and '.join(having)} have it, not {method}{default}; use {other}, {_OUT}"
 
 
 def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:
