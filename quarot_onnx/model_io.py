@@ -22,7 +22,7 @@ from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.external import Binder, damaged, model_file
 from quarot_onnx.layout import Layout, lay_out, streamed_weights
 from quarot_onnx.replacing import RECORD, Earlier, Outputs, report_file
-from quarot_onnx.spellings import name_standard_domain, respell
+from quarot_onnx.spellings import lift_constants, name_standard_domain, respell
 from quarot_onnx.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.tensors import lazy_tensor, read_array, read_rows
 
@@ -89,7 +89,7 @@ def load(path: str | Path) -> ir.Model:
         respell(model, source)
     except _IR_ERRORS as error:
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
-    _lift_constants(model)
+    lift_constants(model)
     model.meta[_SOURCE] = source
     model.meta[_DATA_FILES] = tuple(binder.sizes)
     return model
@@ -239,38 +239,6 @@ def _parse(source: Path) -> onnx.ModelProto:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{source} has sparse initializers (such as {name!r}); export it with dense weights")
     return proto
-
-
-def _lift_constants(model: ir.Model) -> None:
-    """Turn Constant nodes with large tensors into initializers, and read the other large tensors among attributes.
-
-    onnxruntime takes external data for initializers only.
-    """
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        for name, attribute in list(node.attributes.items()):
-            tensor = attribute.value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            output = node.outputs[0]
-            if (
-                node.op_type == "Constant"
-                and node.domain == ""
-                and node.graph is not None
-                and not output.is_graph_output()
-            ):
-                weight = ir.Value(
-                    name=output.name,
-                    type=ir.TensorType(tensor.dtype),
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    const_value=tensor,
-                )
-                node.graph.register_initializer(weight)
-                output.replace_all_uses_with(weight)
-                node.graph.remove(node, safe=True)
-            else:
-                node.attributes[name] = ir.AttrTensor(
-                    name, ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=tensor.name)
-                )
 
 
 def input_files(model: ir.Model) -> list[Path]:

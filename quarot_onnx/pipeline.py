@@ -5,7 +5,7 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,17 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx import model_io
-from quarot_onnx.calibration.bos import BosChoice
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.evaluation.check import Check, CheckRun, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
-from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs
-from quarot_onnx.model_io import SavedModel
+from quarot_onnx.outcome import Outcome
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.provenance import (
     RECIPE_KEY,
-    Recipe,
     make_recipe,
     record,
     recorded,
@@ -49,29 +46,6 @@ __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"
 
 def _silent(_phase: str, _done: int, _total: int | None) -> None:
     """The progress of a caller who does not care."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did.
-
-    Attributes:
-        saved: The files written.
-        recipe: What was done, as recorded in the output.
-        equivalence: The proof that the rotation changed nothing; None without rotation or with verification off.
-        fidelity: How near the quantized model comes to the original; None where nothing was quantized or checked.
-        notes: What the user should know.
-        seconds: Time of each phase.
-        bos: What stood in front of every window of calibration text, and why; None where none was read.
-    """
-
-    saved: SavedModel
-    recipe: Recipe
-    equivalence: Equivalence | None
-    fidelity: Fidelity | None
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
-    bos: BosChoice | None = None
 
 
 def rotate(

@@ -19,6 +19,7 @@ import onnx_ir.passes.common as common_passes
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.opsets import STANDARD_DOMAINS, means_the_same
+from quarot_onnx.tensors import read_array
 
 _DEFAULTS_SINCE = 4
 """The IR version from which an initializer that is an input is its default, and one that is none a constant."""
@@ -209,3 +210,35 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
             for attribute in node.attribute:
                 graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
                 frontier.extend(graph.node for graph in graphs)
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Turn Constant nodes with large tensors into initializers, and read the other large tensors among attributes.
+
+    onnxruntime takes external data for initializers only.
+    """
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        for name, attribute in list(node.attributes.items()):
+            tensor = attribute.value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            output = node.outputs[0]
+            if (
+                node.op_type == "Constant"
+                and node.domain == ""
+                and node.graph is not None
+                and not output.is_graph_output()
+            ):
+                weight = ir.Value(
+                    name=output.name,
+                    type=ir.TensorType(tensor.dtype),
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    const_value=tensor,
+                )
+                node.graph.register_initializer(weight)
+                output.replace_all_uses_with(weight)
+                node.graph.remove(node, safe=True)
+            else:
+                node.attributes[name] = ir.AttrTensor(
+                    name, ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=tensor.name)
+                )

@@ -263,6 +263,11 @@ def test_links_lead_somewhere(document: Path, link: str) -> None:
         assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_no_module_is_longer_than_300_lines() -> None:
+    long = {path.name for path in (ROOT / "quarot_onnx").rglob("*.py") if path.read_text("utf-8").count("\n") > 300}
+    assert not long
+
+
 def test_imports_go_down_the_list_of_rooms() -> None:
     document = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     listed = re.search(r"never up.*?```text\n(.*?)```", document, re.S)

@@ -10,7 +10,8 @@ import typer
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
-from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions, RotateOptions
+from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions
+from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.signature import dashed, takes
 
 if TYPE_CHECKING:

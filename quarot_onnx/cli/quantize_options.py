@@ -1,4 +1,4 @@
-"""The options of ``quantize`` and ``rotate``; None where nothing was typed."""
+"""The options of ``quantize``; None where nothing was typed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,12 +293,3 @@ class QuantizeOptions(
     def no_rotate(self) -> bool:
         """Whether --no-rotate was typed."""
         return self.rotate is False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RotateOptions(OutputOptions, RotationOptions, ModelArguments):
-    """All options of ``rotate``."""
-
-    recipe: opt.RecipeFile = None
-    r1_matrix: opt.R1Matrix = None
-    r2_matrix: opt.R2Matrix = None

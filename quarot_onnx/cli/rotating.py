@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quarot_onnx.cli import configs
 from quarot_onnx.cli.choosing import file_notes
-from quarot_onnx.cli.quantize_options import RotateOptions
+from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
 from quarot_onnx.errors import ConfigError

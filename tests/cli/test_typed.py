@@ -8,7 +8,8 @@ import pytest
 
 from quarot_onnx.cli import gptaq_options, typed
 from quarot_onnx.cli.gptaq_options import GptaqOptions
-from quarot_onnx.cli.quantize_options import QuantizeOptions, RotateOptions
+from quarot_onnx.cli.quantize_options import QuantizeOptions
+from quarot_onnx.cli.rotate_options import RotateOptions
 
 CLI = Path(typed.__file__).parent
 KEYS = {*typed._VALUES, *typed._SWITCHES, *typed._METHODS, *typed._AQ.values()}
