@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto
@@ -14,14 +14,23 @@ from quarot_onnx.quantization.rounding import IntegerType, grid_for_range, round
 INT8, UINT8 = IntegerType(signed=True), IntegerType(signed=False)
 KINDS = {"int8": (INT8, TensorProto.INT8), "uint8": (UINT8, TensorProto.UINT8)}
 FINITE = st.floats(-1e6, 1e6, width=32)
+SUBTRACTS_EXACTLY = compute_scale_zp(
+    np.array(-1.0, np.float32),
+    np.array(0.03641583397984505, np.float32),
+    np.array(0, np.uint8),
+    np.array(255, np.uint8),
+)[1] == np.float32((1.0 + 0.03641583397984505) / 255)
+"""Older versions of onnxruntime take max - min in float32: where that rounds, the scale is off by its last digit."""
+ENDS = FINITE if SUBTRACTS_EXACTLY else st.floats(-60000, 60000, width=16)
 WEIGHTS = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=FINITE)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-@given(low=FINITE, high=FINITE)
+@given(low=ENDS, high=ENDS)
 def test_the_grid_of_a_range_is_that_of_onnxruntime(kind: str, *, symmetric: bool, low: float, high: float) -> None:
     low, high = min(low, high), max(low, high)
+    assume(SUBTRACTS_EXACTLY or np.float32(max(high, 0)) - np.float32(min(low, 0)) == max(high, 0) - min(low, 0))
     integers, onnx_type = KINDS[kind]
     grid = grid_for_range(np.array(low), np.array(high), integers, symmetric=symmetric)
     q_min, q_max = get_qmin_qmax_for_qType(onnx_type, symmetric=symmetric)
