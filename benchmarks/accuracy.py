@@ -29,17 +29,10 @@ from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.processor import described
 from quarot_onnx.quantization.config import QConfig, QLayerConfig
 from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
+from quarot_onnx.quantization.config.rounding import ROUNDINGS
 from quarot_onnx.recipes.build import activation_spec, weight_spec
 from quarot_onnx.recipes.own import Activations, Weights
 from quarot_onnx.sites.detect import detect
-
-METHODS: dict[str, type[RoundingConfig]] = {
-    "rtn": RTNConfig,
-    "gptq": GPTQConfig,
-    "gptaq": GPTAQConfig,
-    "qronos": QronosConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Study:
         config = QConfig(
             QLayerConfig(activation=activation, weight=weight_spec(scheme.weights, activation)),
             exclude=self.in_float(source),
-            algo_config=[METHODS[method](**self.options)],
+            algo_config=[ROUNDINGS[method](**self.options)],
             output_format="fake",
         )
         reader = TextReader(source, self.calib, self.tokenizer, samples=self.samples, seq_len=512)
@@ -164,7 +157,7 @@ def _group(key: str) -> tuple[str, str, bool]:
 
 def _place(key: str) -> tuple[int, bool, int, str]:
     scheme, method, is_rotated = _group(key)
-    return list(SCHEMES).index(scheme), is_rotated, list(METHODS).index(method.split()[0]), key
+    return list(SCHEMES).index(scheme), is_rotated, list(ROUNDINGS).index(method.split()[0]), key
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -184,7 +177,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: beside the model")
     parser.add_argument("--results", type=Path, required=True, metavar="JSON", help="read and written")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["w4a16", "w4a8", "w4a4", "w8a8"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(ROUNDINGS), default=list(ROUNDINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16, help="calibration windows of 512 tokens (default: 16)")
     parser.add_argument(

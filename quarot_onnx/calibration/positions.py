@@ -13,7 +13,7 @@ _ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
-def position_note(folder: Path, length: int) -> str | None:
+def position_note(folder: Path, length: int) -> tuple[str, ...]:
     """What to say of windows that are longer than a model's positions.
 
     They are no error: RoPE goes on, and some configs state the positions before they were stretched.
@@ -22,17 +22,21 @@ def position_note(folder: Path, length: int) -> str | None:
         folder: The model's folder.
         length: Tokens of a window.
 
+    Returns:
+        One note, or none.
+
     Raises:
         CalibrationError: A config that is not readable.
     """
     found = stated_positions(folder)
     if found is None or length <= found[0]:
-        return None
+        return ()
     limit, said = found
-    return (
+    note = (
         f"windows of {length} tokens are longer than the {limit} positions that the model was made for ({said}): what "
         f"is measured on them may mean little; use {limit} or fewer"
     )
+    return (note,)
 
 
 def table_positions(graph: ir.Graph) -> int | None:

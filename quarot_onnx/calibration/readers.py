@@ -154,8 +154,6 @@ class TextReader(TokenReader):
         bos: The BOS used, and why.
         bos_id: Its id.
         notes: What the user should know: windows that are too long for the model, text that is none.
-
-    Attributes:
         text: The file; None for ``default_text()``.
         rest: Token ids of the text past the windows, some thousand at most.
 
@@ -196,7 +194,7 @@ class TextReader(TokenReader):
             vocab_size=inputs.vocab_size,
         )
         looks = () if text is None else running_text_note(cut, tokenizer, str(text))
-        self.notes = looks if too_long is None else (too_long, *looks)
+        self.notes = (*too_long, *looks)
         self.rest = ids[cut.size : cut.size + _REST]
         super().__init__(inputs, cut, model_path)
 

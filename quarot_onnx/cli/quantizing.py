@@ -12,7 +12,6 @@ from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.calibration.text_files import is_json_lines
-from quarot_onnx.choices import OutputFormat
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.gptaq_options import cache_notes
@@ -27,7 +26,7 @@ from quarot_onnx.processor import saturates
 from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.data_type import DataType
+from quarot_onnx.quantization.config._formats import widened
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
 
@@ -92,7 +91,8 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     by_default = isinstance(reader, TextReader) and chosen.calibration.text is None
     if rounding is not None and rounding.needs_statistics and by_default:
         notes.append(_DEFAULT_TEXT)
-    if _widened(chosen.config) and saturates():
+    layer = chosen.config.global_config
+    if layer is not None and widened(layer, chosen.config.resolved_format) and saturates():
         notes.append(_EXACT_AND_SLOW)
     if options.feeds is not None and outcome.equivalence is None and not isinstance(reader, SampleReader):
         notes.append("nothing is proved: --feeds not used")
@@ -122,14 +122,6 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
         limits=limits,
     )
     return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)
-
-
-def _widened(config: QConfig) -> bool:
-    """Whether uint8 weights are multiplied with 8-bit activations, which takes longer without VNNI."""
-    layer, written = config.global_config, config.resolved_format
-    if layer is None or layer.weight is None or layer.activation is None or written is OutputFormat.FAKE:
-        return False
-    return layer.weight.data_type is DataType.UInt8
 
 
 def _needs_text(model: ir.Model, config: QConfig) -> bool:

@@ -128,7 +128,6 @@ def perplexity(
             progress(done, len(ids))
     scored = ids.shape[0] * (ids.shape[1] - 1)
     nll = total / scored
-    too_long = position_note(Path(model_path).parent, seq_len)
     return Perplexity(
         perplexity=float(np.exp(nll)),
         nll=nll,
@@ -140,7 +139,7 @@ def perplexity(
         tokenizer=source,
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
-        notes=(*(() if too_long is None else (too_long,)), *running_text_note(ids, loaded, str(text))),
+        notes=(*position_note(Path(model_path).parent, seq_len), *running_text_note(ids, loaded, str(text))),
         saturating=saturating,
         exact=exact,
     )

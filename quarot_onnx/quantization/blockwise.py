@@ -214,15 +214,14 @@ def _round_stage(
     jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding
 ) -> tuple[NDArray[np.float32], ...]:
     """Round the Linears of a stage, those with the same grids together, and give what their weights have become."""
-    weights = []
+    weights, method = [], rounding.method
     for scheme, group in groupby(jobs, key=lambda job: job.scheme):
         members = list(group)
         together = scheme.per_channel and sum(int(np.prod(job.weight.shape)) for job in members) <= _STACKED
         for batch in [members] if together else [[job] for job in members]:
             name = " + ".join(job.name for job in batch)
             stacked = np.concatenate([job.read().astype(np.float64) for job in batch], axis=1)
-            result = round_weight(stacked, statistics, scheme, rounding.method, name)
-            method = rounding.method
+            result = round_weight(stacked, statistics, scheme, method, name)
             if isinstance(method, HessianConfig) and result.damping > method.perc_damp:
                 rounding.notes.append(
                     f"the Hessian of {name} could not be factorised with the damping {method.perc_damp:g}: "

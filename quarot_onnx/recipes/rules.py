@@ -60,10 +60,8 @@ def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
     weights, method = recipe.weights, recipe.weights.resolved_method
     default = "" if weights.method is not None else f", the default at {weights.resolved_bits} bits"
     for name in weights.of_methods():
-        here, having = (
-            say.named(f"weights.{name}"),
-            [m for m, config in ROUNDINGS.items() if name in config.model_fields],
-        )
+        here = say.named(f"weights.{name}")
+        having = [each for each, config in ROUNDINGS.items() if name in config.model_fields]
         if getattr(weights, name) in {None, False} or method in having:
             continue
         if method is Method.RTN and name in HessianConfig.model_fields:

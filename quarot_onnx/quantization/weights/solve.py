@@ -134,7 +134,7 @@ def _moving(scheme: WeightScheme, options: HessianConfig) -> bool:
 
 def _early_clip(scheme: WeightScheme, options: HessianConfig) -> ClipSearch:
     """The search that is worth its time before the first row."""
-    return ClipSearch(enabled=False) if _moving(scheme, options) else ClipSearch(enabled=options.mse)
+    return ClipSearch(enabled=options.mse and not _moving(scheme, options))
 
 
 @dataclass(frozen=True, eq=False)
