@@ -167,6 +167,16 @@ def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "odd.txt", "accuracy.json"}
 
 
+def test_same_outputs_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
+    script, before, after = ROOT / "benchmarks" / "same_outputs.py", tmp_path / "before.json", tmp_path / "after.json"
+    command = [sys.executable, script, llama_optimum, "--only", "w8/", "--samples", 1, "--seq-len", 32]
+    run(*command, before)
+    assert "1 of 1 the same" in run(*command, after, "--before", before)
+    before.write_text(before.read_text().replace("model.onnx", "other.onnx"))
+    with pytest.raises(AssertionError, match=r"0 of 1 the same\s+w8/asym"):
+        run(*command, after, "--before", before)
+
+
 @pytest.mark.slow
 def test_layer_errors_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     """On what it was fitted to, the paper's Qronos is ahead of all others, and rounding to nearest behind."""
