@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.config import QConfig, QLayerConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.rounding import ROUNDINGS
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.processor import described
-from quarot_onnx.quantization.config import QConfig, QLayerConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.rounding import ROUNDINGS
 from quarot_onnx.recipes.build import activation_spec, weight_spec
 from quarot_onnx.recipes.own import Activations, Weights
 from quarot_onnx.sites.detect import detect

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from quarot_onnx.companions import companion_files
+from quarot_onnx.io.companions import companion_files
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.processor import described
 
 FLOAT_BYTES = 100_000_000

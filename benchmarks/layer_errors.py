@@ -23,23 +23,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.calibration.readers import TextReader, wrap
-from quarot_onnx.calibration.runner import Replacement, StageRunner
-from quarot_onnx.graph.blocks import find_stages
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
+from quarot_onnx.emission.apply import activation_of
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import seen
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.quantization.activations import round_trip
-from quarot_onnx.quantization.apply import activation_of
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
-from quarot_onnx.quantization.weights.methods import round_weight
-from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.recipes.build import activation_spec
 from quarot_onnx.recipes.own import Activations
+from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.sites.detect import detect
+from quarot_onnx.stages.blocks import find_stages
+from quarot_onnx.stages.runner import Replacement, StageRunner
 
 METHODS: dict[str, RoundingConfig] = {
     "qronos": QronosConfig(),

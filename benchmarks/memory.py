@@ -28,8 +28,8 @@ def imports(_model: Path, _out: Path, _arguments: argparse.Namespace) -> None:
 
 
 def rotate(model: Path, out: Path, _arguments: argparse.Namespace) -> None:
+    from quarot_onnx.config.algorithm import QuarotConfig
     from quarot_onnx.pipeline import rotate
-    from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
     rotate(model, out, QuarotConfig(), verify=False)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.processor import described
+from quarot_onnx.sessions import runtime
 
 PREFILL, CACHED = 256, 64
 

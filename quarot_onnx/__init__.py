@@ -7,13 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quarot_onnx.choices import OutputFormat
-    from quarot_onnx.evaluation.check import Check
-    from quarot_onnx.evaluation.fidelity import Limits
-    from quarot_onnx.quantization.config import QConfig
-    from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
-    from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity, ScaleType
-    from quarot_onnx.quantization.config.spec import (
+    from quarot_onnx.config import QConfig
+    from quarot_onnx.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
+    from quarot_onnx.config.choices import OutputFormat
+    from quarot_onnx.config.enums import CalibMethod, QuantGranularity, ScaleType
+    from quarot_onnx.config.spec import (
         Int2Spec,
         Int3Spec,
         Int4Spec,
@@ -25,32 +23,34 @@ if TYPE_CHECKING:
         UInt4Spec,
         UInt8Spec,
     )
+    from quarot_onnx.evaluation.check import Check
+    from quarot_onnx.evaluation.fidelity import Limits
     from quarot_onnx.quantizer import ModelQuantizer
 
 _HOMES = {
-    "CalibMethod": "quarot_onnx.quantization.config.enums",
+    "CalibMethod": "quarot_onnx.config.enums",
     "Check": "quarot_onnx.evaluation.check",
-    "GPTAQConfig": "quarot_onnx.quantization.config.algorithm",
-    "GPTQConfig": "quarot_onnx.quantization.config.algorithm",
-    "Int2Spec": "quarot_onnx.quantization.config.spec",
-    "Int3Spec": "quarot_onnx.quantization.config.spec",
-    "Int4Spec": "quarot_onnx.quantization.config.spec",
-    "Int5Spec": "quarot_onnx.quantization.config.spec",
-    "Int6Spec": "quarot_onnx.quantization.config.spec",
-    "Int7Spec": "quarot_onnx.quantization.config.spec",
-    "Int8Spec": "quarot_onnx.quantization.config.spec",
+    "GPTAQConfig": "quarot_onnx.config.algorithm",
+    "GPTQConfig": "quarot_onnx.config.algorithm",
+    "Int2Spec": "quarot_onnx.config.spec",
+    "Int3Spec": "quarot_onnx.config.spec",
+    "Int4Spec": "quarot_onnx.config.spec",
+    "Int5Spec": "quarot_onnx.config.spec",
+    "Int6Spec": "quarot_onnx.config.spec",
+    "Int7Spec": "quarot_onnx.config.spec",
+    "Int8Spec": "quarot_onnx.config.spec",
     "Limits": "quarot_onnx.evaluation.fidelity",
     "ModelQuantizer": "quarot_onnx.quantizer",
-    "OutputFormat": "quarot_onnx.choices",
-    "QConfig": "quarot_onnx.quantization.config",
-    "QLayerConfig": "quarot_onnx.quantization.config.spec",
-    "QronosConfig": "quarot_onnx.quantization.config.algorithm",
-    "QuantGranularity": "quarot_onnx.quantization.config.enums",
-    "QuarotConfig": "quarot_onnx.quantization.config.algorithm",
-    "RTNConfig": "quarot_onnx.quantization.config.algorithm",
-    "ScaleType": "quarot_onnx.quantization.config.enums",
-    "UInt4Spec": "quarot_onnx.quantization.config.spec",
-    "UInt8Spec": "quarot_onnx.quantization.config.spec",
+    "OutputFormat": "quarot_onnx.config.choices",
+    "QConfig": "quarot_onnx.config",
+    "QLayerConfig": "quarot_onnx.config.spec",
+    "QronosConfig": "quarot_onnx.config.algorithm",
+    "QuantGranularity": "quarot_onnx.config.enums",
+    "QuarotConfig": "quarot_onnx.config.algorithm",
+    "RTNConfig": "quarot_onnx.config.algorithm",
+    "ScaleType": "quarot_onnx.config.enums",
+    "UInt4Spec": "quarot_onnx.config.spec",
+    "UInt8Spec": "quarot_onnx.config.spec",
 }
 
 __all__ = [

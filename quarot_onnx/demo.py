@@ -14,17 +14,17 @@ from pathlib import Path
 
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QronosConfig, QuarotConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import OutputError
 from quarot_onnx.evaluation.perplexity import Perplexity, perplexity, prefill_speed
 from quarot_onnx.evaluation.report import perplexity_record
-from quarot_onnx.export import export, packaged_model
-from quarot_onnx.model_io import load
+from quarot_onnx.export.export import export, packaged_model
+from quarot_onnx.io.model_io import load
 from quarot_onnx.pipeline import Progress, quantize
 from quarot_onnx.processor import described
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QronosConfig, QuarotConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
 SEQ_LEN = 512

@@ -12,34 +12,28 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.emission.apply import GivenWeights, apply_selection
 from quarot_onnx.evaluation.check import Check, CheckRun, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.intent import kinds_for, needless_notes, quantized_inputs
-from quarot_onnx.outcome import Outcome
+from quarot_onnx.io import model_io
 from quarot_onnx.processor import EXACT_PRODUCTS
-from quarot_onnx.provenance import (
-    RECIPE_KEY,
-    make_recipe,
-    record,
-    recorded,
-    refuse_quantized,
-    rotation_notes,
-)
-from quarot_onnx.quantization import lowbit, static_ranges
-from quarot_onnx.quantization.apply import GivenWeights, apply_selection
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.rounding import lowbit
+from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
+from quarot_onnx.run.outcome import Outcome
+from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
+from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
+from quarot_onnx.run.workspace import Clock, Progress, Workspace, scratch_folder, workspace
 from quarot_onnx.sites.model import Kind
-from quarot_onnx.turning import prove, rotate_in_place, still_to_rotate
-from quarot_onnx.workspace import Clock, Progress, Workspace, scratch_folder, workspace
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
 
@@ -265,7 +259,9 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(model, selection, config, ranges, work.samples)
-        given, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
+        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
+        assert config.resolved_format is not None, "the configuration is a low-bit one"
+        given = GivenWeights(weights, config.resolved_format, config.accuracy_level)
         run.clock.lap("round")
     notes = (*left_in_float(model.graph, config), *notes)
     apply_selection(model, selection, ranges, _phase(run.progress, "quantize"), given)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.given import FeedsSource
 from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.config import QConfig
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.evaluation.check import Check
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import Outcome, quantize
-from quarot_onnx.quantization.config import QConfig
 
 if TYPE_CHECKING:
     import onnx

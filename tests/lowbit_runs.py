@@ -11,9 +11,8 @@ import pytest
 
 from quarot_onnx import pipeline
 from quarot_onnx.calibration.readers import TextReader
-from quarot_onnx.quantization import blockwise, lowbit
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import (
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import (
     GPTAQConfig,
     GPTQConfig,
     QronosConfig,
@@ -21,8 +20,9 @@ from quarot_onnx.quantization.config.algorithm import (
     RoundingConfig,
     RTNConfig,
 )
-from quarot_onnx.quantization.config.spec import Int4Spec, QLayerConfig, UInt4Spec, UInt8Spec
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight
+from quarot_onnx.config.spec import Int4Spec, QLayerConfig, UInt4Spec, UInt8Spec
+from quarot_onnx.quantization.scheme import QuantizedWeight
+from quarot_onnx.rounding import blockwise, lowbit
 
 TOKEN = UInt8Spec(symmetric=True, quant_granularity="Token")
 METHODS: dict[str, Callable[[], RoundingConfig]] = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx import model_io
 from quarot_onnx.evaluation.equivalence import compare
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Demand, Plan, RotationRequest, plan_rotation
 from quarot_onnx.sites.detect import detect

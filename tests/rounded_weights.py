@@ -8,8 +8,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.quantization.weights.store import RoundedWeight
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.rounding.store import RoundedWeight
 
 
 def quantized(shape: tuple[int, int], scheme: WeightScheme, seed: int = 0) -> QuantizedWeight:

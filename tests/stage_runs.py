@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.graph.blocks import Segments, Stage, find_stages
 from quarot_onnx.graph.linear import Linear, linears
+from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.sites.detect import detect
-from quarot_onnx.skeleton import open_augmented
+from quarot_onnx.stages.blocks import Segments, Stage, find_stages
 
 
 def decoder_stages(model: ir.Model) -> tuple[Stage, ...]:

@@ -5,9 +5,9 @@ import json
 import io_models
 import pytest
 
-from quarot_onnx import model_io
-from quarot_onnx.companions import companion_bytes, companion_files
 from quarot_onnx.errors import ConfigError, OutputError
+from quarot_onnx.io import model_io
+from quarot_onnx.io.companions import companion_bytes, companion_files
 
 GENAI = {
     "model": {"bos_token_id": 1, "decoder": {"filename": "in.onnx", "head_size": 64}},

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from quarot_onnx.errors import ConfigError, MissingPackageError, ModelError, OutputError
-from quarot_onnx.export import ExportDtype, _death, export, packaged_model
+from quarot_onnx.export.export import ExportDtype, _death, export, packaged_model
 
 
 def copy_of(folder: Path, place: Path) -> Path:

@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io import model_io
 
 
 def refusal(path: Path | str) -> str:

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from rotating import RTOL, check_equivalent, rotate
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.rounding import GPTQConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.pipeline import rotate as rotate_file
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import GPTQConfig
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Sites
 

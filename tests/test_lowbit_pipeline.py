@@ -16,23 +16,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import GPTAQConfig, GPTQConfig, QuarotConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt3Spec, UInt4Spec, UInt8Spec
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.evaluation.equivalence import compare
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize, rotate
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QuarotConfig
-from quarot_onnx.quantization.config.spec import (
-    Int4Spec,
-    Int8Spec,
-    QLayerConfig,
-    UInt3Spec,
-    UInt4Spec,
-    UInt8Spec,
-)
-from quarot_onnx.quantization.weights.clip import ClipSearch
-from quarot_onnx.quantization.weights.rtn import round_to_nearest_weight
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding.rtn import round_to_nearest_weight
 
 EXPORTS: dict[str, Callable[[], Path]] = {
     "optimum": lambda: exports.optimum_export("llama"),

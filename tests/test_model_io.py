@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ModelError
-from quarot_onnx.runtime import session
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions.runtime import session
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
 

@@ -7,12 +7,12 @@ from typing import Any
 import exports
 import pytest
 
-from quarot_onnx import model_io
+from quarot_onnx.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.tags import is_online
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import Outcome, quantize, rotate
-from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
-from quarot_onnx.sites.config_file import write_config
+from quarot_onnx.rotation_config.config_file import write_config
 from quarot_onnx.sites.detect import detect
 
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="Channel"))

@@ -11,11 +11,11 @@ from onnx import numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import pieces
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import CalibrationError, FeedError
 from quarot_onnx.evaluation.equivalence import compare
 from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.pipeline import rotate
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
 # Spec, tokens of a window, and how many of the compared tokens are fed on a cache.
 FED = {

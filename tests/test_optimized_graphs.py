@@ -12,12 +12,12 @@ import pytest
 from hand_decoder import Spec
 from rotating import check_equivalent, rotate
 
-from quarot_onnx import model_io
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
 LEVELS = {

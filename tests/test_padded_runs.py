@@ -13,10 +13,10 @@ from quarot_onnx import pipeline
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.ranges import CalibrationMethod, collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt4Spec, UInt8Spec
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt4Spec, UInt8Spec
 
 TEXTS = [np.random.default_rng(k).integers(0, 256, n).tolist() for k, n in enumerate([59, 7] * 8)]
 TOKEN = UInt8Spec(symmetric=True, quant_granularity="Token")

@@ -11,18 +11,18 @@ import onnx_ir as ir
 import pytest
 from exports import VOCAB
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError, ModelError, OutputError, VerificationError
 from quarot_onnx.evaluation import equivalence
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import FLOAT_TYPES
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, recorded, rotate
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.rotation.plan import Plan
-from quarot_onnx.sites.config_file import write_config
+from quarot_onnx.rotation_config.config_file import write_config
 from quarot_onnx.sites.detect import detect
 
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="Channel"))
@@ -112,7 +112,7 @@ def test_schemes_choose_their_rotations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["rotate", "quantize"])
 def test_a_failed_proof_writes_nothing(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rotation that forgets one factor is found."""
-    from quarot_onnx import turning  # noqa: PLC0415
+    from quarot_onnx.run import turning  # noqa: PLC0415
 
     apply = turning.apply_plan
 

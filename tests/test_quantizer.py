@@ -66,9 +66,9 @@ def source() -> Path:
 
 def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Path) -> None:
     from quarot_onnx import ModelQuantizer  # noqa: PLC0415
-    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
-    from quarot_onnx.quantization.config.algorithm import QuarotConfig  # noqa: PLC0415
-    from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec  # noqa: PLC0415
+    from quarot_onnx.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.config.algorithm import QuarotConfig  # noqa: PLC0415
+    from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec  # noqa: PLC0415
 
     r_config_path = str(write_pairs(source, tmp_path / "rotation_config.json"))
     before = digest(source)
@@ -93,7 +93,7 @@ def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Pa
 
 def test_the_short_imports_are_the_same_names() -> None:
     import quarot_onnx  # noqa: PLC0415
-    from quarot_onnx.quantization.config import QConfig, algorithm, enums, spec  # noqa: PLC0415
+    from quarot_onnx.config import QConfig, algorithm, enums, spec  # noqa: PLC0415
 
     assert quarot_onnx.QConfig is QConfig
     homes = {"QLayerConfig": spec, "Int8Spec": spec, "UInt8Spec": spec, "QuarotConfig": algorithm, "CalibMethod": enums}

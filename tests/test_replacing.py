@@ -5,9 +5,9 @@ import json
 import io_models
 import pytest
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import OutputError
-from quarot_onnx.replacing import Earlier, Outputs
+from quarot_onnx.io import model_io
+from quarot_onnx.io.replacing import Earlier, Outputs
 
 COMPANIONS = {"config.json": '{"a": 1}', "tokenizer.json": "tokens", "merges.txt": "merges"}
 RECIPE = {"version": "0.1.0", "quantization": {}}

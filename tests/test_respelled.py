@@ -14,12 +14,12 @@ from onnx import helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from rotating import check_equivalent, rotate
 
-from quarot_onnx import model_io
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.sites.detect import detect
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from quarot_onnx.errors import OutputError
-from quarot_onnx.run_folder import run_folder
-from quarot_onnx.workspace import scratch_folder
+from quarot_onnx.io.run_folder import run_folder
+from quarot_onnx.run.workspace import scratch_folder
 
 
 def names(folder: Path) -> set[str]:

@@ -9,8 +9,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from quarot_onnx import model_io, runtime
 from quarot_onnx.errors import MissingPackageError, ModelError
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions import runtime
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
 
@@ -99,5 +100,5 @@ def test_without_the_extensions_the_pip_line_is_given(tmp_path, monkeypatch):
 
 
 def test_importing_does_not_import_onnxruntime():
-    code = "import sys, quarot_onnx.runtime, quarot_onnx.model_io; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, quarot_onnx.sessions.runtime, quarot_onnx.io.model_io; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

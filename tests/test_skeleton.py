@@ -3,10 +3,11 @@ import onnx_ir as ir
 import pytest
 import tiny_decoders as tiny
 
-from quarot_onnx import model_io, skeleton
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import ModelError
-from quarot_onnx.skeleton import open_augmented
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions import skeleton
+from quarot_onnx.sessions.skeleton import open_augmented
 
 VOCAB = 512  # makes E and Wh 16 kB each: large enough to stay external
 

@@ -8,17 +8,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, rotate
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.rotation.online import is_online
+from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import detect
 
 WINDOWS, SEQ_LEN = 8, 256

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quarot_onnx import layout, model_io, staging
 from quarot_onnx.errors import OutputError
+from quarot_onnx.io import layout, model_io, staging
 
 
 @pytest.fixture

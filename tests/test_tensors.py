@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.tensors import lazy_tensor, read_array, read_rows
+from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
 
 ARRAYS = {
     ir.DataType.FLOAT: np.arange(12, dtype=np.float32).reshape(4, 3),

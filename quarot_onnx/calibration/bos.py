@@ -19,8 +19,8 @@ from typing import Any
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
-from quarot_onnx.companions import read_json
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.io.companions import read_json
 
 _WAYS = "give its id (--bos-id N; in Python bos=N), or go without (--no-bos; Bos.NONE)"
 _PROBES = ("a", "1")

@@ -20,8 +20,8 @@ from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedd
 from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
-from quarot_onnx.companions import read_json
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
+from quarot_onnx.io.companions import read_json
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -58,7 +58,7 @@ class ModelInputs:
             FeedError: An input is not known.
             ModelError: The file cannot be read, or the graph is no language model.
         """
-        from quarot_onnx import model_io  # noqa: PLC0415 (a session needs no file)
+        from quarot_onnx.io import model_io  # noqa: PLC0415 (a session needs no file)
 
         return cls.from_model(model_io.load(Path(path)), head_dim=head_dim, folder=Path(path).parent)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx.companions import GENAI_CONFIG, read_json
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import FLOAT_TYPES, resolve_constant
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json
 
 _ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")

@@ -16,15 +16,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
 from quarot_onnx.calibration.readers import DataReader, wrap
-from quarot_onnx.calibration.running import check_feeds, check_ids, not_finite, run_sample
+from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
-from quarot_onnx.skeleton import open_augmented
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions.skeleton import open_augmented
 
 _BUDGET = 512 << 20  # bytes of activations that are fetched at once
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from quarot_onnx import runtime
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, RewindableReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
-from quarot_onnx.calibration.running import run_sample
 from quarot_onnx.calibration.running_text import running_text_note
+from quarot_onnx.calibration.sample import run_sample
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
@@ -28,6 +27,7 @@ from quarot_onnx.calibration.text import (
     windows,
 )
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.sessions import runtime
 
 __all__ = [
     "CheckedReader",

@@ -53,8 +53,8 @@ def export(
     quiet: opt.Quiet = False,
 ) -> None:
     """Export a model to ONNX through optimum, offline (needs the extra [bold]export[/])."""
-    from quarot_onnx.export import ExportDtype  # noqa: PLC0415 - every command imports what it needs
-    from quarot_onnx.export import export as export_model  # noqa: PLC0415
+    from quarot_onnx.export.export import ExportDtype  # noqa: PLC0415 - every command imports what it needs
+    from quarot_onnx.export.export import export as export_model  # noqa: PLC0415
 
     progress = None if quiet or as_json else remark
     kind = ExportDtype(dtype.value)

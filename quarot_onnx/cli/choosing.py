@@ -6,16 +6,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx.choices import Precision
 from quarot_onnx.cli import configs
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.choices import Precision
 from quarot_onnx.errors import ConfigError, ModelError
-from quarot_onnx.provenance import Recipe as Record
-from quarot_onnx.provenance import is_rotated, summary
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.build import Places, head_note, quantization_config
@@ -23,6 +21,8 @@ from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
+from quarot_onnx.run.provenance import Recipe as Record
+from quarot_onnx.run.provenance import is_rotated, summary
 from quarot_onnx.sites.detect import understood
 
 CALIBRATION = "calibration."

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from quarot_onnx import model_io
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
+from quarot_onnx.io import model_io
 
 
 def run(original: Path, quantized: Path, check: Check, threads: int | None) -> Fidelity:

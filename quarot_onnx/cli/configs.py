@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 
-from quarot_onnx.choices import Precision, WeightType
 from quarot_onnx.cli.options import CalibrationChoice, Scheme
 from quarot_onnx.cli.typed import Typed
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.choices import Precision, WeightType
+from quarot_onnx.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec
 from quarot_onnx.recipes.build import eight_bit_spec
 
 _ROTATION = "rotation."

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from quarot_onnx import model_io
-from quarot_onnx.companions import companion_files
 from quarot_onnx.evaluation.inspection import inspection_record, quantized_record
-from quarot_onnx.provenance import recorded
-from quarot_onnx.sites.config_file import read_sites, write_config
+from quarot_onnx.io import model_io
+from quarot_onnx.io.companions import companion_files
+from quarot_onnx.io.staging import check_targets
+from quarot_onnx.rotation_config.config_file import read_sites, write_config
+from quarot_onnx.run.provenance import recorded
 from quarot_onnx.sites.detect import detect, is_quantized
 from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.model import Kind
-from quarot_onnx.staging import check_targets
 
 
 def inspect_model(

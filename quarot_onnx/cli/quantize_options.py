@@ -6,10 +6,10 @@ from typing import Annotated
 
 from typer import Option
 
-from quarot_onnx.choices import Method, OutputFormat, Precision, WeightType
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, ROUNDING, SCHEME, WEIGHTS
+from quarot_onnx.config.choices import Method, OutputFormat, Precision, WeightType
 
 
 @dataclass(frozen=True, kw_only=True)

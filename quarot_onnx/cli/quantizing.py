@@ -5,7 +5,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.given import given_feeds
@@ -18,17 +17,18 @@ from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.formats import widened
 from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.processor import saturates
-from quarot_onnx.provenance import is_rotated, recorded, summary
 from quarot_onnx.quantization import static_ranges
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config._formats import widened
 from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
+from quarot_onnx.run.provenance import is_rotated, recorded, summary
 
 _OF_CHECK = frozenset({f"{CALIBRATION}tokenizer", f"{CALIBRATION}bos"})
 """What the check of the quantized model reads, too."""

@@ -24,10 +24,7 @@ def written(path: Path) -> None:
 
 def outcome_record(outcome: "Outcome") -> dict[str, object]:
     """A run as JSON types."""
-    from quarot_onnx.evaluation.report import (  # noqa: PLC0415 - the run has imported it already
-        equivalence_record,
-        fidelity_record,
-    )
+    from quarot_onnx.evaluation.report import equivalence_record, fidelity_record  # noqa: PLC0415 - the run has imported it already
 
     return {
         "model": str(outcome.saved.path),

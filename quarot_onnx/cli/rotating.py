@@ -8,9 +8,9 @@ from quarot_onnx.cli.choosing import file_notes
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, Progress, rotate
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.recipes.build import rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.wording import parse

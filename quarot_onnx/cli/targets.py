@@ -5,9 +5,9 @@ from typing import Protocol
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.errors import OutputError
-from quarot_onnx.external import peek
-from quarot_onnx.provenance import RECIPE_KEY
-from quarot_onnx.staging import same_file
+from quarot_onnx.io.external import peek
+from quarot_onnx.io.staging import same_file
+from quarot_onnx.run.provenance import RECIPE_KEY
 
 
 class _Options(Protocol):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare
+from quarot_onnx.io import model_io
 
 
 def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None) -> Equivalence:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.roles import is_decoder
@@ -30,6 +29,7 @@ from quarot_onnx.evaluation.measuring import Measured, measure
 from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
 from quarot_onnx.evaluation.pairing import Compared, Pairing, float_output_names, pair_decoders
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
+from quarot_onnx.io import model_io
 
 __all__ = ["Equivalence", "OutputDifference", "Tolerance", "compare", "is_decoder", "require"]
 

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.kept import Kept, kept
@@ -28,7 +27,9 @@ from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.evaluation.sums import Sums
 from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.io import model_io
 from quarot_onnx.processor import EXACT_PRODUCTS, saturates
+from quarot_onnx.sessions import runtime
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quarot_onnx import runtime
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec
 from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError
+from quarot_onnx.sessions import runtime
 
 Outputs = list[tuple[int, npt.NDArray[Any]]]
 """What a run puts out, each with its place among the outputs that are compared."""

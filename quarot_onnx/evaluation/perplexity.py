@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
@@ -28,7 +27,9 @@ from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run, window_outputs
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.io import model_io
 from quarot_onnx.processor import saturates
+from quarot_onnx.sessions import runtime
 
 _JOINING = "{source}, tokenized whole without special tokens, windows without overlap"
 

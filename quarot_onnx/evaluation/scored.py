@@ -10,10 +10,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io import model_io
 
 
 @dataclass(frozen=True)

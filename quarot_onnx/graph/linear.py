@@ -24,7 +24,7 @@ from quarot_onnx.graph.query import (
     through,
 )
 from quarot_onnx.graph.tags import is_online
-from quarot_onnx.opsets import STANDARD_DOMAINS
+from quarot_onnx.io.opsets import STANDARD_DOMAINS
 
 WEIGHT_INPUT = 1
 

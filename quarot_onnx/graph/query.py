@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx import model_io
+from quarot_onnx.io import model_io
 
 PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
 """Operators whose output 0 is their input 0, up to rounding."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import label, resolve_constant
+from quarot_onnx.io.tensors import read_array
 from quarot_onnx.processor import LARGEST_SAFE
-from quarot_onnx.tensors import read_array
 
 _WEIGHT_INPUTS = {
     "MatMulInteger": 1,

@@ -1,1 +1,1 @@
-"""From float to 8-bit integers."""
+"""Numbers and choices: grids, activations, what of a graph is quantized."""

@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.quantization.rounding import Grid
+from quarot_onnx.quantization.grids import Grid
 
 Floats = NDArray[np.float32]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.graph.query import label
-from quarot_onnx.quantization.config.spec import QTensorConfig
 from quarot_onnx.quantization.select import Selection
 
 _USUAL = (16, 32, 64, 96, 128, 192, 256)

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.enums import OpType
+from quarot_onnx.config.rules import leaves_out
 from quarot_onnx.graph.linear import LINEAR_OPS, linear_at
 from quarot_onnx.graph.query import FLOAT_TYPES, label, resolve_constant, subgraphs
 from quarot_onnx.graph.tags import is_online
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config._rules import leaves_out
-from quarot_onnx.quantization.config.enums import OpType
 
 _PRODUCTS = LINEAR_OPS | {
     "Attention",

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.formats import saturable as _saturable
+from quarot_onnx.config.spec import QLayerConfig, QTensorConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config._formats import saturable as _saturable
-from quarot_onnx.quantization.config.spec import QLayerConfig, QTensorConfig
+from quarot_onnx.io.spellings import weights_with_default
 from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
-from quarot_onnx.spellings import weights_with_default
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
 
 
 def saturable(selection: Selection, config: QConfig) -> bool:
-    """Whether any of it saturates on processors without VNNI, see :func:`._formats.saturable`."""
+    """Whether any of it saturates on processors without VNNI, see :func:`quarot_onnx.config.formats.saturable`."""
     return any(_saturable(job.config, config.resolved_format) for job in selection.linears)
 
 

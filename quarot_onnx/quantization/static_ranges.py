@@ -2,7 +2,7 @@
 
 Calibration runs the float model once over the reader's samples and keeps a minimum and a maximum per tensor.
 
-The graph is then written by :mod:`quarot_onnx.quantization.apply`. onnxruntime's own ``quantize_static`` gives the same
+The graph is then written by :mod:`quarot_onnx.emission.apply`. onnxruntime's own ``quantize_static`` gives the same
 grids from the same ranges (a test holds the two together), but it loads every weight several times over, and quantizes
 the Hadamards and attention's MatMuls unless told otherwise.
 """
@@ -10,13 +10,16 @@ the Hadamards and attention's MatMuls unless told otherwise.
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.quantization.config.enums import CalibMethod, QuantGranularity
-from quarot_onnx.quantization.config.spec import QTensorConfig
+from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
+from quarot_onnx.quantization.grids import IntegerType, grid_for_range
 from quarot_onnx.quantization.select import Selection
 
 Ranges = Mapping[tuple[str, CalibMethod, float], Range]
@@ -106,3 +109,45 @@ def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]
         want(job.config.activation, job.linear.input)
         want(job.config.output_tensors, job.linear.output)
     return wanted
+
+
+def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Activation:
+    """What the finished model does to an activation.
+
+    Args:
+        spec: How it is quantized; None leaves it in float.
+        name: The value's name, which its range goes by.
+        ranges: From ``calibrate``.
+    """
+    if spec is None:
+        return None
+    if spec.quant_granularity is not QuantGranularity.Token:
+        if spec.bits == 8:
+            return fixed_grid(spec, name, ranges)
+        low, high = _range(spec, name, ranges)
+        return FakeStatic.for_range(low, high, spec.bits, symmetric=spec.symmetric)
+    if spec.bits == 8 and spec.symmetric and spec.group_size is None:
+        return PerToken(spec.clip_ratio)
+    return FakePerToken(spec.bits, spec.symmetric, spec.group_size, spec.clip_ratio)
+
+
+def fixed_grid(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
+    """The fixed 8-bit grid of a value.
+
+    Args:
+        spec: How it is quantized.
+        name: The value's name, which its range goes by.
+        ranges: From ``calibrate``.
+    """
+    low, high = _range(spec, name, ranges)
+    return Static(
+        grid_for_range(
+            np.asarray(low), np.asarray(high), IntegerType(signed=spec.data_type.signed), symmetric=spec.symmetric
+        )
+    )
+
+
+def _range(spec: QTensorConfig, name: str, ranges: Ranges) -> tuple[float, float]:
+    """The smallest and the largest value that a fixed grid covers."""
+    found = ranges[(name, spec.calibration_method, spec.percentile)]
+    return found.min * spec.clip_ratio, found.max * spec.clip_ratio

@@ -4,22 +4,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.choices import OutputFormat, Precision, WeightType
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig, RoundingConfig
+from quarot_onnx.config.choices import OutputFormat, Precision, WeightType
+from quarot_onnx.config.data_type import DataType
+from quarot_onnx.config.enums import OpType, QuantGranularity
+from quarot_onnx.config.formats import BLOCKS
+from quarot_onnx.config.rounding import ROUNDINGS
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec, spec_class
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config._formats import BLOCKS
-from quarot_onnx.quantization.config.algorithm import QuarotConfig, RoundingConfig
-from quarot_onnx.quantization.config.data_type import DataType
-from quarot_onnx.quantization.config.enums import OpType, QuantGranularity
-from quarot_onnx.quantization.config.rounding import ROUNDINGS
-from quarot_onnx.quantization.config.spec import (
-    Int4Spec,
-    Int8Spec,
-    QLayerConfig,
-    QTensorConfig,
-    UInt8Spec,
-    spec_class,
-)
 from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.detect import detect

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool
 
+from quarot_onnx.config.files import FileConfig
+from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import did_you_mean
-from quarot_onnx.quantization.config._files import FileConfig
-from quarot_onnx.quantization.config._strict import Strict
 
 TOP_KEYS = frozenset({"quant", "base", "calib", "save"})
 """The keys that tell LLMC's files from our own."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quarot_onnx.quantization.config._files import FileConfig
+from quarot_onnx.config.files import FileConfig
 from quarot_onnx.recipes.llmc import LlmcWording, as_own
 from quarot_onnx.recipes.llmc_file import TOP_KEYS, LlmcFile
 from quarot_onnx.recipes.own import Recipe

@@ -16,15 +16,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.choices import Choice, Method, OutputFormat, Precision, WeightType
-from quarot_onnx.quantization.config._files import FileConfig
-from quarot_onnx.quantization.config._numbers import refuse_disguised
-from quarot_onnx.quantization.config._rules import Pattern
-from quarot_onnx.quantization.config._strict import Strict
-from quarot_onnx.quantization.config.algorithm import ConfigPath, QuarotConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import ROUNDINGS, RTNConfig
-from quarot_onnx.quantization.config.tensor import GroupSize
+from quarot_onnx.config.algorithm import ConfigPath, QuarotConfig
+from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.files import FileConfig
+from quarot_onnx.config.numbers import refuse_disguised
+from quarot_onnx.config.rounding import ROUNDINGS, RTNConfig
+from quarot_onnx.config.rules import Pattern
+from quarot_onnx.config.strict import Strict
+from quarot_onnx.config.tensor import GroupSize
 
 FLOAT_BITS = 16
 """The number of bits that leaves a tensor in float."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from quarot_onnx.choices import Method, OutputFormat, Precision
+from quarot_onnx.config.choices import Method, OutputFormat, Precision
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.formats import BLOCKS
+from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config._formats import BLOCKS
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quarot_onnx.config.strict import reason
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config._strict import reason
 from quarot_onnx.recipes.own import Recipe
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx import model_io
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.io import model_io
 
 _BLOCK_BYTES = 32 * 2**20
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import label
-from quarot_onnx.opsets import STANDARD_DOMAINS
+from quarot_onnx.io.opsets import STANDARD_DOMAINS
 from quarot_onnx.sites.model import Attention, Kind, LeftOut
 from quarot_onnx.sites.stream import Stream
 

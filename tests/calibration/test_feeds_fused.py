@@ -6,10 +6,10 @@ from pathlib import Path
 import exports
 import pytest
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import rotate
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ModelError
 from quarot_onnx.pipeline import rotate
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
 
 def crossed() -> onnx.ModelProto:

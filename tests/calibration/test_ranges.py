@@ -6,12 +6,12 @@ import pytest
 import tiny_decoders as tiny
 from onnx import TensorProto
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration import ranges
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.ranges import CalibrationMethod, collect_ranges
 from quarot_onnx.calibration.readers import TokenReader
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.io import model_io
 
 NAMES = ["x", "context", "h", "k0", "logits"]
 

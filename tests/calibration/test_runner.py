@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from stage_runs import decoder_stages, feeds_of, plain_stages, rows_of, stage_rows, whole_runs
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
-from quarot_onnx.calibration.runner import Fake, Replacement, StageRunner
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.graph.blocks import Stage
 from quarot_onnx.graph.query import seen
+from quarot_onnx.io import model_io
 from quarot_onnx.quantization.activations import per_token
+from quarot_onnx.stages.blocks import Stage
+from quarot_onnx.stages.runner import Fake, Replacement, StageRunner
 
 Weights = Callable[[Stage], tuple[NDArray[np.float32], ...]]
 

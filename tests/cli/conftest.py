@@ -11,9 +11,9 @@ from passed import Asks, Passed
 
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.cli import quantizing
-from quarot_onnx.model_io import SavedModel
+from quarot_onnx.config import QConfig
+from quarot_onnx.io.model_io import SavedModel
 from quarot_onnx.pipeline import Outcome
-from quarot_onnx.quantization.config import QConfig
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from quarot_onnx.calibration.readers import TextReader
-from quarot_onnx.quantization.config import QConfig, QLayerConfig
+from quarot_onnx.config import QConfig, QLayerConfig
 
 
 class Passed:

@@ -195,7 +195,7 @@ def test_a_full_disk(command: str, refused, model: Path, tmp_path: Path, monkeyp
 def test_calibration_data_are_checked_before_any_long_work(
     refused, model: Path, text: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from quarot_onnx import turning  # noqa: PLC0415
+    from quarot_onnx.run import turning  # noqa: PLC0415
 
     monkeypatch.setattr(turning, "apply_plan", lambda *_: pytest.fail("rotated before the data were checked"))
     command = ("quantize", model, tmp_path / "out.onnx", *STATIC)
@@ -226,7 +226,7 @@ def test_a_tokenizer_of_another_model(refused, model: Path, text: Path, tmp_path
 
 @pytest.mark.parametrize("command", ["rotate", "quantize"])
 def test_a_failed_proof_leaves_nothing(command: str, refused, model: Path, tmp_path: Path, monkeypatch) -> None:
-    from quarot_onnx import turning  # noqa: PLC0415
+    from quarot_onnx.run import turning  # noqa: PLC0415
 
     def differ(_: object) -> None:
         raise VerificationError("the models differ")

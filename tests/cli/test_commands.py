@@ -14,9 +14,9 @@ import onnx_ir as ir
 import pytest
 from command_line import Shell, files
 
-from quarot_onnx import model_io
 from quarot_onnx.cli import console
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 
 PERCENTILE = ("--calib-method", "percentile", "--percentile", 99.9)
 CALIBRATION = ("--calib-samples", 2, "--calib-seq-len", 16)

@@ -9,9 +9,10 @@ import pytest
 from command_line import Shell, files
 from onnx import numpy_helper
 
-from quarot_onnx import model_io, processor
+from quarot_onnx import processor
 from quarot_onnx.cli import quantizing
 from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.io import model_io
 
 KEYS = {
     "kl", "top1_agreement", "perplexity_a", "perplexity_b", "perplexity_ratio", "exact_perplexity_ratio", "passed",

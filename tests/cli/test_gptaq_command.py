@@ -7,7 +7,7 @@ import pytest
 from command_line import Shell
 from passed import Asks
 
-from quarot_onnx.quantization.config import GPTAQConfig, OutputFormat
+from quarot_onnx.config import GPTAQConfig, OutputFormat
 
 WEIGHTS = ("--w_bits", 4, "--w_groupsize", -1, "--w_clip")
 CACHE = ("--v_bits", 16, "--k_bits", 16, "--k_asym", "--v_asym", "--k_clip_ratio", 0.95, "--v_clip_ratio", 0.95)

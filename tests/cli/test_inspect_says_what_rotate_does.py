@@ -9,12 +9,12 @@ import pytest
 from command_line import Shell
 from hand_decoder import Spec
 
-from quarot_onnx import model_io
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.hadamard.orders import missing, usual_block
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
-from quarot_onnx.sites.config_file import read_sites
+from quarot_onnx.rotation_config.config_file import read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind
 

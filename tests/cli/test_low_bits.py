@@ -9,9 +9,9 @@ from command_line import Shell
 from passed import Asks
 
 from quarot_onnx.cli import quantizing
+from quarot_onnx.config import GPTAQConfig, GPTQConfig, QronosConfig, RTNConfig
 from quarot_onnx.errors import OutputError
 from quarot_onnx.pipeline import Outcome
-from quarot_onnx.quantization.config import GPTAQConfig, GPTQConfig, QronosConfig, RTNConfig
 
 HEAD = "/lm_head/MatMul"
 DOWN = "/model/layers.0/mlp/down_proj/MatMul"

@@ -7,7 +7,7 @@ import pytest
 from command_line import Shell
 from passed import Asks
 
-from quarot_onnx.quantization.config import GPTQConfig, QronosConfig
+from quarot_onnx.config import GPTQConfig, QronosConfig
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import tiny_decoders as tiny
 from onnx import numpy_helper
 
-from quarot_onnx import model_io, runtime
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
@@ -20,6 +19,8 @@ from quarot_onnx.evaluation.check import Check, material_for, prepare
 from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, measure, reference, require
 from quarot_onnx.evaluation.material import DECODE_STEPS, Material
 from quarot_onnx.evaluation.report import fidelity_record
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions import runtime
 
 
 @pytest.fixture
@@ -161,9 +162,9 @@ def test_what_cannot_be_checked_is_a_note_unless_it_was_demanded(tmp_path: Path)
 
 def test_a_damaged_scale_shows(tmp_path: Path) -> None:
     """One weight's scales times 1.5, as a faulty writer would leave them."""
+    from quarot_onnx.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
     from quarot_onnx.pipeline import quantize  # noqa: PLC0415
-    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
-    from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
 
     source = exports.optimum_export("llama")
     token = UInt8Spec(symmetric=True, quant_granularity="Token")
@@ -183,10 +184,10 @@ def test_a_damaged_scale_shows(tmp_path: Path) -> None:
 
 def test_a_rotated_run_opens_the_original_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof's session also gives the check its logits: the same figures as from a session of its own."""
+    from quarot_onnx.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.config.algorithm import QuarotConfig  # noqa: PLC0415
+    from quarot_onnx.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
     from quarot_onnx.pipeline import quantize  # noqa: PLC0415
-    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
-    from quarot_onnx.quantization.config.algorithm import QuarotConfig  # noqa: PLC0415
-    from quarot_onnx.quantization.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
 
     source, opened = exports.optimum_export("llama"), []
     real = runtime.session

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
+from quarot_onnx.config import Int8Spec, QConfig, QLayerConfig
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import VerificationError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import RECIPE_KEY
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
-from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 
 
 def with_head(factor: float, how: str) -> onnx.ModelProto:

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from renaming import rename_all
 from stage_runs import decoder_stages, feeds_of, plain_stages, segment_run, whole_runs
 
-from quarot_onnx import model_io
-from quarot_onnx.graph.blocks import Segments, Stage, find_stages
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
+from quarot_onnx.stages.blocks import Segments, Stage, find_stages
 
 node = helper.make_node
 

@@ -16,7 +16,7 @@ from quarot_onnx.quantization.activations import (
     round_trip,
     static,
 )
-from quarot_onnx.quantization.rounding import Grid
+from quarot_onnx.quantization.grids import Grid
 
 
 def sample(*shape: int) -> np.ndarray:

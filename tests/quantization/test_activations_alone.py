@@ -12,19 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.readers import SampleReader, TextReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import GPTQConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorConfig, UInt4Spec, UInt8Spec
+from quarot_onnx.emission.emit import Emitter
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization import lowbit
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static, round_trip
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTQConfig
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorConfig, UInt4Spec, UInt8Spec
-from quarot_onnx.quantization.emit import Emitter
-from quarot_onnx.quantization.rounding import Grid
+from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.select import select
+from quarot_onnx.rounding import lowbit
 
 KINDS: list[Activation] = [
     FakePerToken(4),

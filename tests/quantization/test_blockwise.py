@@ -11,21 +11,22 @@ import pytest
 from numpy.typing import NDArray
 from stage_runs import decoder_stages, feeds_of, stage_rows
 
-from quarot_onnx import model_io
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import GPTQConfig, RTNConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.emission.apply import GivenWeights
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.graph.query import seen
-from quarot_onnx.quantization import blockwise, lowbit, static_ranges
-from quarot_onnx.quantization.apply import GivenWeights
-from quarot_onnx.quantization.checkpoint import Checkpoint
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTQConfig, RTNConfig
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.io import model_io
+from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.select import select
-from quarot_onnx.quantization.weights.methods import round_weight
-from quarot_onnx.quantization.weights.solve import Rounded
+from quarot_onnx.rounding import blockwise, lowbit
+from quarot_onnx.rounding.checkpoint import Checkpoint
+from quarot_onnx.rounding.methods import round_weight
+from quarot_onnx.rounding.solve import Rounded
 
 W4 = QLayerConfig(weight=Int4Spec())
 

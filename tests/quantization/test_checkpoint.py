@@ -7,8 +7,8 @@ import pytest
 import rounded_weights
 
 from quarot_onnx.errors import ConfigError, OutputError, VerificationError
-from quarot_onnx.quantization.checkpoint import DAMAGE, Checkpoint, notes_of, open_checkpoint
-from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of, open_checkpoint
 
 SCHEME = WeightScheme(4)
 WEIGHT = rounded_weights.quantized((6, 5), SCHEME)

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from quarot_onnx.emission.emit import Activation, Emitter, PerToken, Static
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import resolve_constant
-from quarot_onnx.quantization.emit import Activation, Emitter, PerToken, Static
-from quarot_onnx.quantization.rounding import Grid, IntegerType, weight_grid
+from quarot_onnx.quantization.grids import Grid, IntegerType, weight_grid
 
 # One rounding of float32 (6e-8) per operation, sums of at most 24 products of integers are exact: 1e-5 is ample.
 # A float16 output is rounded at 2^-11 of its size, its bias once more.

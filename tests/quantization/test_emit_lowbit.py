@@ -10,21 +10,13 @@ import pytest
 import rounded_weights
 from onnx import TensorProto, helper
 
-from quarot_onnx import model_io
-from quarot_onnx.choices import OutputFormat
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.emission.emit import Activation, Emitter, FakePerToken, FakeStatic, Given, PerToken, Static
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.quantization.activations import round_trip
-from quarot_onnx.quantization.emit import (
-    Activation,
-    Emitter,
-    FakePerToken,
-    FakeStatic,
-    Given,
-    PerToken,
-    Static,
-)
-from quarot_onnx.quantization.rounding import Grid
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 
 IN, OUT = 37, 29
 # Sums of at most 160 products, each rounded to 6e-8 of it in float32, in another order than NumPy's.

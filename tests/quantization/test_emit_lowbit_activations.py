@@ -7,12 +7,12 @@ import pytest
 import rounded_weights
 from onnx import TensorProto, helper
 
-from quarot_onnx.choices import OutputFormat
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.emission.emit import Emitter, FakePerToken, FakeStatic, Given, PerToken, Static
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.quantization.activations import Activation, round_trip
-from quarot_onnx.quantization.emit import Emitter, FakePerToken, FakeStatic, Given, PerToken, Static
-from quarot_onnx.quantization.rounding import Grid
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 
 FEATURES = 48
 KINDS: list[Activation] = [

@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from quarot_onnx.emission.opset import raise_opset
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.edit import Editor
-from quarot_onnx.quantization.emission.opset import raise_opset
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 

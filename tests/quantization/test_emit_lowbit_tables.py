@@ -9,12 +9,12 @@ import pytest
 import rounded_weights
 from onnx import TensorProto, helper
 
-from quarot_onnx import model_io
-from quarot_onnx.choices import OutputFormat
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.emission.emit import Emitter, Given
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import resolve_constant
-from quarot_onnx.quantization.emit import Emitter, Given
-from quarot_onnx.quantization.weights.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.io import model_io
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 
 ROWS = 11
 IDS = np.array([[3, 0, 10], [3, 7, 1]])

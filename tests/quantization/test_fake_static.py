@@ -12,11 +12,7 @@ from onnx import numpy_helper
 
 from quarot_onnx.calibration.ranges import Range
 from quarot_onnx.calibration.readers import TextReader
-from quarot_onnx.errors import CalibrationError
-from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization.activations import FakeStatic, Static, round_trip
-from quarot_onnx.quantization.apply import activation_of
-from quarot_onnx.quantization.config import (
+from quarot_onnx.config import (
     CalibMethod,
     GPTQConfig,
     Int3Spec,
@@ -29,7 +25,11 @@ from quarot_onnx.quantization.config import (
     UInt8Spec,
     spec_class,
 )
-from quarot_onnx.quantization.config.data_type import DataType
+from quarot_onnx.config.data_type import DataType
+from quarot_onnx.emission.apply import activation_of
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.pipeline import quantize
+from quarot_onnx.quantization.activations import FakeStatic, Static, round_trip
 
 LAYERS = 2
 RANGES = {("x", CalibMethod.MinMax, 99.999): Range(-3.0, 12.0), ("x", CalibMethod.Percentile, 99.0): Range(-1.0, 2.0)}

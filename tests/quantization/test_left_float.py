@@ -14,14 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from quarot_onnx import model_io
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.rounding import GPTQConfig
+from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import Outcome, quantize
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.rounding import GPTQConfig
-from quarot_onnx.quantization.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.quantization.left_float import left_in_float
 
 K = 16

@@ -8,13 +8,9 @@ import onnx
 import pytest
 from lowbit_runs import METHODS, TOKEN, config_for, text_reader
 
-from quarot_onnx import model_io
-from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
-from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization import lowbit, static_ranges
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import GPTQConfig, QuarotConfig, RTNConfig
-from quarot_onnx.quantization.config.spec import (
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import GPTQConfig, QuarotConfig, RTNConfig
+from quarot_onnx.config.spec import (
     Int2Spec,
     Int4Spec,
     Int8Spec,
@@ -24,8 +20,13 @@ from quarot_onnx.quantization.config.spec import (
     UInt4Spec,
     UInt8Spec,
 )
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.io import model_io
+from quarot_onnx.pipeline import quantize
+from quarot_onnx.quantization import static_ranges
+from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.quantization.select import select
-from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.rounding import lowbit
 
 SAMPLES = [{"x": np.arange(6.0).reshape(2, 3)}]
 

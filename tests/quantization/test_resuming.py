@@ -17,12 +17,12 @@ import pytest
 from lowbit_runs import config_for, text_reader, watched
 from onnx import numpy_helper
 
-from quarot_onnx.calibration.runner import StageRunner
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.pipeline import Outcome, quantize
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.weights.store import WeightStore
+from quarot_onnx.rounding.store import WeightStore
+from quarot_onnx.stages.runner import StageRunner
 
 LAYERS, PER_LAYER = 3, 5
 """genai_like packs q, k and v: five Linears in four stages; with the head 16 weights."""
@@ -147,7 +147,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from lowbit_runs import config_for, text_reader
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig
 def progress(phase, done, total):
     if (phase, done) == ("round", 12):
         os.kill(os.getpid(), signal.SIGKILL)

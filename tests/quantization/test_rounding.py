@@ -9,7 +9,7 @@ from onnx import TensorProto
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.quantization.rounding import IntegerType, grid_for_range, round_to_nearest, weight_grid
+from quarot_onnx.quantization.grids import IntegerType, grid_for_range, round_to_nearest, weight_grid
 
 INT8, UINT8 = IntegerType(signed=True), IntegerType(signed=False)
 KINDS = {"int8": (INT8, TensorProto.INT8), "uint8": (UINT8, TensorProto.UINT8)}

@@ -8,13 +8,13 @@ import linear_graphs as graphs
 import onnx_ir as ir
 import pytest
 
-from quarot_onnx import model_io
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.sites.detect import detect
 

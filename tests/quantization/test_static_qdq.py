@@ -21,13 +21,13 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import compute_scale_zp
 
 from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import CalibrationError, MissingPackageError
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize
-from quarot_onnx.quantization.config import QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.enums import QuantGranularity
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 
 EXPORTS: dict[str, Callable[[], Path]] = {
     "optimum": lambda: exports.optimum_export("llama"),
@@ -154,7 +154,7 @@ def test_static_int8_stays_close_to_float(tmp_path: Path) -> None:
 
 
 def optimized(path: Path, folder: Path) -> Any:
-    from quarot_onnx import runtime  # noqa: PLC0415
+    from quarot_onnx.sessions import runtime  # noqa: PLC0415
 
     runtime.session(path, threads=1, optimized_path=folder / "optimized.onnx")
     return graphs.operators(folder / "optimized.onnx")

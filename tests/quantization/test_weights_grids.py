@@ -8,10 +8,10 @@ from hypothesis.extra.numpy import arrays
 from weights_by_hand import clipped_scale
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.quantization.weights.clip import ClipSearch
-from quarot_onnx.quantization.weights.grids import find_grid
-from quarot_onnx.quantization.weights.rtn import round_to_nearest_weight
-from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding.grids import find_grid
+from quarot_onnx.rounding.rtn import round_to_nearest_weight
 
 OFF = ClipSearch(enabled=False)
 SCHEMES = st.builds(

@@ -5,9 +5,8 @@ import pytest
 from weights_by_hand import gptq_by_hand, inputs, qronos_by_hand, statistics
 
 from quarot_onnx.calibration.hessian import Statistics
-from quarot_onnx.choices import Method
-from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
-from quarot_onnx.quantization.config.rounding import (
+from quarot_onnx.config.choices import Method
+from quarot_onnx.config.rounding import (
     GPTAQConfig,
     GPTQConfig,
     HessianConfig,
@@ -15,11 +14,12 @@ from quarot_onnx.quantization.config.rounding import (
     RoundingConfig,
     RTNConfig,
 )
-from quarot_onnx.quantization.weights import solve
-from quarot_onnx.quantization.weights.factor import factorise
-from quarot_onnx.quantization.weights.methods import METHODS, round_weight
-from quarot_onnx.quantization.weights.scheme import WeightScheme
-from quarot_onnx.quantization.weights.solve import Rounded
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.rounding import solve
+from quarot_onnx.rounding.factor import factorise
+from quarot_onnx.rounding.methods import METHODS, round_weight
+from quarot_onnx.rounding.solve import Rounded
 
 SEQUENTIAL = [GPTQConfig(), GPTAQConfig(), GPTAQConfig(alpha=1.0), QronosConfig(), QronosConfig(alpha=1.0)]
 SETTINGS = {

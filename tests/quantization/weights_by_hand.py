@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
-from quarot_onnx.quantization.config.rounding import HessianConfig, QronosConfig
-from quarot_onnx.quantization.weights.clip import ClipSearch
-from quarot_onnx.quantization.weights.grids import find_grid
-from quarot_onnx.quantization.weights.scheme import WeightScheme
+from quarot_onnx.config.rounding import HessianConfig, QronosConfig
+from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding.grids import find_grid
 
 Matrix = NDArray[np.float64]
 

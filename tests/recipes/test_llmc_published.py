@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_llmc_recipe import STEP_1, STEP_2, changed, config_of, refusal
 
-from quarot_onnx.quantization.config import OutputFormat
+from quarot_onnx.config import OutputFormat
 from quarot_onnx.recipes.loading import load
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from quarot_onnx.config import GPTQConfig, OutputFormat, QConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import GPTQConfig, OutputFormat, QConfig
 from quarot_onnx.recipes.build import Places, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Recipe

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
+from quarot_onnx.config import OutputFormat, QConfig, QuantGranularity, QuarotConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.intent import kinds_for
-from quarot_onnx.quantization.config import OutputFormat, QConfig, QuantGranularity, QuarotConfig
 from quarot_onnx.recipes.build import Places, quantization_config, rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.own import Method, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import Wording, parse
+from quarot_onnx.run.intent import kinds_for
 from quarot_onnx.sites.model import Kind
 
 SHIPPED = Path(__file__).resolve().parents[2] / "rotation_configs" / "recipes"

@@ -11,10 +11,10 @@ import pytest
 from rotating import check_equivalent, request, rotate
 from scipy.stats import ortho_group
 
-from quarot_onnx import model_io
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.plan import Demand
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind

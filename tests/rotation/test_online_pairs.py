@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import OnlineEdit, Plan, RotationRequest, plan_rotation
 from quarot_onnx.sites.detect import detect

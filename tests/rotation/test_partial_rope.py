@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rotating import RTOL, request, rotate
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.equivalence import compare
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.plan import Demand, plan_rotation
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind

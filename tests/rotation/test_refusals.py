@@ -13,9 +13,9 @@ import pytest
 from hand_decoder import Spec
 from rotating import check_equivalent, request, rotate
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
 from quarot_onnx.sites.detect import detect

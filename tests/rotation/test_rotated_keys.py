@@ -113,7 +113,7 @@ def test_keys_of_an_export_without_a_cache_still_agree(tmp_path: Path) -> None:
 
 
 def test_one_computation_of_positions_serves_all_layers(tmp_path: Path) -> None:
-    from quarot_onnx import model_io  # noqa: PLC0415
+    from quarot_onnx.io import model_io  # noqa: PLC0415
 
     target, _, _ = rotate(exports.genai_like(layers=3), tmp_path, request(Kind.R3))
     ops = [node.op_type for node in model_io.load(target).graph]

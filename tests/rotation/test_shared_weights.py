@@ -12,7 +12,7 @@ import pytest
 from hand_decoder import HIDDEN, Spec
 from rotating import check_equivalent, request, rotate
 
-from quarot_onnx import model_io
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import RotationRequest, plan_rotation
 from quarot_onnx.sites.detect import detect

@@ -11,7 +11,7 @@ import pytest
 
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.linear import linear_at
-from quarot_onnx.sites.config_file import Dialect, as_config, read_sites, write_config
+from quarot_onnx.rotation_config.config_file import Dialect, as_config, read_sites, write_config
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
-from quarot_onnx.sites.config_file import Dialect, read_sites
+from quarot_onnx.rotation_config.config_file import Dialect, read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from test_config_file import picture
 
-from quarot_onnx.sites.config_file import read_sites
+from quarot_onnx.rotation_config.config_file import read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.sites.config_file import Dialect, read_sites
+from quarot_onnx.rotation_config.config_file import Dialect, read_sites
 from quarot_onnx.sites.model import Kind
 
 DOCUMENTED = {

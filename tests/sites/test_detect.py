@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from renaming import rename_all
 
-from quarot_onnx import model_io
+from quarot_onnx.io import model_io
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites
 

@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from rotating import request
 
-from quarot_onnx import model_io
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import rotate
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
 from quarot_onnx.rotation.plan import plan_rotation
-from quarot_onnx.sites.config_file import read_sites
+from quarot_onnx.rotation_config.config_file import read_sites
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind
 

@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quarot_onnx import model_io
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import small_ints
+from quarot_onnx.io import model_io
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites
 

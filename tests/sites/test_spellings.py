@@ -12,8 +12,8 @@ from hand_decoder import Spec
 from onnx import TensorProto, helper, numpy_helper
 from rotating import check_equivalent, request, rotate
 
-from quarot_onnx import model_io
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io import model_io
 from quarot_onnx.rotation.plan import Demand, plan_rotation
 from quarot_onnx.sites.detect import detect
 from quarot_onnx.sites.model import Kind, Sites

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from quarot_onnx.config import QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 
 
 def test_defaults():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quarot_onnx.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError, OutputError
-from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 
 booleans = st.booleans()
 activations = st.builds(

@@ -3,8 +3,8 @@
 import exports
 import pytest
 
-from quarot_onnx import model_io
-from quarot_onnx.quantization.config import Int8Spec, QConfig, QLayerConfig, UInt8Spec
+from quarot_onnx.config import Int8Spec, QConfig, QLayerConfig, UInt8Spec
+from quarot_onnx.io import model_io
 from quarot_onnx.quantization.select import select
 
 W8A8 = QLayerConfig(UInt8Spec(), Int8Spec())

@@ -2,8 +2,7 @@
 
 import pytest
 
-from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import (
+from quarot_onnx.config import (
     GPTAQConfig,
     GPTQConfig,
     Int4Spec,
@@ -16,6 +15,7 @@ from quarot_onnx.quantization.config import (
     UInt4Spec,
     UInt8Spec,
 )
+from quarot_onnx.errors import ConfigError
 
 TOKEN = UInt4Spec(quant_granularity="Token")
 A4 = QLayerConfig(activation=TOKEN, weight=None)

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import (
+from quarot_onnx.config import (
     GPTQConfig,
     Int2Spec,
     Int3Spec,
@@ -21,7 +20,8 @@ from quarot_onnx.quantization.config import (
     UInt4Spec,
     UInt8Spec,
 )
-from quarot_onnx.quantization.config.storage import blocked_bits
+from quarot_onnx.config.storage import blocked_bits
+from quarot_onnx.errors import ConfigError
 
 STATIC = UInt8Spec()
 STATIC4 = Int4Spec(quant_granularity="Tensor")

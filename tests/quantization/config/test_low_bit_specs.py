@@ -2,9 +2,8 @@
 import pytest
 
 import quarot_onnx
-from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization import config as package
-from quarot_onnx.quantization.config import (
+from quarot_onnx import config as package
+from quarot_onnx.config import (
     DataType,
     Int2Spec,
     Int3Spec,
@@ -18,6 +17,7 @@ from quarot_onnx.quantization.config import (
     UInt8Spec,
     spec_class,
 )
+from quarot_onnx.errors import ConfigError
 
 
 def test_every_width_exists_signed_and_unsigned():

@@ -1,11 +1,11 @@
 # ruff: noqa: FBT003 - positions are what is tested
 import pytest
 
+from quarot_onnx.config import CalibMethod, Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
+from quarot_onnx.config.options import ALL_OPTIONS, HONOURED, IGNORED, REFUSED
+from quarot_onnx.config.spec import Int4Spec, QTensorConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.processor import EXACT_PRODUCTS
-from quarot_onnx.quantization.config import CalibMethod, Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
-from quarot_onnx.quantization.config._options import ALL_OPTIONS, HONOURED, IGNORED, REFUSED
-from quarot_onnx.quantization.config.spec import Int4Spec, QTensorConfig
 
 W8A8 = QLayerConfig(UInt8Spec(), Int8Spec())
 W8 = QLayerConfig(weight=Int8Spec(quant_granularity="channel"))

@@ -4,16 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from quarot_onnx.config import CalibMethod, GPTQConfig, Int8Spec, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import (
-    CalibMethod,
-    GPTQConfig,
-    Int8Spec,
-    QConfig,
-    QLayerConfig,
-    QuarotConfig,
-    UInt8Spec,
-)
 
 LAYER = QLayerConfig(UInt8Spec(), Int8Spec())
 

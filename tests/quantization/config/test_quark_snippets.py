@@ -3,10 +3,10 @@
 
 from pathlib import Path
 
-from quarot_onnx.quantization.config import CalibMethod, OpType, QConfig
-from quarot_onnx.quantization.config.algorithm import QuarotConfig
-from quarot_onnx.quantization.config.config import QConfig as QConfigOfModule
-from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.config import CalibMethod, OpType, QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.config import QConfig as QConfigOfModule
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 
 
 def test_snippet_of_the_quarot_page():

@@ -1,8 +1,7 @@
 # ruff: noqa: FBT003 - positions are what is tested
 import pytest
 
-from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import (
+from quarot_onnx.config import (
     GPTAQConfig,
     GPTQConfig,
     Int2Spec,
@@ -16,7 +15,8 @@ from quarot_onnx.quantization.config import (
     RTNConfig,
     UInt8Spec,
 )
-from quarot_onnx.quantization.config.rounding import RoundingConfig
+from quarot_onnx.config.rounding import RoundingConfig
+from quarot_onnx.errors import ConfigError
 
 W4 = QLayerConfig(weight=Int4Spec())
 ALL = [RTNConfig, GPTQConfig, GPTAQConfig, QronosConfig]

@@ -1,8 +1,7 @@
 # ruff: noqa: FBT003 - positions are what is tested
 import pytest
 
-from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config import (
+from quarot_onnx.config import (
     CalibMethod,
     DataType,
     Int8,
@@ -14,6 +13,7 @@ from quarot_onnx.quantization.config import (
     UInt8,
     UInt8Spec,
 )
+from quarot_onnx.errors import ConfigError
 
 
 @pytest.mark.parametrize(("spec", "symmetric", "data_type"), [(Int8Spec(), True, Int8), (UInt8Spec(), False, UInt8)])

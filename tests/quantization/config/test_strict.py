@@ -1,7 +1,7 @@
 import pytest
 
+from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.quantization.config._strict import Strict
 
 
 class Inner(Strict):

@@ -1,0 +1,171 @@
+"""The algorithms of a quantization: QuaRot (Ashkboos et al. 2024, arXiv:2404.00456), then one of :mod:`.rounding`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    StrictBool,
+    ValidationInfo,
+    model_validator,
+)
+
+from quarot_onnx.config.algo import AlgoConfig
+from quarot_onnx.config.rounding import (
+    ROUNDINGS,
+    GPTAQConfig,
+    GPTQConfig,
+    HessianConfig,
+    QronosConfig,
+    RoundingConfig,
+    RTNConfig,
+)
+from quarot_onnx.errors import did_you_mean
+
+
+def _mixes(block: int) -> int:
+    if block == 1:
+        raise ValueError("blocks of 1 are no rotation; use 2 or more, or switch the rotation off")
+    return block
+
+
+BlockSize = Annotated[int, Field(ge=1, strict=True), AfterValidator(_mixes)]
+"""The blocks of a block-diagonal rotation."""
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value  # AMD Quark documents "" as the default of a path
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return path if folder is None else folder / path  # an absolute path stays as it is
+
+
+def _written(path: Path | None, info: SerializationInfo) -> str | None:
+    folder = (info.context or {}).get("folder")
+    if path is None or folder is None:
+        return None if path is None else str(path)
+    absolute = path.absolute()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+ConfigPath = Annotated[
+    Annotated[Path, AfterValidator(_resolved)] | None, BeforeValidator(_empty_is_none), PlainSerializer(_written)
+]
+"""A path in a configuration: relative to the folder of the file it is written in, else to the working directory."""
+
+_Size = Annotated[int, Field(ge=1, strict=True)]
+
+
+class QuarotConfig(AlgoConfig):
+    """Which rotations, of which size, from where.
+
+    The first three are AMD Quark's, in its order. Where Quark defaults to ``r_matrix_dim=4096`` and needs
+    ``r_config_path``, both may be left out here: the graph decides.
+
+    Attributes:
+        r_matrix_dim: Order of R1, the hidden size of the model; None reads it from the graph. A number that does
+            not fit the graph is an error, not a request.
+        use_random_had: Randomise the Hadamard matrices (R = diag(s)·H/sqrt(n)) with `seed`.
+        r_config_path: The rotation config file that says where the rotations go; None finds the places in the graph.
+        r1: Rotate the residual stream; None decides from the scheme and the rotation config. So for the others.
+        r2: Rotate the values of each head.
+        r3: Rotate queries and keys after RoPE, online; pays with a quantized KV cache.
+        r4: Rotate the input of the down projection, online; pays with quantized activations.
+        seed: Seed of the random signs, recorded in the output.
+        block_size: Order of the blocks where a block-diagonal rotation is wanted; None takes the full size.
+        r1_matrix_path: An orthogonal matrix [n, n] as .npy to use as R1.
+        r2_matrix_path: An orthogonal matrix [head_dim, head_dim] as .npy to use as R2.
+        split_cache: The graphs that this one shares its cache with (a prefill graph and its decode graph) are rotated
+            with the same options, so that R2 and R3 may go where the cache leaves for another graph.
+        name: ``"quarot"``.
+    """
+
+    positional = ("r_matrix_dim", "use_random_had", "r_config_path")
+
+    name: Literal["quarot"] = "quarot"
+    r_matrix_dim: _Size | None = None
+    use_random_had: StrictBool = False
+    r_config_path: ConfigPath = None
+    r1: StrictBool | None = None
+    r2: StrictBool | None = None
+    r3: StrictBool | None = None
+    r4: StrictBool | None = None
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    block_size: BlockSize | None = None
+    r1_matrix_path: ConfigPath = None
+    r2_matrix_path: ConfigPath = None
+    split_cache: StrictBool = False
+
+    @model_validator(mode="after")
+    def _matrices_are_used(self) -> Self:
+        for name, wanted, path in (("r1", self.r1, self.r1_matrix_path), ("r2", self.r2, self.r2_matrix_path)):
+            if wanted is False and path is not None:
+                raise ValueError(f"{name}=False contradicts {name}_matrix_path='{path}'; leave out one of them")
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for everything in this configuration that has no effect."""
+        # Files that are written name every field: the seed that is the default anyway asks for nothing.
+        if self.use_random_had or self.seed == type(self).model_fields["seed"].default:
+            return ()
+        return ("seed has no effect: no Hadamard is random; add use_random_had (on the command line --random-had)",)
+
+
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig, **ROUNDINGS}
+
+
+def as_algorithm(value: object, info: ValidationInfo) -> object:
+    """The algorithm configuration that a mapping with a ``name`` describes; anything else passes through.
+
+    Raises:
+        ValueError: No such algorithm, or no name.
+    """
+    if isinstance(value, AlgoConfig):
+        if not isinstance(value, tuple(_ALGORITHMS.values())):
+            raise ValueError(f"{type(value).__name__} is a base class; use GPTQConfig(...) or another")  # noqa: TRY004 - becomes a ConfigError
+        return value
+    if isinstance(value, type):
+        raise ValueError(f"{value.__name__} is a class; write {value.__name__}()")  # noqa: TRY004 - becomes a ConfigError
+    known = ", ".join(_ALGORITHMS)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"not an algorithm configuration; give QuarotConfig(...) or a mapping with name: {known}")  # noqa: TRY004 - becomes a ConfigError
+    data: dict[str, Any] = dict(value)
+    name = str(data.get("name"))
+    if name not in _ALGORITHMS:
+        raise ValueError(f"no algorithm is named {name!r}{did_you_mean(name, _ALGORITHMS)}; set name to {known}")
+    return _ALGORITHMS[name].model_validate(data, context=info.context)
+
+
+def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
+    """Raise ValueError unless there is at most one rotation and then at most one rounding."""
+    rotations = [place for place, item in enumerate(algorithms) if isinstance(item, QuarotConfig)]
+    roundings = [place for place, item in enumerate(algorithms) if isinstance(item, RoundingConfig)]
+    if len(rotations) > 1:
+        raise ValueError("more than one QuarotConfig; rotate once")
+    if len(roundings) > 1:
+        names = " and ".join(algorithms[place].name for place in roundings)
+        raise ValueError(f"more than one rounding, {names}; give one of them")
+    if rotations and roundings and rotations[0] > roundings[0]:
+        raise ValueError("QuarotConfig after a rounding; rotate before rounding")
+
+
+__all__ = [
+    "AlgoConfig",
+    "GPTAQConfig",
+    "GPTQConfig",
+    "HessianConfig",
+    "QronosConfig",
+    "QuarotConfig",
+    "RTNConfig",
+    "RoundingConfig",
+    "as_algorithm",
+    "refuse_disorder",
+]

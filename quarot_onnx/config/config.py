@@ -1,0 +1,297 @@
+"""`QConfig`: the whole of a quantization, with AMD Quark's names and positions.
+
+    QConfig(
+        QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
+        algo_config=[QuarotConfig(r_config_path="rotation_config.json")],
+        OpTypesToQuantize=["MatMul", "Gemm"],
+    )
+
+Quark's extra options are keywords beside the fields, or the content of ``extra_options={...}``; `options` lists what
+becomes of each.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_validator, model_validator
+
+from quarot_onnx.config.algorithm import (
+    AlgoConfig,
+    HessianConfig,
+    QuarotConfig,
+    RoundingConfig,
+    as_algorithm,
+    refuse_disorder,
+)
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.config.enums import OpType
+from quarot_onnx.config.formats import Placed, misfit, placed, refuse_misfits, resolved, table_misfit
+from quarot_onnx.config.notes import format_notes, notes, rounding_notes
+from quarot_onnx.config.options import ALL_OPTIONS, IGNORED, sort_option
+from quarot_onnx.config.overrides import Overrides, rounded_as
+from quarot_onnx.config.presets import WithoutPresets
+from quarot_onnx.config.rules import (
+    LayerRule,
+    Pattern,
+    any_matches,
+    as_rules,
+    leaves_out,
+    matches,
+    refuse_unknown_types,
+)
+from quarot_onnx.config.spec import QLayerConfig
+from quarot_onnx.errors import ConfigError, did_you_mean
+
+
+def _as_list(value: object) -> object:
+    if isinstance(value, str | Mapping | AlgoConfig):
+        raise ValueError("a list is needed; put it into [...]")  # noqa: TRY004 - becomes a ConfigError
+    return () if value is None else value
+
+
+_Rules = Annotated[tuple[LayerRule, ...], BeforeValidator(as_rules)]
+_Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_list)]
+_OpTypes = Annotated[tuple[Annotated[OpType, BeforeValidator(OpType.parse)], ...], BeforeValidator(_as_list)]
+_Algorithms = Annotated[
+    tuple[SerializeAsAny[Annotated[AlgoConfig, BeforeValidator(as_algorithm)]], ...], BeforeValidator(_as_list)
+]
+
+
+class QConfig(WithoutPresets):
+    """What to quantize, how, and which algorithms to run.
+
+    Attributes:
+        global_config: For all nodes that nothing below speaks of; None leaves them in float.
+        specific_layer_config: Rules by node name, glob or ^regex.
+        layer_type_config: Rules by operator type.
+        exclude: Nodes to leave in float, by name, glob or ^regex.
+        algo_config: At most one `QuarotConfig`, then at most one rounding: `RTNConfig`, `GPTQConfig`, `GPTAQConfig` or
+            `QronosConfig`.
+        use_external_data_format: Write the weights beside the model.
+        op_types_to_quantize: Operators that are quantized at all (``OpTypesToQuantize``).
+        nodes_to_quantize: If not empty, only these nodes are quantized (``NodesToQuantize``).
+        activation_symmetric: Overrides ``symmetric`` of activations that do not set it (``ActivationSymmetric``).
+        weight_symmetric: So for weights (``WeightSymmetric``).
+        percentile: Overrides ``percentile`` of activations that do not set it and makes Percentile the calibration
+            method of those that do not set that (``Percentile``).
+        weights_only: Drops the activations of all configs (``WeightsOnly``).
+        calib_data_size: Number of calibration samples; None takes all (``CalibDataSize``).
+        ignored_options: Quark's options that were given and change nothing here; `notes` says why.
+        output_format: How quantized Linears are written; None chooses, see `resolved_format`.
+        accuracy_level: The least that the format NBITS computes with, as onnxruntime numbers it: 0 (as None) and 1
+            float32, 2 float16, 3 bfloat16, 4 activations rounded to int8 per block.
+    """
+
+    positional = (
+        "global_config",
+        "specific_layer_config",
+        "layer_type_config",
+        "exclude",
+        "algo_config",
+        "use_external_data_format",
+    )
+    synonyms = (*ALL_OPTIONS, "extra_options")
+
+    if TYPE_CHECKING:  # options and positions, which the fields alone do not tell a type checker
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    global_config: QLayerConfig | None
+    specific_layer_config: _Rules = ()
+    layer_type_config: _Rules = ()
+    exclude: _Patterns = ()
+    algo_config: _Algorithms = ()
+    use_external_data_format: StrictBool = False
+    op_types_to_quantize: _OpTypes = Field(default=(OpType.MatMul, OpType.Gemm), min_length=1)
+    nodes_to_quantize: _Patterns = ()
+    activation_symmetric: StrictBool | None = None
+    weight_symmetric: StrictBool | None = None
+    percentile: float | None = Field(default=None, gt=50, le=100, strict=True)
+    weights_only: StrictBool = False
+    calib_data_size: int | None = Field(default=None, ge=1, strict=True)
+    ignored_options: tuple[str, ...] = ()
+    output_format: Annotated[OutputFormat, BeforeValidator(OutputFormat.parse)] | None = None
+    accuracy_level: int | None = Field(default=None, ge=0, le=4, strict=True)
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Sort Quark's options into fields, ignored and refused ones."""
+        extra = data.pop("extra_options", None) or {}
+        if not isinstance(extra, Mapping):
+            raise ValueError("extra_options is not a dict")  # noqa: TRY004 - becomes a ConfigError
+        if twice := [key for key in extra if key in data]:
+            raise ValueError(f"{', '.join(twice)} given both in extra_options and beside it")
+        data |= extra
+        ignored = [str(name) for name in data.pop("ignored_options", None) or ()]
+        for name in [key for key in data if key in ALL_OPTIONS]:
+            sort_option(name, data.pop(name), data, ignored)
+        if data.get("op_types_to_quantize", ()) is None:
+            del data["op_types_to_quantize"]  # Quark: None is the default
+        if added := data.pop("extra_op_types_to_quantize", None):
+            base = data.get("op_types_to_quantize", cls.model_fields["op_types_to_quantize"].default)
+            if not isinstance(base, list | tuple) or not isinstance(added, list | tuple):
+                raise ValueError("OpTypesToQuantize and ExtraOpTypesToQuantize are lists")
+            data["op_types_to_quantize"] = [*base, *(item for item in added if item not in base)]
+        return data | {"ignored_options": sorted(set(ignored))}
+
+    @field_validator("ignored_options")
+    @classmethod
+    def _known_options(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in IGNORED:
+                raise ValueError(f"{name!r} is not an option that is ignored{did_you_mean(name, IGNORED)}")
+        return names
+
+    @field_validator("algo_config")
+    @classmethod
+    def _in_order(cls, algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
+        refuse_disorder(algorithms)
+        return algorithms
+
+    @field_validator("layer_type_config")
+    @classmethod
+    def _known_types(cls, rules: tuple[LayerRule, ...]) -> tuple[LayerRule, ...]:
+        refuse_unknown_types(rules)
+        return rules
+
+    @model_validator(mode="after")
+    def _overridden(self) -> Self:
+        overrides = Overrides(self.activation_symmetric, self.weight_symmetric, self.percentile, self.weights_only)
+        overrides.refuse_contradiction(self.global_config)
+        global_config = overrides.apply(self.global_config)
+        if self.rounding is not None and global_config is not None:
+            global_config = rounded_as(self.rounding, global_config)
+        # The model is frozen for its users; it is not finished yet.
+        object.__setattr__(self, "global_config", global_config)
+        for name in ("specific_layer_config", "layer_type_config"):
+            rules: tuple[LayerRule, ...] = getattr(self, name)
+            object.__setattr__(
+                self, name, tuple(rule.model_copy(update={"config": overrides.apply(rule.config)}) for rule in rules)
+            )
+        self._check_format()
+        return self
+
+    def _check_format(self) -> None:
+        self._check_rounding()
+        found = self.resolved_format
+        if self.accuracy_level is not None and found is not OutputFormat.NBITS:
+            raise ValueError(
+                f"accuracy_level={self.accuracy_level} is for output_format='nbits', not "
+                f"{found or '8-bit Q/DQ'}; set that, or leave it out"
+            )
+        if found is not None:
+            refuse_misfits(self._placed(), found, named=self.output_format is not None)
+
+    def _check_rounding(self) -> None:
+        found = self._placed()
+        if self.rounding is not None and found and all(item.config.weight is None for item in found):
+            raise ValueError(
+                f"{self.rounding.name} has nothing to round: all weights stay in float; leave it out of algo_config, "
+                "or give a weight"
+            )
+        if isinstance(self.rounding, HessianConfig):
+            for item in found:
+                if item.linear and item.config.weight is not None:
+                    self.rounding.refuse_order_with_groups(item.config.weight.group_size)
+
+    def _placed(self) -> list[Placed]:
+        return placed(self.global_config, self.specific_layer_config, self.layer_type_config, self.op_types_to_quantize)
+
+    @property
+    def quarot(self) -> QuarotConfig | None:
+        """The QuaRot configuration among the algorithms."""
+        return next((item for item in self.algo_config if isinstance(item, QuarotConfig)), None)
+
+    @property
+    def rounding(self) -> RoundingConfig | None:
+        """The rounding among the algorithms."""
+        return next((item for item in self.algo_config if isinstance(item, RoundingConfig)), None)
+
+    @property
+    def resolved_format(self) -> OutputFormat | None:
+        """How Linears are written: `output_format`, or what the global configuration needs.
+
+        None, plain 8-bit Q/DQ, where no format was named, all weights have 8 bits without groups, no rounding
+        algorithm runs and activations are static or symmetric per token, 8-bit and not clipped. Otherwise W4A8 for
+        weights of fewer bits with such activations, NBITS for weights alone, W8 for 8 bits, and FAKE where
+        onnxruntime has no way to compute it in integers, as with activations beside weights in float.
+        """
+        return resolved(self._placed(), self.output_format, rounds=self.rounding is not None)
+
+    @property
+    def low_bit(self) -> bool:
+        """Whether weights are rounded block by block and written in a `resolved_format`."""
+        return self.resolved_format is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for everything in this configuration that does not do what one could expect."""
+        rules = (*self.specific_layer_config, *self.layer_type_config)
+        others = [rule.config for rule in rules]
+        found = notes(self.ignored_options, self.global_config, others, self.percentile)
+        if self.quarot is not None:
+            found += self.quarot.notes
+        if self.rounding is not None:
+            found += rounding_notes(self.rounding, [self.global_config, *others])
+        return found + format_notes(self._placed(), self.output_format, self.resolved_format, self.accuracy_level)
+
+    def layer_config_for(self, node_name: str, op_type: str) -> QLayerConfig | None:
+        """How a node with a constant weight is quantized: exclude > specific > type > global.
+
+        Args:
+            node_name: The node's name in the graph.
+            op_type: Its operator type.
+
+        Returns:
+            The configuration, or None where the node is left in float.
+
+        Raises:
+            ConfigError: `specific_layer_config` names this very node, and its operator type is left out; or names an
+                embedding with what only a Linear can have, or the other way about.
+        """
+        if leaves_out(self.exclude, self.nodes_to_quantize, node_name):
+            return None
+        by_type = next((rule for rule in self.layer_type_config if op_type in rule.layers), None)
+        quantizable = op_type in self.op_types_to_quantize or (by_type is not None and by_type.config is not None)
+        for rule in self.specific_layer_config:
+            if not quantizable and rule.config is not None and node_name in rule.layers:
+                raise ConfigError(
+                    f"specific_layer_config: node {node_name!r} is a {op_type}, which is not quantized; "
+                    f"add it to OpTypesToQuantize if it is one of {', '.join(OpType)}"
+                )
+            if quantizable and any_matches(rule.layers, node_name):
+                self._check_node(rule, node_name, op_type)
+                return rule.config
+        if not quantizable:
+            return None
+        return by_type.config if by_type is not None else self.global_config
+
+    def _check_node(self, rule: LayerRule, node_name: str, op_type: str) -> None:
+        output_format = self.resolved_format
+        if rule.config is None or output_format is None:
+            return
+        table = op_type == OpType.Gather
+        reason = table_misfit(rule.config.weight) if table else misfit(rule.config, output_format, single=True)
+        if reason is not None:
+            raise ConfigError(f"specific_layer_config: node {node_name!r} is a {op_type}: {reason}")
+
+    def unmatched_patterns(self, node_names: Iterable[str]) -> list[str]:
+        """The names and patterns of this configuration that match no node of the graph.
+
+        Args:
+            node_names: The names of all nodes of the graph.
+
+        Returns:
+            The patterns, each once, in the order of exclude, nodes to quantize and specific rules.
+        """
+        names = set(node_names)
+        given = [*self.exclude, *self.nodes_to_quantize]
+        given += [pattern for rule in self.specific_layer_config for pattern in rule.layers]
+        return [
+            pattern
+            for pattern in dict.fromkeys(given)
+            if pattern not in names and not any(matches(pattern, name) for name in names)
+        ]
+
+
+__all__ = ["QConfig"]

@@ -1,0 +1,1 @@
+"""The quantized graph: what is written for activations, weights and tables."""

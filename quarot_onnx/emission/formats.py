@@ -1,0 +1,59 @@
+"""In which form a weight that was rounded beforehand is stored."""
+
+from dataclasses import dataclass
+
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.config.storage import stored_bits
+from quarot_onnx.rounding.store import RoundedWeight
+
+MAX_BLOCK = 256
+"""The largest block of MatMulNBits that onnxruntime has fast kernels for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A rounded weight and how it is written.
+
+    Attributes:
+        rounded: The integers of alpha · W: [in, out]; of a table's transpose, [hidden, rows].
+        format: The form of storage.
+        block: Features per scale in MatMulNBits and GatherBlockQuantized, a power of 2 from 16 on, a divisor of the
+            scheme's group size; None: the largest one or, without groups, what suits the operator.
+        accuracy_level: That of MatMulNBits: 4 rounds activations to 8 bits per block, 1 keeps them float32; None
+            leaves it to onnxruntime, which keeps them.
+    """
+
+    rounded: RoundedWeight
+    format: OutputFormat
+    block: int | None = None
+    accuracy_level: int | None = None
+
+    @property
+    def in_features(self) -> int:
+        """The length of the axis that groups run along."""
+        return self.rounded.shape[0]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether an output has more than one scale."""
+        return self.rounded.scheme.groups(self.in_features) > 1
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits an integer: 4 or 8."""
+        return stored_bits(self.rounded.scheme.bits, self.format)
+
+    def block_size(self, default: int) -> int:
+        """The block of the blocked operators, ``default`` for scales per channel."""
+        group = self.rounded.scheme.group_size if self.grouped else None
+        # Without a wish the largest block that a group is made of: a power of 2 that divides it.
+        block = self.block or (default if group is None else min(group & -group, MAX_BLOCK))
+        assert block >= 16, (group, block)
+        assert block.bit_count() == 1, block
+        assert group is None or group % block == 0, (group, block)
+        return block
+
+
+def power_of_two(least: int) -> int:
+    """The smallest block of at least ``least``."""
+    return max(16, 1 << (least - 1).bit_length())

@@ -1,0 +1,279 @@
+"""Models in and out: opened without reading a weight, written one weight at a time.
+
+``load`` gives an ``onnx_ir.Model`` whose weights are external tensors, into the data file or, for a single-file export,
+into the ``.onnx`` file itself. A rewrite puts a ``lazy_tensor`` in a weight's place; ``save`` evaluates it when its
+turn comes, so the peak is one weight. Outputs appear at once or not at all (``staging``) and never replace what the
+model was read from.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from quarot_onnx.errors import ModelError, OutputError
+from quarot_onnx.io import wire
+from quarot_onnx.io.companions import companion_bytes, companion_files
+from quarot_onnx.io.external import Binder, damaged, model_file
+from quarot_onnx.io.layout import Layout, lay_out, streamed_weights
+from quarot_onnx.io.replacing import RECORD, Earlier, Outputs, report_file
+from quarot_onnx.io.spellings import lift_constants, name_standard_domain, respell
+from quarot_onnx.io.staging import check_free_space, check_targets, free_bytes, same_file, staged
+from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
+
+__all__ = [
+    "SavedModel",
+    "check_target",
+    "input_files",
+    "lazy_tensor",
+    "load",
+    "read_array",
+    "read_rows",
+    "save",
+    "source_of",
+]
+
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+_SOURCE = "source"
+_DATA_FILES = "data_files"
+_EXTERNAL_FROM = 100 * 10**6
+_IR_ERRORS = (RuntimeError, ir.passes.InvariantError, ValueError, TypeError, KeyError)  # onnx-ir on a damaged graph
+_PROTOBUF_LIMIT = 2**31 - 1
+_SLACK = 1 << 16  # folder entries and file system blocks, in the estimate of the space that a save needs
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What ``save`` wrote.
+
+    Attributes:
+        path: The ``.onnx`` file, absolute.
+        data_path: Its external data file, or None for a single file.
+        bytes_total: Bytes of both.
+        report_path: The JSON report, or None.
+    """
+
+    path: Path
+    data_path: Path | None
+    bytes_total: int
+    report_path: Path | None
+
+
+def load(path: str | Path) -> ir.Model:
+    """Open a model without reading its weights.
+
+    What may be spelt in several ways is spelt in one (:mod:`.spellings`): nodes are sorted, local functions inlined,
+    and initializers are inputs only where they are defaults that may be overridden. Constant nodes of at least
+    ``wire.INLINE_BYTES`` become initializers.
+
+    Args:
+        path: The ``.onnx`` file, with or without external data; symbolic links are followed.
+
+    Returns:
+        The model; ``source_of`` gives its path.
+
+    Raises:
+        ModelError: If the file or its data are missing, damaged, misplaced or empty.
+    """
+    source = model_file(path)
+    proto = _parse(source)
+    binder = Binder(source)
+    binder.bind(proto)
+    try:
+        model = ir.serde.deserialize_model(proto)
+        respell(model, source)
+    except _IR_ERRORS as error:
+        raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
+    lift_constants(model)
+    model.meta[_SOURCE] = source
+    model.meta[_DATA_FILES] = tuple(binder.sizes)
+    return model
+
+
+def source_of(model: ir.Model) -> Path | None:
+    """The absolute path of the file that a model was loaded from; None for a model made in memory."""
+    source = model.meta.get(_SOURCE)
+    return source if isinstance(source, Path) else None
+
+
+def save(
+    model: ir.Model,
+    path: str | Path,
+    *,
+    overwrite: bool | None = None,
+    use_external_data: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    companions_from: Path | None = None,
+    report: Mapping[str, object] | None = None,
+    forbid: Iterable[Path] = (),
+    check: Callable[[Path], Mapping[str, object]] | None = None,
+    session_options: Mapping[str, str] = NO_OPTIONS,
+) -> SavedModel:
+    """Write a model, one weight in memory at a time, all files at once or none.
+
+    Args:
+        model: The model; it is left as it is and stays usable.
+        path: The ``.onnx`` file; missing folders are created. External data go to ``<file name>.data`` beside it.
+        overwrite: Whether existing files may be replaced; None: the file that was named with its data, and what an
+            earlier run to it wrote (see ``replacing``).
+        use_external_data: Whether the weights get a file of their own; None: from 100 MB on.
+        progress: Called after each weight with the bytes written and their total.
+        companions_from: A model folder whose configs and tokenizer are copied along.
+        report: Written as JSON to ``<stem>.quarot.json`` beside the model.
+        forbid: Further files that must not be overwritten.
+        check: Called with the complete model among its companions, before any file is at its place. What it returns is
+            added to the report; what it raises leaves everything as it was.
+        session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputError: If a target is an input, may not be replaced or cannot be written, the disk is full, or a single
+            file would exceed 2 GB.
+    """
+    target = Path(path).absolute()
+    weights = streamed_weights(model).values()
+    external = use_external_data
+    if external is None:
+        external = sum(tensor.nbytes for tensor in weights) >= _EXTERNAL_FROM
+    inputs = input_files(model)
+    forbid = list(forbid)
+    outputs = Outputs(
+        target,
+        _data_file(target) if external else None,
+        report_file(target) if report is not None else None,
+        _companions(companions_from, target, exclude=[*inputs, *forbid], session_options=session_options),
+    )
+    earlier = _check(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
+    data_path, report_path = outputs.data, outputs.report
+    beside = earlier.pending(outputs.companions)
+    listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
+
+    layout = lay_out(model, data_name=data_path.name if data_path else None)
+    if data_path is None:
+        _check_protobuf_size(layout, str(target))
+    needed = layout.model_bytes + layout.data_bytes + sum(map(len, beside.values())) + _SLACK
+    check_free_space(target.parent, needed)
+    try:
+        with staged(target) as batch:
+            if data_path is not None:
+                layout.write_data(batch.stage(data_path), progress)
+            for file, content in beside.items():
+                batch.stage(file).write_bytes(content)
+            model_file = batch.stage(target)
+            layout.write_model(model_file, None if data_path else progress)
+            found = {} if check is None else check(model_file)
+            if report_path is not None:
+                full = {**(report or {}), **found, **listed}
+                batch.stage(report_path).write_text(f"{json.dumps(full, indent=2)}\n", encoding="utf-8")
+    except OSError as error:
+        free = free_bytes(target.parent)
+        raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
+    return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, report_path)
+
+
+def check_target(
+    model: ir.Model,
+    path: str | Path,
+    *,
+    overwrite: bool | None = None,
+    companions_from: Path | None = None,
+    session_options: Mapping[str, str] = NO_OPTIONS,
+) -> None:
+    """Refuse early what ``save`` would refuse: a target that is an input, a folder, or not to be replaced.
+
+    Args:
+        model: The model that was read.
+        path: The ``.onnx`` file to be written.
+        overwrite: As for ``save``.
+        companions_from: The model folder whose companions, and a report, will go beside the output.
+        session_options: As for ``save``.
+
+    Raises:
+        OutputError: Naming the target and the way out.
+    """
+    target = Path(path).absolute()
+    inputs = input_files(model)
+    report = None if companions_from is None else report_file(target)
+    companions = _companions(companions_from, target, exclude=inputs, session_options=session_options)
+    outputs = Outputs(target, _data_file(target), report, companions)
+    _check(outputs, protected=inputs, overwrite=overwrite)
+
+
+def _check(outputs: Outputs, *, protected: Iterable[Path], overwrite: bool | None) -> Earlier:
+    """Refuse what must not be written; the records of earlier runs in the output's folder."""
+    check_targets(outputs.files, protected=protected, overwrite=overwrite is not False)
+    earlier = Earlier.at(outputs.target)
+    if overwrite is None:
+        earlier.check(outputs)
+    return earlier
+
+
+def _data_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.data")
+
+
+def _parse(source: Path) -> onnx.ModelProto:
+    """The model without its large weights."""
+    try:
+        proto = onnx.ModelProto.FromString(wire.skeleton(source))
+    except (wire.WireError, DecodeError, RecursionError) as error:
+        raise damaged(source, _one_line(error)) from error
+    except OSError as error:
+        raise ModelError(f"cannot read {source}: {error.strerror}; check its permissions") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise damaged(source, "it has no " + ("operator set imports" if proto.HasField("graph") else "graph"))
+    if not proto.graph.node:
+        raise ModelError(f"the graph of {source} has no nodes; export the model again")
+    name_standard_domain(proto)
+    imported = {opset.domain for opset in proto.opset_import}
+    if unknown := {node.domain for node in proto.graph.node} - imported - {""}:
+        raise damaged(source, f"it uses operators of {sorted(unknown)} without importing them")
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{source} has sparse initializers (such as {name!r}); export it with dense weights")
+    return proto
+
+
+def input_files(model: ir.Model) -> list[Path]:
+    """The files that the model was read from and those its tensors are still read from."""
+    source = source_of(model)
+    files = [] if source is None else [source, *model.meta.get(_DATA_FILES, ())]
+    tensors = streamed_weights(model).values()
+    files += [Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    return list(dict.fromkeys(files))
+
+
+def _companions(
+    folder: Path | None, target: Path, *, exclude: Iterable[Path], session_options: Mapping[str, str]
+) -> dict[Path, bytes]:
+    """The companion files to write beside ``target``: none that is the source's own."""
+    if folder is None:
+        return {}
+    pairs = {target.with_name(file.name): file for file in companion_files(folder, exclude=exclude)}
+    return {
+        copy: companion_bytes(file, model_name=target.name, session_options=session_options)
+        for copy, file in pairs.items()
+        if not same_file(copy, file)
+    }
+
+
+def _check_protobuf_size(layout: Layout, what: str) -> None:
+    if layout.model_bytes > _PROTOBUF_LIMIT:
+        raise OutputError(
+            f"{what} would have {layout.model_bytes:,} bytes as a single file and a protobuf holds at most "
+            f"{_PROTOBUF_LIMIT:,}; use external data"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    """The first line of the innermost cause: onnx-ir wraps errors once per level of the graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""Weights to integers: the methods (pure NumPy and SciPy), block by block, and what is kept between."""

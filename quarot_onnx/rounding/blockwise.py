@@ -1,0 +1,263 @@
+"""Round weights block by block: each Linear sees the inputs that the blocks quantized before it produce.
+
+Inside a block the order is that of the graph, which is q, k, v; o; gate, up; down ("true sequential" in GPTQ's code).
+Weights that no Hessian is asked for (round to nearest, the head, the embedding) need no calibration.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.hessian import Statistics
+from quarot_onnx.calibration.ranges import Progress
+from quarot_onnx.config.rounding import HessianConfig, RoundingConfig, RTNConfig
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.linear import Linear
+from quarot_onnx.graph.query import Constant, seen
+from quarot_onnx.quantization.activations import Activation, round_trip
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of
+from quarot_onnx.rounding.methods import round_weight
+from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.stages.blocks import Stage, find_stages
+from quarot_onnx.stages.runner import Fake, Replacement, StageRunner
+
+HIDDEN_STATES = 2 << 30
+"""Bytes of hidden states that are kept in memory; the rest goes to disk."""
+
+_STACKED = 1 << 26
+"""Elements of the Linears of a stage that are rounded together."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightJob:
+    """A weight to round.
+
+    Attributes:
+        name: Its node's name.
+        weight: The constant, seen as [in, out].
+        alpha: A factor that belongs to it.
+        scheme: Its family of grids.
+        linear: Its Linear; None for a table.
+        activation: What the finished model does to the Linear's input.
+    """
+
+    name: str
+    weight: Constant
+    scheme: WeightScheme
+    alpha: float = 1.0
+    linear: Linear | None = None
+    activation: Activation = None
+
+    def read(self) -> NDArray[np.floating]:
+        """W: [in, out]."""
+        return seen(self.weight, self.alpha)
+
+
+@dataclass(eq=False)
+class Rounding:
+    """How weights are rounded, and what came of it.
+
+    Attributes:
+        method: The method and its settings.
+        checkpoint: Where results go.
+        progress: Called with weights done and their number.
+        total: That number.
+        rounded: Every job's weight, by its name.
+        notes: What the user should know.
+    """
+
+    method: RoundingConfig
+    checkpoint: Checkpoint
+    progress: Progress
+    total: int
+    rounded: dict[str, RoundedWeight] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def keep(self, job: WeightJob, weight: QuantizedWeight) -> None:
+        """Store a job's result."""
+        self.found(job, self.checkpoint.store.put(job.name, weight))
+
+    def found(self, job: WeightJob, weight: RoundedWeight) -> None:
+        """Count a job's result."""
+        self.rounded[job.name] = weight
+        self.progress(len(self.rounded), self.total)
+
+
+def round_plainly(jobs: Sequence[WeightJob], rounding: Rounding) -> None:
+    """Round weights to nearest, one by one; the method's choice of the clip search holds for them, too.
+
+    Args:
+        jobs: The weights.
+        rounding: Takes the results.
+
+    Raises:
+        ModelError: A weight holds NaN or infinity.
+    """
+    nearest = RTNConfig(mse=rounding.method.mse)
+    for job in jobs:
+        earlier = rounding.checkpoint.store.find(job.name, job.scheme, job.weight.shape)
+        if earlier is not None:
+            rounding.found(job, earlier)
+        else:
+            rounding.keep(job, round_weight(job.read(), None, job.scheme, nearest, job.name).weight)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockwiseInputs:
+    """What rounding block by block works on.
+
+    Attributes:
+        model: The float model, its large weights external.
+        starts: Nodes of Linears that begin a decoder block.
+        samples: Calibration feeds.
+        quantize_activations: Whether activations are quantized on the quantized path.
+        scratch: A folder for hidden states that do not fit into memory.
+    """
+
+    model: ir.Model
+    starts: Collection[ir.Node]
+    samples: Sequence[Feeds]
+    quantize_activations: bool
+    scratch: Path
+
+
+def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: BlockwiseInputs) -> None:
+    """Round Linears with the statistics of their inputs, in the order of the graph.
+
+    Args:
+        jobs: The Linears, in graph order.
+        rounding: Takes the results; its checkpoint says where to go on.
+        inputs: The model and the calibration samples.
+
+    Raises:
+        CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
+        ModelError: A weight holds NaN or infinity.
+    """
+    by_node = {job.linear.node: job for job in jobs if job.linear is not None}
+    stages = find_stages(
+        [job.linear for job in jobs if job.linear is not None],
+        inputs.starts,
+        lambda linear: (linear.transposed_input, by_node[linear.node].activation),
+    )
+    runner = StageRunner(
+        inputs.model,
+        stages,
+        inputs.samples,
+        follow_float=rounding.method.needs_drift,
+        scratch=inputs.scratch,
+        limit=HIDDEN_STATES,
+    )
+    widest = max(stages, key=lambda stage: stage.linears[0].in_features)
+    first, before = _take_up(stages, runner, rounding, by_node, inputs)
+    for number in range(first, len(stages)):
+        stage = stages[number]
+        members = [by_node[linear.node] for linear in stage.linears]
+        fake = _fake(members[0], inputs)
+        statistics = runner.statistics(number, before, fake)
+        if number == 0:
+            require_tokens(statistics.tokens, widest.linears[0])
+        weights = _round_stage(members, statistics, rounding)
+        before = Replacement(weights, fake)
+        last = number + 1 == len(stages)
+        if last or stages[number + 1].block != stage.block:
+            rounding.checkpoint.begin_block(stage.block + 1, rounding.notes, runner.save)
+
+
+def _take_up(
+    stages: Sequence[Stage],
+    runner: StageRunner,
+    rounding: Rounding,
+    by_node: dict[ir.Node, WeightJob],
+    inputs: BlockwiseInputs,
+) -> tuple[int, Replacement | None]:
+    """The first stage that is left to do, and what the stage before does."""
+    state = rounding.checkpoint.last_block()
+    if state is None:
+        return 0, None
+    block, folder = state
+    first = next((k for k, stage in enumerate(stages) if stage.block >= block), len(stages))
+    done = [by_node[linear.node] for stage in stages[:first] for linear in stage.linears]
+    before = None
+    try:
+        notes = notes_of(folder)
+        earlier = [rounding.checkpoint.store.require(job.name, job.scheme, job.weight.shape) for job in done]
+        if first < len(stages):
+            runner.load(folder)
+            last = stages[first - 1].linears
+            weights = tuple(weight.load().dequantized() for weight in earlier[-len(last) :])
+            before = Replacement(weights, _fake(done[-1], inputs))
+    except DAMAGE:
+        rounding.checkpoint.forget_blocks()
+        rounding.notes.append(f"what an earlier run kept in {folder.parent} is damaged: all blocks were done anew")
+        return 0, None
+    rounding.notes.extend(notes)
+    for job, weight in zip(done, earlier, strict=True):
+        rounding.found(job, weight)
+    return first, before
+
+
+def _fake(job: WeightJob, inputs: BlockwiseInputs) -> Fake | None:
+    activation = job.activation
+    if activation is None or not inputs.quantize_activations:
+        return None
+    return lambda rows: round_trip(rows, activation)
+
+
+def _round_stage(
+    jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding
+) -> tuple[NDArray[np.float32], ...]:
+    """Round the Linears of a stage, those with the same grids together, and give what their weights have become."""
+    weights, method = [], rounding.method
+    for scheme, group in groupby(jobs, key=lambda job: job.scheme):
+        members = list(group)
+        together = scheme.per_channel and sum(int(np.prod(job.weight.shape)) for job in members) <= _STACKED
+        for batch in [members] if together else [[job] for job in members]:
+            name = " + ".join(job.name for job in batch)
+            stacked = np.concatenate([job.read().astype(np.float64) for job in batch], axis=1)
+            result = round_weight(stacked, statistics, scheme, method, name)
+            if isinstance(method, HessianConfig) and result.damping > method.perc_damp:
+                rounding.notes.append(
+                    f"the Hessian of {name} could not be factorised with the damping {method.perc_damp:g}: "
+                    f"{result.damping:g} was used"
+                )
+            start = 0
+            for job in batch:
+                stop = start + job.weight.shape[1]
+                part = _columns(result.weight, start, stop)
+                rounding.keep(job, part)
+                weights.append(part.dequantized())
+                start = stop
+    return tuple(weights)
+
+
+def _columns(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
+    """Some of a weight's outputs; one scale for all stays what it is."""
+    if not weight.scheme.per_channel:
+        return weight
+    pick = np.s_[:, start:stop]
+    return QuantizedWeight(
+        weight.scheme,
+        np.ascontiguousarray(weight.integers[pick]),
+        np.ascontiguousarray(weight.scale[pick]),
+        np.ascontiguousarray(weight.zero_point[pick]),
+    )
+
+
+def require_tokens(tokens: int, linear: Linear) -> None:
+    """Refuse fewer calibration tokens than a Linear has columns, whose Hessian would not have full rank.
+
+    Raises:
+        CalibrationError: Naming the Linear and both numbers.
+    """
+    if tokens < linear.in_features:
+        raise CalibrationError(
+            f"{tokens} calibration tokens are too few: {linear.name!r} has {linear.in_features} columns, and its "
+            "Hessian needs at least as many tokens; give more or longer samples (--nsamples, --calib-seq-len)"
+        )

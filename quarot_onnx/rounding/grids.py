@@ -1,0 +1,127 @@
+"""The grid of a weight: scale and zero point from the range of its values.
+
+    symmetric:   s = max|w| / (2^(bits-1) - 1),               z = middle
+    asymmetric:  s = (max(w, 0) - min(w, 0)) / (2^bits - 1),  z = round(q_min - min(w, 0) / s)
+
+times the shrink factor of the clip search (``clip.py``). Scales are rounded to float32 at once, and all rounding takes
+that value, in float64: what is dequantized later is what was rounded against.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.quantization.scheme import Integers, WeightScheme
+from quarot_onnx.rounding.clip import ClipSearch, shrink_errors
+
+
+class Grid(NamedTuple):
+    """Scales and zero points.
+
+    Attributes:
+        scale: float32 [groups, out], or [1, 1] where one scale serves the whole matrix.
+        zero_point: Of the integers' type, the shape of ``scale``.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: Integers
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A grid ready for rounding: q - z is an integer of [low, high], a weight is that times the scale.
+
+    Attributes:
+        scale: float64 [groups, out] or [1, 1].
+        low: The smallest q - z, the same shape.
+        high: The largest q - z, the same shape.
+    """
+
+    scale: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, grid: Grid, scheme: WeightScheme) -> "Steps":
+        """The steps of a grid."""
+        zero = grid.zero_point.astype(np.float64)
+        return cls(grid.scale.astype(np.float64), scheme.low - zero, scheme.high - zero)
+
+
+def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSearch, name: str) -> Grid:
+    """The grid of a weight.
+
+    Args:
+        weight: W: [in, out]; the last group may be shorter than the others.
+        scheme: The family of grids.
+        clip: Whether and how to shrink the ranges.
+        name: The Linear, for messages.
+
+    Returns:
+        The grid; a range that holds only 0 gets the scale 1 and the zero point in the middle, which represents 0.
+
+    Raises:
+        ModelError: The weight holds NaN or infinity.
+    """
+    require_finite(weight, name)
+    if not scheme.per_channel:
+        return _grid_of_range(weight, scheme, clip)
+    size = scheme.group_size or max(len(weight), 1)
+    grids = [_grid_of_range(weight[top : top + size], scheme, clip) for top in range(0, len(weight), size)]
+    return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.zero_point for grid in grids]))
+
+
+def require_finite(weight: NDArray[np.floating], name: str) -> None:
+    """Refuse what cannot be rounded.
+
+    Args:
+        weight: W: [in, out].
+        name: The Linear, for the message.
+
+    Raises:
+        ModelError: The weight holds NaN or infinity.
+    """
+    if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
+        raise ModelError(f"the weight of {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
+
+
+def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSearch) -> Grid:
+    """The grid of one group of rows: [1, out], or [1, 1] for the whole matrix."""
+    axis = 0 if scheme.per_channel else None
+    low = np.atleast_1d(weight.min(axis=axis)).astype(np.float64)
+    high = np.atleast_1d(weight.max(axis=axis)).astype(np.float64)
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if scheme.symmetric:
+        exact = np.maximum(-low, high) / ((1 << (scheme.bits - 1)) - 1)
+    else:
+        exact = (high - low) / ((1 << scheme.bits) - 1)
+    empty = exact < np.finfo(np.float32).tiny
+    exact[empty] = 1.0
+    zero = np.full(exact.shape, float(scheme.middle))
+    if not scheme.symmetric:
+        zero = np.where(empty, zero, np.clip(np.rint(scheme.low - low / exact), scheme.low, scheme.high))
+    scale = (exact * _best_factors(weight, exact, zero, scheme, clip)).astype(np.float32)
+    return Grid(np.maximum(scale, np.finfo(np.float32).tiny)[None], zero.astype(scheme.dtype)[None])
+
+
+def _best_factors(
+    weight: NDArray[np.floating],
+    scale: NDArray[np.float64],
+    zero: NDArray[np.float64],
+    scheme: WeightScheme,
+    clip: ClipSearch,
+) -> NDArray[np.float64]:
+    """The shrink factor of every scale."""
+    factors = clip.factors
+    if len(factors) == 1:
+        return np.ones_like(scale)
+    low, high = scheme.low - zero, scheme.high - zero
+    scale, low, high = (np.broadcast_to(values, weight.shape[1:]) for values in (scale, low, high))
+    errors = shrink_errors(weight, scale, low, high, clip, every=not scheme.per_channel)
+    if not scheme.per_channel:
+        errors = errors.sum(axis=1, keepdims=True)
+    best: NDArray[np.float64] = factors[errors.argmin(axis=0)]
+    return best

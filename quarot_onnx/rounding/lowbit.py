@@ -1,0 +1,227 @@
+"""From a selection and a configuration to rounded weights: the way of all weights that are not plain 8-bit Q/DQ.
+
+Linears of the decoder are rounded with the configured method; the head and embeddings to nearest, since no Hessian
+helps a table, and the head's would cost more than all others together. Linears whose weights stay in float are no
+stages of their own: while others are rounded they run as in the float model, their inputs not quantized either.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.padding import Padding
+from quarot_onnx.calibration.ranges import Progress
+from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.calibration.sample import check_ids
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.rounding import RTNConfig
+from quarot_onnx.config.tensor import QTensorConfig
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.graph.query import Constant, label
+from quarot_onnx.quantization.activations import Activation
+from quarot_onnx.quantization.groups import odd_groups
+from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.static_ranges import Ranges, activation_of
+from quarot_onnx.rounding.blockwise import (
+    BlockwiseInputs,
+    Rounding,
+    WeightJob,
+    require_tokens,
+    round_blockwise,
+    round_plainly,
+)
+from quarot_onnx.rounding.checkpoint import Checkpoint
+from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.sites.detect import understood
+
+
+def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
+    """Refuse early what would fail late.
+
+    Args:
+        selection: What will be quantized.
+        config: How.
+        reader: The calibration data.
+
+    Raises:
+        ConfigError: A group size that leaves a remainder, with the Linear or the embedding and both numbers.
+        ModelError: Two of the nodes have one name, which rounded weights go by.
+        CalibrationError: The method needs calibration data, and the reader is missing or none.
+    """
+    linears = [job.linear.name for job in selection.linears if job.config.weight is not None]
+    names = Counter([*linears, *(label(job.node) for job in selection.tables)])
+    name, count = next(iter(names.most_common(1)), ("", 0))
+    if count > 1 and config.low_bit:
+        raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
+    for odd in odd_groups(selection):
+        raise ConfigError(odd.message(f"group_size={odd.size} of the {odd.what}"))
+    if config.rounding is None or not config.rounding.needs_statistics:
+        return
+    if reader is None:
+        raise CalibrationError(
+            f"{config.rounding.name} needs calibration data: pass a CalibrationDataReader, or round to nearest "
+            "(RTNConfig, on the command line --weights rtn)"
+        )
+    wrap(reader)
+
+
+def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feeds]:
+    """The samples that the method asks for; none where it needs no statistics.
+
+    Raises:
+        CalibrationError: The reader is empty.
+    """
+    if reader is None or config.rounding is None or not config.rounding.needs_statistics:
+        return []
+    checked = wrap(reader)
+    checked.require_sample()
+    return list(islice(checked, config.calib_data_size))
+
+
+def check_tokens(
+    model: ir.Model, selection: Selection, samples: list[Feeds], reader: str = "the calibration reader"
+) -> None:
+    """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
+
+    Args:
+        model: The model that the selection was made on.
+        selection: What will be quantized.
+        samples: From `calibration_samples`.
+        reader: The class of the reader that they come from, for messages.
+
+    Raises:
+        CalibrationError: They hold fewer visible tokens than a Linear has columns, or negative ids.
+    """
+    if not samples:
+        return
+    padding = Padding(model)
+    ids = [padding.tokens(feeds, number) for number, feeds in enumerate(samples)]
+    for number, tokens in enumerate(ids):
+        check_ids(tokens, reader, number)
+    rounded = [job.linear for job in selection.linears if job.config.weight is not None]
+    known = [tokens.size for tokens in ids if tokens is not None]
+    if rounded and len(known) == len(ids):
+        require_tokens(sum(known), max(rounded, key=lambda linear: linear.in_features))
+
+
+def fingerprint(sources: list[Path], config: QConfig, samples: list[Feeds]) -> dict[str, object]:
+    """What decides the result of a run, as JSON types: equal fingerprints, equal results.
+
+    Args:
+        sources: The model's files.
+        config: The configuration; the files that it names count too.
+        samples: The calibration samples.
+    """
+    digest = sha256()
+    for sample in samples:
+        for name, array in sorted(sample.items()):
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+    quarot = config.quarot
+    named = [] if quarot is None else [quarot.r_config_path, quarot.r1_matrix_path, quarot.r2_matrix_path]
+    files = [*sources, *(path for path in named if path is not None)]
+    return {
+        "files": [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "config": config.to_dict(),
+        "samples": digest.hexdigest(),
+        "versions": {name: version(name) for name in ("quarot-onnx", "onnxruntime", "numpy", "scipy")},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Weights to round.
+
+    Attributes:
+        model: The float model, rotated where it is to be, its large weights external.
+        selection: What is quantized.
+        config: How.
+        ranges: Of static activations, from ``static_ranges.calibrate``.
+        samples: From ``calibration_samples``.
+    """
+
+    model: ir.Model
+    selection: Selection
+    config: QConfig
+    ranges: Ranges
+    samples: list[Feeds]
+
+    def jobs(self) -> list[WeightJob]:
+        """The Linears whose weights are rounded, in graph order.
+
+        Those that quantize their input alike have the same activation object.
+        """
+        activations: dict[object, Activation] = {}
+        jobs = []
+        for job in self.selection.linears:
+            linear, spec = job.linear, job.config.activation
+            if job.config.weight is None:
+                continue
+            if (linear.input, spec) not in activations:
+                activations[linear.input, spec] = activation_of(spec, linear.input.name or "", self.ranges)
+            activation, grids = activations[linear.input, spec], scheme(job.config.weight)
+            jobs.append(WeightJob(linear.name, linear.weight, grids, linear.alpha, linear, activation))
+        return jobs
+
+    def tables(self) -> list[WeightJob]:
+        """The embeddings."""
+        return [WeightJob(label(job.node), _turned(job.table), scheme(job.weight)) for job in self.selection.tables]
+
+
+def round_weights(
+    task: Task, checkpoint: Checkpoint, scratch: Path, progress: Progress
+) -> tuple[dict[str, RoundedWeight], tuple[str, ...]]:
+    """Round all selected weights.
+
+    Args:
+        task: What and how.
+        checkpoint: Takes the results; its earlier ones are used.
+        scratch: A folder for hidden states that do not fit into memory.
+        progress: Called with weights done and their number.
+
+    Returns:
+        The weights by the names of their nodes, and what the user should know.
+
+    Raises:
+        CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
+        ModelError: A weight holds NaN or infinity.
+    """
+    method, jobs, tables = task.config.rounding or RTNConfig(), task.jobs(), task.tables()
+    rounding = Rounding(method, checkpoint, progress, len(jobs) + len(tables))
+    sites = understood(task.model)
+    head = {linear.node for linear in sites.head}
+    aware = [j for j in jobs if j.linear and j.linear.node not in head] if method.needs_statistics else []
+    if aware:
+        # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
+        marks = [attention.value or attention.output for attention in sites.attentions]
+        starts = {linear.node for linear in marks if linear is not None}
+        quantize = method.aq_calibration
+        round_blockwise(aware, rounding, BlockwiseInputs(task.model, starts, task.samples, quantize, scratch))
+    done = {job.name for job in aware}
+    plain = [job for job in jobs if job.name not in done]
+    round_plainly([*plain, *tables], rounding)
+    return rounding.rounded, tuple(rounding.notes)
+
+
+def scheme(spec: QTensorConfig) -> WeightScheme:
+    """The family of grids that a spec describes."""
+    return WeightScheme(
+        spec.bits,
+        symmetric=spec.symmetric,
+        signed=spec.data_type.signed,
+        group_size=spec.group_size,
+        per_channel=spec.quant_granularity is not QuantGranularity.Tensor,
+    )
+
+
+def _turned(table: Constant) -> Constant:
+    """A table [rows, hidden] as [hidden, rows], so that rows are channels."""
+    return Constant(table.value, table.tensor, not table.transposed, table.dtype)

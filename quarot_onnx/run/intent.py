@@ -1,0 +1,128 @@
+"""What a configuration asks of a model: the places of the rotations and how much each is wanted."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.tags import is_online
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.quantization.select import Selection
+from quarot_onnx.rotation.plan import Demand, RotationRequest
+from quarot_onnx.rotation_config.config_file import read_sites
+from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.model import Kind, LeftOut, Sites
+
+_FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
+
+_R3_NOTE = (
+    "R3 is done because the rotation config states it; it pays only with a quantized key/value cache "
+    "(r3=False, on the command line --no-r3, leaves it out)"
+)
+
+_SPLIT_NOTE = (
+    "split_cache (--split-cache): R2 and R3 change the cache; rotate every graph that shares it with the same options"
+)
+
+
+def sites_and_request(
+    model: ir.Model,
+    config: QuarotConfig,
+    default: frozenset[Kind],
+    quantized_inputs: Collection[ir.Node] | None = None,
+) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
+    """Combine the graph, the rotation config file and the switches.
+
+    Args:
+        model: The float model.
+        config: The switches, and perhaps a rotation config file.
+        default: The rotations to do where possible, when neither a file nor a switch speaks of them.
+        quantized_inputs: The Linears whose inputs will be quantized, before which alone R4 pays; None where that is
+            not known.
+
+    Returns:
+        The places, what is wanted there, and what the user should know of the file.
+
+    Raises:
+        ConfigError: The file or a matrix does not fit the graph.
+        ModelError: The graph is already quantized.
+    """
+    notes: tuple[str, ...] = ()
+    switches = {kind: getattr(config, flag) for kind, flag in _FLAGS.items()}
+    asked = frozenset(kind for kind, switch in switches.items() if switch)
+    block_sizes: Mapping[Kind, int] = {}
+    if config.r_config_path is not None:
+        named = read_sites(config.r_config_path, model, asked=asked, split_cache=config.split_cache)
+        sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
+        demands = dict.fromkeys(default, Demand.REQUIRED)
+        if Kind.R3 in default and switches[Kind.R3] is None:
+            notes = (*notes, _R3_NOTE)
+    else:
+        sites = detect(model, split_cache=config.split_cache)
+        demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
+    for kind, switch in switches.items():
+        if switch is not None:
+            demands[kind] = Demand.REQUIRED if switch else Demand.OFF
+    if config.split_cache:
+        notes = (*notes, _SPLIT_NOTE)
+    if quantized_inputs is not None and demands.get(Kind.R4, Demand.OFF) is Demand.IF_POSSIBLE:
+        sites = _without_float_inputs(sites, quantized_inputs)
+    request = RotationRequest(
+        demands,
+        seed=config.seed if config.use_random_had else None,
+        r_matrix_dim=config.r_matrix_dim,
+        block_sizes=dict.fromkeys((Kind.R1, Kind.R4), config.block_size) if config.block_size else block_sizes,
+        r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
+        r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
+    )
+    return sites, request, notes
+
+
+def _without_float_inputs(sites: Sites, quantized_inputs: Collection[ir.Node]) -> Sites:
+    """The places without R4 where it would cost time and gain nothing."""
+    inside = tuple(linear for linear in sites.mlps if linear.node in quantized_inputs)
+    outside = [linear.name for linear in sites.mlps if linear.node not in quantized_inputs]
+    reasons = tuple(LeftOut(name, "its input stays in float", Kind.R4) for name in outside)
+    return replace(sites, mlps=inside, left_out=(*sites.left_out, *reasons))
+
+
+def needless_notes(model: ir.Model, selection: Selection) -> tuple[str, ...]:
+    """What to say of online rotations before Linears whose inputs stay in float.
+
+    Args:
+        model: Rotated, not yet quantized.
+        selection: What will be quantized.
+    """
+    quantized = quantized_inputs(selection)
+    found = [item.name for item in linears(model.graph) if item.node not in quantized and _behind_online(item.input)]
+    if not found:
+        return ()
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    note = (
+        f"the online rotation before {found[0]}{more} costs time at every step and gains little, as the input there "
+        "stays in float: quantize it, or leave R4 out there"
+    )
+    return (note,)
+
+
+def _behind_online(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and is_online(producer)
+
+
+def quantized_inputs(selection: Selection) -> frozenset[ir.Node]:
+    """The Linears whose inputs are quantized."""
+    return frozenset(job.linear.node for job in selection.linears if job.config.activation is not None)
+
+
+def kinds_for(config: QConfig) -> frozenset[Kind]:
+    """The rotations that a scheme needs: R4 only pays where some activation is quantized."""
+    layers = [
+        config.global_config,
+        *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config)),
+    ]
+    activations = any(layer is not None and layer.activation is not None for layer in layers)
+    return frozenset({Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2})

@@ -1,0 +1,81 @@
+"""The rotation of a run: what is left to do, the edits of the graph, and the proof that nothing else changed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.errors import ConfigError, FeedError, ModelError
+from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
+from quarot_onnx.io.spellings import weights_with_default
+from quarot_onnx.rotation.apply import apply_plan
+from quarot_onnx.rotation.plan import Plan, plan_rotation
+from quarot_onnx.run.intent import sites_and_request
+from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
+from quarot_onnx.run.workspace import Progress
+from quarot_onnx.sites.model import Kind
+
+
+def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
+    """The rotation that is left to do: none where the model brings what the configuration asks for.
+
+    Raises:
+        ConfigError: The model was rotated in another way than the configuration says.
+    """
+    earlier = recorded(model)
+    if config.quarot is None or earlier is None or not is_rotated(earlier):
+        return config.quarot
+    refuse_other_rotation(earlier, config.quarot)
+    return None
+
+
+def rotate_in_place(
+    model: ir.Model, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
+) -> Plan:
+    """Find the sites, plan, edit the graph; weights follow when the model is written."""
+    earlier = recorded(model)
+    if earlier is not None and is_rotated(earlier):
+        raise ModelError(
+            f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
+            "rotation (no QuarotConfig in algo_config)"
+        )
+    sites, request, notes = sites_and_request(model, config, default, quantized)
+    if not sites.layers and not sites.online_pairs:
+        raise ModelError(
+            "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "
+            "there is nothing to rotate; name nodes in a rotation config's online_pairs, or go without rotation"
+            f"{weights_with_default(model.graph)}"
+        )
+    plan = plan_rotation(sites, request)
+    plan = replace(plan, notes=(*notes, *plan.notes))
+    if not plan.edits:
+        why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
+        raise ConfigError(f"no rotation is left to do{why}")
+    apply_plan(model, plan)
+    return plan
+
+
+def prove(
+    source: str | Path,
+    rotated: Path,
+    feeds: Sequence[Feeds] | None,
+    progress: Progress,
+    then: Callable[[Any], None] | None = None,
+) -> Equivalence:
+    """Compare the two; raises VerificationError when they differ. ``then`` is as for ``compare``."""
+    progress("verify", 0, None)
+    try:
+        equivalence = compare(source, rotated, feeds=feeds, then=then)
+    except FeedError as error:
+        what = "give other inputs" if feeds is not None else "give inputs for the proof"
+        raise FeedError(
+            error.reason, f"{what} (--feeds FILE.npz, feeds=), or go without it (--no-verify, verify=False)"
+        ) from error
+    require(equivalence)
+    progress("verify", 1, 1)
+    return equivalence

@@ -1,0 +1,79 @@
+"""What a run needs besides its input and output: a scratch folder, a checkpoint, a clock."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.readers import DataReader, SampleReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.io.run_folder import run_folder
+from quarot_onnx.rounding import lowbit
+from quarot_onnx.rounding.checkpoint import Checkpoint, open_checkpoint
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Where a run keeps what it needs until it ends.
+
+    Attributes:
+        scratch: A folder on the output's disk.
+        checkpoint: What a killed run goes on from; None where nothing takes long.
+        samples: Calibration samples for rounding.
+        reader: The calibration data; reads from `samples` where there are any, since a reader may be read only once.
+    """
+
+    scratch: Path
+    checkpoint: Checkpoint | None
+    samples: list[Feeds]
+    reader: DataReader | None
+
+
+@contextmanager
+def workspace(
+    target: Path, config: QConfig, sources: list[Path], samples: list[Feeds], reader: DataReader | None
+) -> Iterator[Workspace]:
+    """A scratch folder, or for weights that are rounded beforehand a checkpoint that outlives an interrupted run."""
+    if not config.low_bit:
+        with scratch_folder(target) as scratch:
+            yield Workspace(scratch, None, [], reader)
+        return
+    with (
+        run_folder(target) as folder,
+        open_checkpoint(folder.path, lowbit.fingerprint(sources, config, samples)) as checkpoint,
+    ):
+        again = SampleReader(samples) if samples else reader
+        yield Workspace(folder.scratch, checkpoint, samples, again)
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder on the output's disk, removed at the end whatever happens.
+
+    An end without error also removes what an interrupted run to the same output kept: the output is there now.
+
+    Args:
+        target: The .onnx file that will be written.
+    """
+    with run_folder(target) as folder:
+        yield folder.scratch
+        folder.clear()
+
+
+class Clock:
+    """Seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self.laps[phase] = now - self._last
+        self._last = now

@@ -1,0 +1,1 @@
+"""onnxruntime: sessions of files, and of graphs whose outputs were changed."""
