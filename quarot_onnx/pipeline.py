@@ -33,6 +33,7 @@ from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, Progress, Workspace, scratch_folder, workspace
+from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
@@ -79,7 +80,7 @@ def rotate(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     given = None if feeds is None else given_feeds(feeds, model)
-    plan = rotate_in_place(model, config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
+    plan = rotate_in_place(Survey(model), config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
@@ -115,6 +116,7 @@ def quantize(
     config: QConfig,
     reader: DataReader | None = None,
     *,
+    selection: Selection | None = None,
     verify: bool = True,
     feeds: FeedsSource | None = None,
     check: Check | None = Check(),  # noqa: B008 - frozen
@@ -129,6 +131,8 @@ def quantize(
         config: What is quantized and how; its algo_config says whether to rotate. Rotations that it leaves open are
             decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
         reader: Calibration data; needed for static activation quantization.
+        selection: What ``config`` quantizes of the source, from a caller who has loaded and looked at it already; its
+            graph is changed.
         verify: Prove that the rotated model, before it is quantized, computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
         check: Compare the quantized model with the original, as onnxruntime runs the two here; None goes without.
@@ -145,7 +149,7 @@ def quantize(
             check; nothing is written.
     """
     clock = Clock()
-    model = model_io.load(source)
+    model = model_io.load(source) if selection is None else selection.survey.model
     folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
@@ -155,25 +159,30 @@ def quantize(
         None if feeds is None else given_feeds(feeds, model),
     )
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
-    selection = select(model, config)
+    if selection is None:
+        selection = select(Survey(model), config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
-    lowbit.check_tokens(model, selection, samples, "" if data is None else data.name)
+    lowbit.check_tokens(selection, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run, kinds = _Run(work, checking, clock, progress), kinds_for(config)
-        plan = None if rotating is None else rotate_in_place(model, rotating, kinds, quantized_inputs(selection))
+        plan = (
+            None
+            if rotating is None
+            else rotate_in_place(selection.survey, rotating, kinds, quantized_inputs(selection))
+        )
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
-        start = _Start(source, model, selection, equivalence=None)
+        start = _Start(source, selection, equivalence=None)
         if plan is not None and rotating is not None:
             start = _rotated(start, (plan, rotating), given_inputs, run, config, verify=verify)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
-        needless = needless_notes(start.model, start.selection) if plan is not None or Kind.R4 in kinds else ()
+        needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
         notes = _quantized(start, config, run)
         done = (plan, rotating) if plan is not None and rotating is not None else None
         recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, start.selection))
@@ -205,15 +214,18 @@ class _Start:
 
     Attributes:
         file: The float model's file, rotated where it is to be.
-        model: The same, loaded.
-        selection: What of it is quantized.
+        selection: What of it is quantized; the same model, loaded.
         equivalence: The proof of its rotation.
     """
 
     file: str | Path
-    model: ir.Model
     selection: Selection
     equivalence: Equivalence | None
+
+    @property
+    def model(self) -> ir.Model:
+        """The model."""
+        return self.selection.survey.model
 
 
 def _rotated(
@@ -239,13 +251,12 @@ def _rotated(
     if verify:
         equivalence = prove(start.file, file, feeds, run.progress, run.checking.observe)
         run.clock.lap("verify")
-    model = model_io.load(file)
-    return _Start(file, model, select(model, config), equivalence)
+    return _Start(file, select(Survey(model_io.load(file)), config), equivalence)
 
 
 def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     """Calibrate, round and quantize the model in place; what the user should know of that."""
-    model, selection, work = start.model, start.selection, run.work
+    selection, work = start.selection, run.work
     ranges = static_ranges.calibrate(
         start.file,
         selection,
@@ -258,13 +269,13 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     given: GivenWeights | None = None
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
-        task = lowbit.Task(model, selection, config, ranges, work.samples)
+        task = lowbit.Task(selection, config, ranges, work.samples)
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
         assert config.resolved_format is not None, "the configuration is a low-bit one"
         given = GivenWeights(weights, config.resolved_format, config.accuracy_level)
         run.clock.lap("round")
-    notes = (*left_in_float(model.graph, config), *notes)
-    apply_selection(model, selection, ranges, _phase(run.progress, "quantize"), given)
+    notes = (*left_in_float(start.model.graph, config), *notes)
+    apply_selection(selection, ranges, _phase(run.progress, "quantize"), given)
     return notes
 
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from quarot_onnx.cli import configs
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.quantize_options import QuantizeOptions
@@ -15,7 +13,7 @@ from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.choices import Precision
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
-from quarot_onnx.quantization.select import select
+from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.recipes.build import Places, head_note, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Calibration, Recipe
@@ -23,7 +21,7 @@ from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
 from quarot_onnx.run.provenance import Recipe as Record
 from quarot_onnx.run.provenance import is_rotated, summary
-from quarot_onnx.sites.detect import understood
+from quarot_onnx.sites.detect import Survey
 
 CALIBRATION = "calibration."
 """How the keys of calibration begin."""
@@ -50,12 +48,14 @@ class Chosen:
 
     Attributes:
         config: As the pipeline takes it.
+        selection: What it quantizes of the model.
         calibration: The text, should any be needed.
         notes: What the user should know.
         calibration_notes: What the user should know where something is calibrated.
     """
 
     config: QConfig
+    selection: Selection
     calibration: Calibration
     notes: tuple[str, ...] = ()
     calibration_notes: tuple[str, ...] = ()
@@ -68,14 +68,14 @@ class Question:
     Attributes:
         options: All options.
         typed: Those that stand for keys of a recipe.
-        model: The model.
+        survey: The model, and what is found in it.
         record: What was done to it before.
         target: The file to be written.
     """
 
     options: QuantizeOptions
     typed: Mapping[str, Typed]
-    model: ir.Model
+    survey: Survey
     record: Record | None
     target: Path
 
@@ -132,7 +132,8 @@ def _from_config(question: Question, path: Path) -> Chosen:
     given += ["--recipe"] if question.options.recipe is not None else []
     if given:
         raise ConfigError(f"{given[0]} and --config say the same thing twice; write it into {path}")
-    return Chosen(QConfig.load(path), _calibration(question))
+    config = QConfig.load(path)
+    return Chosen(config, select(question.survey, config), _calibration(question))
 
 
 def _calibration(question: Question) -> Calibration:
@@ -163,12 +164,12 @@ def _from_scheme(question: Question) -> Chosen:
         weight_type=options.weight_type,
         method=options.calib_method or opt.CalibrationChoice.MINMAX,
         percentile=options.percentile,
-        head=[linear.name for linear in understood(question.model).head] if head is Precision.FLOAT else (),
+        head=[linear.name for linear in question.survey.sites.head] if head is Precision.FLOAT else (),
         embedding=options.embedding or Precision.FLOAT,
         exclude=options.exclude or (),
         rotation=configs.quarot_config(typed) if rotates else None,
     )
-    return Chosen(config, _calibration(question))
+    return Chosen(config, select(question.survey, config), _calibration(question))
 
 
 def _rotates(question: Question, late: frozenset[str]) -> bool:
@@ -222,20 +223,22 @@ def _from_recipe(question: Question) -> Chosen:
     data = merged(typed, loaded, rotates=rotates and asked)
     recipe = parse(data, wording, None if loaded is None else loaded.folder)
     refuse_contradictions(recipe, wording)
-    config = quantization_config(recipe, Places.of(question.model), _rotation(question, recipe, loaded), wording)
-    _refuse_odd_groups(question.model, config, wording)
+    places = Places.of(question.survey.rotatable())
+    config = quantization_config(recipe, places, _rotation(question, recipe, loaded), wording)
+    selection = select(question.survey, config)
+    _refuse_odd_groups(selection, wording)
     note = head_note(recipe, config, wording)
     notes = () if note is None else (note,)
     if loaded is None:
-        return Chosen(config, recipe.calibration, notes)
+        return Chosen(config, selection, recipe.calibration, notes)
     notes = (*file_notes(loaded, question.target), *notes)
     texted = "calibration.text" in question.typed
-    return Chosen(config, recipe.calibration, notes, () if texted else loaded.calibration_notes)
+    return Chosen(config, selection, recipe.calibration, notes, () if texted else loaded.calibration_notes)
 
 
-def _refuse_odd_groups(model: ir.Model, config: QConfig, wording: OptionWording) -> None:
+def _refuse_odd_groups(selection: Selection, wording: OptionWording) -> None:
     """Refuse a group size that leaves a remainder, in the words of whoever chose it."""
-    for odd in odd_groups(select(model, config)):
+    for odd in odd_groups(selection):
         raise ConfigError(odd.message(wording.valued(f"{odd.what}s.group_size", odd.size)))
 
 

@@ -1,6 +1,5 @@
 """The ``inspect`` command: what a model is and what could be rotated in it, from one look at its graph."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from quarot_onnx.evaluation.inspection import inspection_record, quantized_record
@@ -9,7 +8,7 @@ from quarot_onnx.io.companions import companion_files
 from quarot_onnx.io.staging import check_targets
 from quarot_onnx.rotation_config.config_file import read_sites, write_config
 from quarot_onnx.run.provenance import recorded
-from quarot_onnx.sites.detect import detect, is_quantized
+from quarot_onnx.sites.detect import Survey, is_quantized
 from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.model import Kind
 
@@ -45,12 +44,12 @@ def inspect_model(
         check_targets([config_out.absolute()], protected=protected, overwrite=True)
     if rotation_config is None and config_out is None and is_quantized(model.graph):
         return quantized_record(model) | {"model": str(path), "recipe": recorded(model)}
-    blocks: Mapping[Kind, int] = {}
+    survey, blocks = Survey(model), dict[Kind, int]()
     if rotation_config is None:
-        sites = detect(model, split_cache=split_cache)
+        sites = survey.rotatable(split_cache=split_cache)
     else:
-        named = read_sites(rotation_config, model, split_cache=split_cache)
-        sites, blocks = named.sites, named.block_sizes
+        named = read_sites(rotation_config, survey, split_cache=split_cache)
+        sites, blocks = named.sites, dict(named.block_sizes)
     # What `rotate` would leave out is left out here, too.
     sites = feasible(sites, blocks)
     content = inspection_record(model, sites, blocks) | {"model": str(path), "recipe": recorded(model)}

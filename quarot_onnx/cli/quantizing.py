@@ -12,12 +12,11 @@ from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.choosing import CALIBRATION, Chosen, Question, choose
 from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
-from quarot_onnx.config import QConfig
 from quarot_onnx.config.formats import widened
 from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
@@ -26,9 +25,9 @@ from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import Outcome, Progress, quantize
 from quarot_onnx.processor import saturates
 from quarot_onnx.quantization import static_ranges
-from quarot_onnx.quantization.select import select
 from quarot_onnx.recipes.own import Calibration
 from quarot_onnx.run.provenance import is_rotated, recorded, summary
+from quarot_onnx.sites.detect import Survey
 
 _OF_CHECK = frozenset({f"{CALIBRATION}tokenizer", f"{CALIBRATION}bos"})
 """What the check of the quantized model reads, too."""
@@ -63,8 +62,8 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
     model_io.check_target(model, target, overwrite=overwrite)
     record = recorded(model)
     typed = typed_keys(options)
-    chosen = choose(Question(options, typed, model, record, target))
-    calibrated = _needs_text(model, chosen.config)
+    chosen = choose(Question(options, typed, Survey(model), record, target))
+    calibrated = _needs_text(chosen)
     reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
     check = check_asked(options, chosen.calibration)
     outcome = quantize(
@@ -72,6 +71,7 @@ def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
         target,
         chosen.config,
         reader,
+        selection=chosen.selection,
         verify=options.verify,
         feeds=options.feeds,
         check=check,
@@ -124,12 +124,10 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
     return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)
 
 
-def _needs_text(model: ir.Model, config: QConfig) -> bool:
+def _needs_text(chosen: Chosen) -> bool:
     """Whether ranges, or a rounding's statistics, are taken on text."""
-    rounding = config.rounding
-    # Looked at first: it tells of wrong names.
-    calibrates = static_ranges.needs_calibration(select(model, config))
-    return calibrates or (rounding is not None and rounding.needs_statistics)
+    rounding = chosen.config.rounding
+    return static_ranges.needs_calibration(chosen.selection) or (rounding is not None and rounding.needs_statistics)
 
 
 def _reader(

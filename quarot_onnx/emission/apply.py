@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.ranges import Progress
@@ -47,22 +46,20 @@ class GivenWeights:
 
 
 def apply_selection(
-    model: ir.Model,
     selection: Selection,
     ranges: Ranges,
     progress: Progress | None = None,
     given: GivenWeights | None = None,
 ) -> None:
-    """Quantize the selected nodes of ``model`` in place.
+    """Quantize the selected nodes of a model in place.
 
     Args:
-        model: The model that the selection was made on.
-        selection: What is quantized.
+        selection: What is quantized, and of which model.
         ranges: From ``static_ranges.calibrate``.
         progress: Called with nodes done and their number.
         given: The weights; None to round each to nearest, to 8 bits, when it is written.
     """
-    emitter = Emitter(model)
+    emitter = Emitter(selection.survey.model)
     total = len(selection.linears) + len(selection.tables)
     # Ranges go by the names that values had before any of them was touched.
     names = {job.linear.node: (job.linear.input.name or "", job.linear.output.name or "") for job in selection.linears}

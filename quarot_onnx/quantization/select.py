@@ -16,7 +16,7 @@ from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
 from quarot_onnx.io.spellings import weights_with_default
-from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
+from quarot_onnx.sites.detect import Survey, refuse_hidden, refuse_quantized
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +44,24 @@ class TableJob:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """All that will be quantized, in graph order."""
+    """All that will be quantized, in graph order.
 
+    Attributes:
+        survey: The float model that it was made on, and what was found in it.
+        linears: The Linears.
+        tables: The embeddings.
+    """
+
+    survey: Survey
     linears: tuple[LinearJob, ...]
     tables: tuple[TableJob, ...]
 
 
-def select(model: ir.Model, config: QConfig) -> Selection:
+def select(survey: Survey, config: QConfig) -> Selection:
     """Apply a configuration to a graph.
 
     Args:
-        model: The float model.
+        survey: The float model.
         config: What the user wants.
 
     Returns:
@@ -64,6 +71,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         ConfigError: A name or pattern matches no node, the operators' versions are too old, nothing is selected.
         ModelError: The graph is already quantized.
     """
+    model = survey.model
     refuse_quantized(model.graph)
     names = [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)]
     unmatched = config.unmatched_patterns(names)
@@ -81,7 +89,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
         chosen = config.layer_config_for(linear.name, linear.op_type)
         if chosen is not None:
             found.append(LinearJob(linear, chosen))
-    tables = _tables(model, config)
+    tables = _tables(survey, config)
     if not found and not tables:
         refuse_hidden(model.graph)
         kinds = ", ".join(config.op_types_to_quantize)
@@ -89,7 +97,7 @@ def select(model: ir.Model, config: QConfig) -> Selection:
             f"nothing to quantize: no {kinds} with a constant weight is left by the configuration"
             f"{weights_with_default(model.graph)}"
         )
-    return Selection(tuple(found), tuple(tables))
+    return Selection(survey, tuple(found), tuple(tables))
 
 
 def saturable(selection: Selection, config: QConfig) -> bool:
@@ -97,15 +105,15 @@ def saturable(selection: Selection, config: QConfig) -> bool:
     return any(_saturable(job.config, config.resolved_format) for job in selection.linears)
 
 
-def _tables(model: ir.Model, config: QConfig) -> list[TableJob]:
+def _tables(survey: Survey, config: QConfig) -> list[TableJob]:
     """The embeddings to quantize: in a decoder those that start its residual stream, elsewhere every table."""
     jobs = []
-    for node in model.graph:
+    for node in survey.model.graph:
         table = _table(node)
         chosen = config.layer_config_for(label(node), node.op_type) if table is not None else None
         if table is not None and chosen is not None:
             jobs.append(TableJob(node, table, chosen))
-    embeddings = {embedding.node for embedding in understood(model).embeddings} if jobs else set()
+    embeddings = {embedding.node for embedding in survey.sites.embeddings} if jobs else set()
     return [job for job in jobs if not embeddings or job.node in embeddings]
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, RoundingConfig
 from quarot_onnx.config.choices import OutputFormat, Precision, WeightType
@@ -15,7 +13,7 @@ from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorCon
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.model import Sites
 
 _BLOCK = 128
 
@@ -35,9 +33,8 @@ class Places:
     hidden: int | None = None
 
     @classmethod
-    def of(cls, model: ir.Model) -> "Places":
+    def of(cls, sites: Sites) -> "Places":
         """The places of a model, found by structure."""
-        sites = detect(model)
         return cls(
             head=tuple((linear.name, linear.in_features) for linear in sites.head),
             down=tuple(linear.name for linear in sites.mlps),

@@ -27,7 +27,7 @@ from quarot_onnx.rotation_config.names import Names, Ref
 from quarot_onnx.rotation_config.places_r1 import NamedPair, r1_places, unproven
 from quarot_onnx.rotation_config.read_own import read_own
 from quarot_onnx.rotation_config.stated import Stated
-from quarot_onnx.sites.detect import refuse_hidden, refuse_quantized, understood
+from quarot_onnx.sites.detect import Survey, refuse_hidden, refuse_quantized
 from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Kind, Sites
 
@@ -88,7 +88,7 @@ class _AnyFile(FileConfig):
 
 def read_sites(
     path: Path | str | Mapping[str, Any],
-    model: ir.Model,
+    survey: Survey,
     *,
     asked: frozenset[Kind] = frozenset(),
     split_cache: bool = False,
@@ -97,7 +97,7 @@ def read_sites(
 
     Args:
         path: A .json or .yaml file, or its content.
-        model: The float model; its weights are not read.
+        survey: The float model; its weights are not read.
         asked: Rotations that are wanted though the file may not state them: they go where detection finds places.
         split_cache: The other graphs that share its caches are rotated alike.
 
@@ -114,17 +114,17 @@ def read_sites(
     dialect = _recognise(content, source)
     config = _CONFIGS[dialect].from_dict(content, source=source)
     if asked or _needs_detection(config):
-        found = understood(model)
+        found = survey.sites
         if not found.layers:
-            refuse_hidden(model.graph)
+            refuse_hidden(survey.model.graph)
     else:
-        found = _undetected(model)
+        found = _undetected(survey.model)
     try:
-        stated = _stated(config, model.graph, found)
+        stated = _stated(config, survey.model.graph, found)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     notes = (*stated.notes, unproven(found)) if stated.r1 is not None and not found.norms else stated.notes
-    sites = without_leaks(stated.on(found, asked), model, split_cache=split_cache)
+    sites = without_leaks(stated.on(found, asked), survey.model, split_cache=split_cache)
     return Named(sites, stated.kinds, stated.block_sizes, dialect, notes)
 
 

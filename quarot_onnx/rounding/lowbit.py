@@ -12,8 +12,6 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
-import onnx_ir as ir
-
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.padding import Padding
 from quarot_onnx.calibration.ranges import Progress
@@ -40,7 +38,6 @@ from quarot_onnx.rounding.blockwise import (
 )
 from quarot_onnx.rounding.checkpoint import Checkpoint
 from quarot_onnx.rounding.store import RoundedWeight
-from quarot_onnx.sites.detect import understood
 
 
 def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
@@ -86,13 +83,10 @@ def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feed
     return list(islice(checked, config.calib_data_size))
 
 
-def check_tokens(
-    model: ir.Model, selection: Selection, samples: list[Feeds], reader: str = "the calibration reader"
-) -> None:
+def check_tokens(selection: Selection, samples: list[Feeds], reader: str = "the calibration reader") -> None:
     """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
 
     Args:
-        model: The model that the selection was made on.
         selection: What will be quantized.
         samples: From `calibration_samples`.
         reader: The class of the reader that they come from, for messages.
@@ -102,7 +96,7 @@ def check_tokens(
     """
     if not samples:
         return
-    padding = Padding(model)
+    padding = Padding(selection.survey.model)
     ids = [padding.tokens(feeds, number) for number, feeds in enumerate(samples)]
     for number, tokens in enumerate(ids):
         check_ids(tokens, reader, number)
@@ -141,14 +135,12 @@ class Task:
     """Weights to round.
 
     Attributes:
-        model: The float model, rotated where it is to be, its large weights external.
-        selection: What is quantized.
+        selection: What is quantized, of a float model that is rotated where it is to be, its large weights external.
         config: How.
         ranges: Of static activations, from ``static_ranges.calibrate``.
         samples: From ``calibration_samples``.
     """
 
-    model: ir.Model
     selection: Selection
     config: QConfig
     ranges: Ranges
@@ -196,15 +188,15 @@ def round_weights(
     """
     method, jobs, tables = task.config.rounding or RTNConfig(), task.jobs(), task.tables()
     rounding = Rounding(method, checkpoint, progress, len(jobs) + len(tables))
-    sites = understood(task.model)
-    head = {linear.node for linear in sites.head}
+    survey = task.selection.survey
+    head = {linear.node for linear in survey.sites.head}
     aware = [j for j in jobs if j.linear and j.linear.node not in head] if method.needs_statistics else []
     if aware:
         # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
-        marks = [attention.value or attention.output for attention in sites.attentions]
+        marks = [attention.value or attention.output for attention in survey.sites.attentions]
         starts = {linear.node for linear in marks if linear is not None}
         quantize = method.aq_calibration
-        round_blockwise(aware, rounding, BlockwiseInputs(task.model, starts, task.samples, quantize, scratch))
+        round_blockwise(aware, rounding, BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch))
     done = {job.name for job in aware}
     plain = [job for job in jobs if job.name not in done]
     round_plainly([*plain, *tables], rounding)

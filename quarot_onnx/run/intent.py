@@ -13,7 +13,7 @@ from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Demand, RotationRequest
 from quarot_onnx.rotation_config.config_file import read_sites
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind, LeftOut, Sites
 
 _FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
@@ -29,7 +29,7 @@ _SPLIT_NOTE = (
 
 
 def sites_and_request(
-    model: ir.Model,
+    survey: Survey,
     config: QuarotConfig,
     default: frozenset[Kind],
     quantized_inputs: Collection[ir.Node] | None = None,
@@ -37,7 +37,7 @@ def sites_and_request(
     """Combine the graph, the rotation config file and the switches.
 
     Args:
-        model: The float model.
+        survey: The float model.
         config: The switches, and perhaps a rotation config file.
         default: The rotations to do where possible, when neither a file nor a switch speaks of them.
         quantized_inputs: The Linears whose inputs will be quantized, before which alone R4 pays; None where that is
@@ -55,13 +55,13 @@ def sites_and_request(
     asked = frozenset(kind for kind, switch in switches.items() if switch)
     block_sizes: Mapping[Kind, int] = {}
     if config.r_config_path is not None:
-        named = read_sites(config.r_config_path, model, asked=asked, split_cache=config.split_cache)
+        named = read_sites(config.r_config_path, survey, asked=asked, split_cache=config.split_cache)
         sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
         if Kind.R3 in default and switches[Kind.R3] is None:
             notes = (*notes, _R3_NOTE)
     else:
-        sites = detect(model, split_cache=config.split_cache)
+        sites = survey.rotatable(split_cache=config.split_cache)
         demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
     for kind, switch in switches.items():
         if switch is not None:
@@ -89,15 +89,18 @@ def _without_float_inputs(sites: Sites, quantized_inputs: Collection[ir.Node]) -
     return replace(sites, mlps=inside, left_out=(*sites.left_out, *reasons))
 
 
-def needless_notes(model: ir.Model, selection: Selection) -> tuple[str, ...]:
+def needless_notes(selection: Selection) -> tuple[str, ...]:
     """What to say of online rotations before Linears whose inputs stay in float.
 
     Args:
-        model: Rotated, not yet quantized.
-        selection: What will be quantized.
+        selection: What will be quantized, of a rotated model.
     """
     quantized = quantized_inputs(selection)
-    found = [item.name for item in linears(model.graph) if item.node not in quantized and _behind_online(item.input)]
+    found = [
+        item.name
+        for item in linears(selection.survey.model.graph)
+        if item.node not in quantized and _behind_online(item.input)
+    ]
     if not found:
         return ()
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""

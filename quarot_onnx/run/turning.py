@@ -18,6 +18,7 @@ from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.run.intent import sites_and_request
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
 from quarot_onnx.run.workspace import Progress
+from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
 
@@ -35,16 +36,17 @@ def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
 
 
 def rotate_in_place(
-    model: ir.Model, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
+    survey: Survey, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
 ) -> Plan:
-    """Find the sites, plan, edit the graph; weights follow when the model is written."""
+    """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written."""
+    model = survey.model
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
         raise ModelError(
             f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
             "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request, notes = sites_and_request(model, config, default, quantized)
+    sites, request, notes = sites_and_request(survey, config, default, quantized)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "

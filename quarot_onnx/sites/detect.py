@@ -4,6 +4,8 @@ No name of a node, a value or a file takes part: the same graph with every name 
 What is not understood is left out with the node and the reason; nothing is guessed.
 """
 
+from functools import cached_property
+
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
@@ -88,10 +90,38 @@ def detect(model: ir.Model, *, split_cache: bool = False) -> Sites:
     Raises:
         ModelError: The graph is already quantized, or its decoder is out of sight.
     """
-    sites = understood(model)
-    if not sites.layers:
-        refuse_hidden(model.graph)
-    return without_leaks(sites, model, split_cache=split_cache)
+    return Survey(model).rotatable(split_cache=split_cache)
+
+
+class Survey:
+    """A model and what is found in it, looked at once for all who ask; to be made anew once the graph is changed.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        """Look at nothing yet."""
+        self.model = model
+
+    @cached_property
+    def sites(self) -> Sites:
+        """As from ``understood``.
+
+        Raises:
+            ModelError: The graph is already quantized.
+        """
+        return understood(self.model)
+
+    def rotatable(self, *, split_cache: bool = False) -> Sites:
+        """As from ``detect``.
+
+        Raises:
+            ModelError: The graph is already quantized, or its decoder is out of sight.
+        """
+        if not self.sites.layers:
+            refuse_hidden(self.model.graph)
+        return without_leaks(self.sites, self.model, split_cache=split_cache)
 
 
 def understood(model: ir.Model) -> Sites:

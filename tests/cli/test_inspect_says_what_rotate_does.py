@@ -15,7 +15,7 @@ from quarot_onnx.hadamard.orders import missing, usual_block
 from quarot_onnx.io import model_io
 from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
 from quarot_onnx.rotation_config.config_file import read_sites
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 from quarot_onnx.sites.model import Kind
 
 # The hand-written decoder has hidden 24 and heads of 8.
@@ -56,7 +56,7 @@ def test_a_written_config_states_what_can_be_done(shell: Shell, tmp_path: Path) 
     source = hand_decoder.write(tmp_path, Spec(intermediate=231))
     config = tmp_path / "places.json"
     inspected(shell, source, "--write-config", config)
-    assert read_sites(config, model_io.load(source)).sites.counts()["R4"] == 0
+    assert read_sites(config, Survey(model_io.load(source))).sites.counts()["R4"] == 0
     shell.ok("rotate", source, tmp_path / "r.onnx", "--rotation-config", config, "--no-r3")
 
 
@@ -88,5 +88,7 @@ def test_blocks_of_one_cannot_be_asked_for(shell: Shell, tmp_path: Path) -> None
     assert "blocks of 1 are no rotation" in shell.fails("rotate", source, tmp_path / "r.onnx", "--block-size", 1)
     for content in ({"R1": {"block_size": 1}}, {"R4": [{"node": "x", "block_size": 1}]}):
         with pytest.raises(ConfigError, match="blocks of 1 are no rotation"):
-            read_sites({"format": "quarot_onnx/1", **content}, model_io.load(source))
-    assert Kind.R1 in read_sites({"format": "quarot_onnx/1", "R1": {"block_size": 2}}, model_io.load(source)).kinds
+            read_sites({"format": "quarot_onnx/1", **content}, Survey(model_io.load(source)))
+    assert (
+        Kind.R1 in read_sites({"format": "quarot_onnx/1", "R1": {"block_size": 2}}, Survey(model_io.load(source))).kinds
+    )

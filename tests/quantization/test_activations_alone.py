@@ -25,6 +25,7 @@ from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeS
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rounding import lowbit
+from quarot_onnx.sites.detect import Survey
 
 KINDS: list[Activation] = [
     FakePerToken(4),
@@ -198,23 +199,23 @@ def test_what_rounding_asks_for_is_not_asked_of_weights_in_float() -> None:
         node.name = "same" if node.op_type == "MatMul" else node.name
     model = ir.from_proto(proto)
     config = QConfig(QLayerConfig(UInt4Spec(quant_granularity="Token"), None))
-    lowbit.check(select(model, config), config, None)
+    lowbit.check(select(Survey(model), config), config, None)
     both = QConfig(QLayerConfig(UInt4Spec(quant_granularity="Token"), Int4Spec()))
     with pytest.raises(ModelError, match="2 nodes of the graph are named 'same'"):
-        lowbit.check(select(model, both), both, None)
+        lowbit.check(select(Survey(model), both), both, None)
     grouped = QConfig(QLayerConfig(UInt4Spec(quant_granularity="Token", group_size=5), None))
     with pytest.raises(ConfigError, match="group_size=5 of the activation does not divide the 16 input features"):
-        lowbit.check(select(model, grouped), grouped, None)
+        lowbit.check(select(Survey(model), grouped), grouped, None)
 
 
 def test_tokens_are_counted_for_weights_that_are_rounded(llama_optimum: Path) -> None:
     model, layer = model_io.load(llama_optimum), QLayerConfig(UInt4Spec(quant_granularity="Token"), Int4Spec())
     samples = [{"input_ids": np.zeros((1, 100), np.int64)}]
     with pytest.raises(CalibrationError, match=r"100 calibration tokens are too few: .*o_proj"):
-        lowbit.check_tokens(model, select(model, QConfig(layer)), samples)
+        lowbit.check_tokens(select(Survey(model), QConfig(layer)), samples)
     in_float = QLayerConfig(UInt4Spec(quant_granularity="Token"), None)
     narrow = QConfig(layer, {in_float: ["*/o_proj/MatMul", "*/down_proj/MatMul"]}, output_format="fake")
-    lowbit.check_tokens(model, select(model, narrow), samples)
+    lowbit.check_tokens(select(Survey(model), narrow), samples)
 
 
 def test_a_head_in_8_bits_beside_weights_in_float(llama_optimum: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from quarot_onnx.rounding import blockwise, lowbit
 from quarot_onnx.rounding.checkpoint import Checkpoint
 from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.rounding.solve import Rounded
+from quarot_onnx.sites.detect import Survey
 
 W4 = QLayerConfig(weight=Int4Spec())
 
@@ -47,10 +48,10 @@ class Work:
 
     def __init__(self, source: Path, config: QConfig, folder: Path, samples: list[Feeds] | None = None) -> None:
         model = model_io.load(source)
-        selection = select(model, config)
+        selection = select(Survey(model), config)
         self.samples = feeds_of(source, count=4, length=40) if samples is None else samples
         ranges = static_ranges.calibrate(source, selection, SampleReader(self.samples))
-        self.task = lowbit.Task(model, selection, config, ranges, self.samples)
+        self.task = lowbit.Task(selection, config, ranges, self.samples)
         self.checkpoint, self.scratch = Checkpoint(folder), folder / "scratch"
         self.scratch.mkdir(exist_ok=True)
 

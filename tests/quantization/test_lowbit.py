@@ -27,6 +27,7 @@ from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rounding import lowbit
+from quarot_onnx.sites.detect import Survey
 
 SAMPLES = [{"x": np.arange(6.0).reshape(2, 3)}]
 
@@ -51,10 +52,10 @@ def test_linears_that_share_a_static_grid_share_the_object(llama_optimum: Path) 
     """Stages are parted by it: q, k and v must not be taken for three."""
     config = QConfig(QLayerConfig(UInt8Spec(), Int8Spec()), algo_config=[GPTQConfig()])
     model = model_io.load(llama_optimum)
-    selection = select(model, config)
+    selection = select(Survey(model), config)
     reader = text_reader(llama_optimum, samples=2, seq_len=16)
     ranges = static_ranges.calibrate(llama_optimum, selection, reader)
-    jobs = lowbit.Task(model, selection, config, ranges, []).jobs()
+    jobs = lowbit.Task(selection, config, ranges, []).jobs()
     assert [job.linear for job in jobs] == [job.linear for job in selection.linears]
     q, k, v, o = jobs[:4]
     assert q.activation is k.activation is v.activation is not None
@@ -104,15 +105,15 @@ def test_groups_must_divide(size: int, hint: str, llama_optimum: Path) -> None:
         with pytest.raises(
             ConfigError, match=rf"group_size={size} of the {what} .* 64 .*'/model/layers.0.*; use .*{hint}"
         ):
-            lowbit.check(select(model, config), config, None)
+            lowbit.check(select(Survey(model), config), config, None)
     fitting = QConfig(QLayerConfig(weight=Int4Spec(group_size=32)), output_format="nbits")
-    lowbit.check(select(model, fitting), fitting, None)
+    lowbit.check(select(Survey(model), fitting), fitting, None)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_reader_is_needed_for_statistics(method: str, llama_optimum: Path) -> None:
     config = config_for(method, "nbits")
-    selection = select(model_io.load(llama_optimum), config)
+    selection = select(Survey(model_io.load(llama_optimum)), config)
     if method == "rtn":
         lowbit.check(selection, config, None)
         return

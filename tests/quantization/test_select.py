@@ -16,7 +16,7 @@ from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.select import Selection, select
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 
 W8 = QLayerConfig(weight=Int8Spec())
 EXPORTS: dict[str, Callable[[], Path]] = {
@@ -39,7 +39,7 @@ def two() -> ir.Model:
 
 @pytest.mark.parametrize("export", EXPORTS)
 def test_linears_and_nothing_else(export: str) -> None:
-    selection = select(model_io.load(EXPORTS[export]()), QConfig(W8))
+    selection = select(Survey(model_io.load(EXPORTS[export]())), QConfig(W8))
     assert len(selection.linears) == LINEARS[export]
     assert all(job.linear.weight.tensor.shape for job in selection.linears)
     assert not selection.tables
@@ -48,7 +48,7 @@ def test_linears_and_nothing_else(export: str) -> None:
 @pytest.mark.parametrize("export", EXPORTS)
 def test_the_embedding_is_the_only_table(export: str) -> None:
     model = model_io.load(EXPORTS[export]())
-    selection = select(model, QConfig(W8, OpTypesToQuantize=["Gather"]))
+    selection = select(Survey(model), QConfig(W8, OpTypesToQuantize=["Gather"]))
     assert [job.node for job in selection.tables] == [embedding.node for embedding in detect(model).embeddings]
     assert not selection.linears
 
@@ -61,7 +61,7 @@ def test_online_hadamards_stay_float_in_a_two_step_flow(export: str, tmp_path: P
     products = [n for n in rotated.graph if n.op_type == "MatMul"]
     before = [n for n in model_io.load(source).graph if n.op_type == "MatMul"]
     assert len(products) > len(before), "R3 and R4 are online"
-    selection = select(rotated, QConfig(W8))
+    selection = select(Survey(rotated), QConfig(W8))
     assert len(selection.linears) == LINEARS[export]
     quantize(tmp_path / "rotated.onnx", tmp_path / "q.onnx", QConfig(W8))
     written = model_io.load(tmp_path / "q.onnx")
@@ -71,13 +71,13 @@ def test_online_hadamards_stay_float_in_a_two_step_flow(export: str, tmp_path: P
 
 def test_rules_override_each_other() -> None:
     special = QLayerConfig(weight=Int8Spec(symmetric=False))
-    both = select(two(), QConfig(W8, {special: ["down"]}))
+    both = select(Survey(two()), QConfig(W8, {special: ["down"]}))
     assert {job.linear.name: job.config.weight.symmetric for job in both.linears} == {"up": True, "down": False}
-    by_type = select(two(), QConfig(None, layer_type_config={special: ["MatMul"]}))
+    by_type = select(Survey(two()), QConfig(None, layer_type_config={special: ["MatMul"]}))
     assert [job.config for job in by_type.linears] == [special, special]
-    assert names(select(two(), QConfig(W8, {None: ["^down$"]}))) == ["up"]
-    assert names(select(two(), QConfig(W8, exclude=["d*"]))) == ["up"]
-    assert names(select(two(), QConfig(W8, NodesToQuantize=["down"]))) == ["down"]
+    assert names(select(Survey(two()), QConfig(W8, {None: ["^down$"]}))) == ["up"]
+    assert names(select(Survey(two()), QConfig(W8, exclude=["d*"]))) == ["up"]
+    assert names(select(Survey(two()), QConfig(W8, NodesToQuantize=["down"]))) == ["down"]
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_rules_override_each_other() -> None:
 )
 def test_a_name_that_matches_nothing_is_told_with_the_nearest(options: dict) -> None:
     with pytest.raises(ConfigError, match=r"'dwon'.*did you mean 'down'"):
-        select(two(), QConfig(W8, **options))
+        select(Survey(two()), QConfig(W8, **options))
 
 
 def test_nothing_left_and_old_opsets_are_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to quantize: no MatMul, Gemm"):
-        select(two(), QConfig(W8, exclude=["*"]))
+        select(Survey(two()), QConfig(W8, exclude=["*"]))
     old = two()
     old.graph.opset_imports[""] = 12
     with pytest.raises(ConfigError, match=r"opset 12.*13 or later"):
-        select(old, QConfig(W8))
+        select(Survey(old), QConfig(W8))
 
 
 def test_a_quantized_graph_is_refused(tmp_path: Path) -> None:
     ir.save(two(), tmp_path / "m.onnx")
     quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", QConfig(W8, exclude=["down"]))
     with pytest.raises(ModelError, match="already quantized"):
-        select(model_io.load(tmp_path / "q.onnx"), QConfig(QLayerConfig(UInt8Spec(), Int8Spec())))
+        select(Survey(model_io.load(tmp_path / "q.onnx")), QConfig(QLayerConfig(UInt8Spec(), Int8Spec())))

@@ -12,7 +12,7 @@ import pytest
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.linear import linear_at
 from quarot_onnx.rotation_config.config_file import Dialect, as_config, read_sites, write_config
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 from quarot_onnx.sites.model import Kind, Sites
 
 OWN = {"format": "quarot_onnx/1"}
@@ -61,7 +61,7 @@ def test_what_is_written_reads_back_as_the_same_sites(export: str, tmp_path: Pat
     model = ir.load(EXPORTS[export]())
     found = detect(model)
     write_config(found, tmp_path / "rotation_config.json")
-    named = read_sites(tmp_path / "rotation_config.json", model)
+    named = read_sites(tmp_path / "rotation_config.json", Survey(model))
     assert picture(named.sites) == picture(found)
     assert named.kinds == {kind for kind, count in found.counts().items() if count}
     assert named.dialect is Dialect.OWN
@@ -70,12 +70,12 @@ def test_what_is_written_reads_back_as_the_same_sites(export: str, tmp_path: Pat
 
 def test_block_sizes_are_written_and_read(optimum: ir.Model) -> None:
     config = as_config(detect(optimum), {Kind.R1: 16, Kind.R4: 32})
-    assert read_sites(config, optimum).block_sizes == {Kind.R1: 16, Kind.R4: 32}
+    assert read_sites(config, Survey(optimum)).block_sizes == {Kind.R1: 16, Kind.R4: 32}
 
 
 def test_yaml_is_read_too(optimum: ir.Model, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("format: quarot_onnx/1\nR1: detect\n")
-    assert read_sites(tmp_path / "config.yaml", optimum).sites.counts() == {"R1": 5, "R2": 0, "R3": 0, "R4": 0}
+    assert read_sites(tmp_path / "config.yaml", Survey(optimum)).sites.counts() == {"R1": 5, "R2": 0, "R3": 0, "R4": 0}
 
 
 def test_nodes_without_names_are_called_by_their_outputs() -> None:
@@ -86,7 +86,7 @@ def test_nodes_without_names_are_called_by_their_outputs() -> None:
         node.name = "same"
     config = as_config(detect(model))
     assert config["R4"][0]["node"] == names["/model/layers.0/mlp/down_proj/MatMul"]
-    sites = read_sites(config, model).sites
+    sites = read_sites(config, Survey(model)).sites
     assert sites.counts() == {"R1": 5, "R2": 2, "R3": 2, "R4": 2}
     assert len(sites.mlps) == len(expected["mlps"])
 
@@ -96,7 +96,7 @@ def test_a_name_of_many_nodes_is_refused() -> None:
     for node in model.graph:
         node.name = "same"
     with pytest.raises(ConfigError, match=r"online_pairs\[0\]\.node: \d+ nodes are named 'same'; call .* by its first"):
-        read_sites({**OWN, "online_pairs": ["same"]}, model)
+        read_sites({**OWN, "online_pairs": ["same"]}, Survey(model))
 
 
 def test_a_node_that_cannot_be_called_is_refused() -> None:
@@ -109,19 +109,19 @@ def test_a_node_that_cannot_be_called_is_refused() -> None:
 
 
 def test_kinds_that_are_not_stated_have_no_places(optimum: ir.Model) -> None:
-    named = read_sites({**OWN, "R2": "detect"}, optimum)
+    named = read_sites({**OWN, "R2": "detect"}, Survey(optimum))
     assert named.sites.counts() == {"R1": 0, "R2": 2, "R3": 0, "R4": 0}
     assert named.kinds == {Kind.R2}
 
 
 def test_kinds_that_are_asked_for_go_where_detection_finds_them(optimum: ir.Model) -> None:
-    named = read_sites({**OWN, "R2": "detect"}, optimum, asked=frozenset({Kind.R3, Kind.R4}))
+    named = read_sites({**OWN, "R2": "detect"}, Survey(optimum), asked=frozenset({Kind.R3, Kind.R4}))
     assert named.sites.counts() == {"R1": 0, "R2": 2, "R3": 2, "R4": 2}
     assert named.kinds == {Kind.R2}
 
 
 def test_r1_with_a_block_size_and_no_pairs_is_detected(optimum: ir.Model) -> None:
-    named = read_sites({**OWN, "R1": {"block_size": 16, "hidden_size": 64}}, optimum)
+    named = read_sites({**OWN, "R1": {"block_size": 16, "hidden_size": 64}}, Survey(optimum))
     assert named.sites.counts()["R1"] == 5
     assert named.block_sizes == {Kind.R1: 16}
 
@@ -130,7 +130,7 @@ def test_listed_places_are_all(optimum: ir.Model) -> None:
     config = as_config(detect(optimum))
     for kind in ("R2", "R3", "R4"):
         config[kind] = config[kind][1:]
-    sites = read_sites(config, optimum).sites
+    sites = read_sites(config, Survey(optimum)).sites
     assert sites.counts() == {"R1": 5, "R2": 1, "R3": 1, "R4": 1}
     assert sites.mlps[0].name == "/model/layers.1/mlp/down_proj/MatMul"
     assert [a.value is None for a in sites.attentions] == [True, False]
@@ -139,7 +139,7 @@ def test_listed_places_are_all(optimum: ir.Model) -> None:
 def test_what_is_left_out_is_reported(optimum: ir.Model) -> None:
     softmax, down = "/model/layers.0/self_attn/Softmax", "/model/layers.{last}/mlp/down_proj/MatMul"
     config = {**OWN, "R2": "detect", "R4": "detect", "leave_out": {"R2": [softmax], "R4": [down]}}
-    sites = read_sites(config, optimum).sites
+    sites = read_sites(config, Survey(optimum)).sites
     assert [a.name for a in sites.r2] == ["/model/layers.1/self_attn/Softmax"]
     assert [m.name for m in sites.mlps] == ["/model/layers.0/mlp/down_proj/MatMul"]
     assert [(e.kind, e.node) for e in sites.left_out] == [
@@ -150,8 +150,8 @@ def test_what_is_left_out_is_reported(optimum: ir.Model) -> None:
 
 def test_detection_s_reasons_stay_with_the_kinds_that_it_is_to_find() -> None:
     model = ir.load(exports.optimum_export("gemma3_text"))
-    assert list(read_sites({**OWN, "R1": "detect"}, model).sites.why_not(Kind.R1))
-    assert not read_sites({**OWN, "R2": "detect"}, model).sites.left_out
+    assert list(read_sites({**OWN, "R1": "detect"}, Survey(model)).sites.why_not(Kind.R1))
+    assert not read_sites({**OWN, "R2": "detect"}, Survey(model)).sites.left_out
 
 
 MATMUL = "/model/layers.0/mlp/down_proj/MatMul"
@@ -245,7 +245,7 @@ WRONG = {
 def test_faults_are_named(case: str, optimum: ir.Model) -> None:
     content, message = WRONG[case]
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_sites({**OWN, **content}, optimum)
+        read_sites({**OWN, **content}, Survey(optimum))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("rotation config: ")
 
@@ -254,27 +254,27 @@ def test_the_file_is_named(optimum: ir.Model, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text('{"format": "quarot_onnx/1", "R4": ["nowhere"]}')
     with pytest.raises(ConfigError, match=re.escape(f"{path}: R4[0].node: the model has no node 'nowhere'")):
-        read_sites(path, optimum)
+        read_sites(path, Survey(optimum))
 
 
 def test_a_pattern_must_exist_for_every_layer() -> None:
     model = ir.load(exports.optimum_export("llama"))
     pattern = "/model/layers.{layer}/mlp/down_proj/MatMul"
-    assert len(read_sites({**OWN, "online_pairs": [pattern]}, model).sites.online_pairs) == 2
+    assert len(read_sites({**OWN, "online_pairs": [pattern]}, Survey(model)).sites.online_pairs) == 2
     two = {**OWN, "online_pairs": [pattern, "/model/layers.{layer}/mlp/up_proj/MatMul"]}
     up = next(node for node in model.graph if node.name == "/model/layers.1/mlp/up_proj/MatMul")
     up.name = "elsewhere"
     with pytest.raises(ConfigError, match=r"exists for 1 layers, but '.*down_proj/MatMul' \(online_pairs\[0\]"):
-        read_sites(two, model)
+        read_sites(two, Survey(model))
     up.name = "/model/layers.3/mlp/up_proj/MatMul"
     with pytest.raises(ConfigError, match="exists for layer 3, but not for layer 1"):
-        read_sites(two, model)
+        read_sites(two, Survey(model))
 
 
 def test_the_next_layer_and_the_last() -> None:
     model = ir.load(exports.optimum_export("llama"))
     names = ["/model/layers.{layer}/mlp/down_proj/MatMul", "/model/layers.{layer+1}/mlp/up_proj/MatMul"]
-    pairs = read_sites({**OWN, "online_pairs": [*names, "/model/layers.{last}/mlp/gate_proj/MatMul"]}, model)
+    pairs = read_sites({**OWN, "online_pairs": [*names, "/model/layers.{last}/mlp/gate_proj/MatMul"]}, Survey(model))
     assert [pair.linear.name[len("/model/layers.") :] for pair in pairs.sites.online_pairs] == [
         "0/mlp/down_proj/MatMul",
         "1/mlp/down_proj/MatMul",
@@ -292,10 +292,10 @@ def test_places_that_detection_does_not_see_need_their_sizes() -> None:
         "output": f"{base}/dense/MatMul",
     }
     with pytest.raises(ConfigError, match=r"R2\[0\]\.value_start is missing, and the graph does not show it"):
-        read_sites({**OWN, "R2": [entry]}, model)
+        read_sites({**OWN, "R2": [entry]}, Survey(model))
     with pytest.raises(ConfigError, match=r"has 192 columns, fewer than 144 \+ 64"):
-        read_sites({**OWN, "R2": [{**entry, "value_start": 144}]}, model)
-    sites = read_sites({**OWN, "R2": [{**entry, "value_start": 128}]}, model).sites
+        read_sites({**OWN, "R2": [{**entry, "value_start": 144}]}, Survey(model))
+    sites = read_sites({**OWN, "R2": [{**entry, "value_start": 128}]}, Survey(model)).sites
     assert sites.counts()["R2"] == 1
     assert (sites.r2[0].value_start, sites.r2[0].value_stop) == (128, 192)
 
@@ -303,18 +303,18 @@ def test_places_that_detection_does_not_see_need_their_sizes() -> None:
 @pytest.mark.parametrize("content", [{}, {"R1_pair": []}, {"r1": "detect"}])
 def test_no_known_dialect(content: dict[str, Any], optimum: ir.Model) -> None:
     with pytest.raises(ConfigError, match=r"are of no known dialect.*quarot_onnx by format; AMD Quark ONNX"):
-        read_sites(content, optimum)
+        read_sites(content, Survey(optimum))
 
 
 def test_the_nearest_dialect_is_named(optimum: ir.Model) -> None:
     with pytest.raises(ConfigError, match="did you mean 'R1_pairs'"):
-        read_sites({"R1_pair": []}, optimum)
+        read_sites({"R1_pair": []}, Survey(optimum))
 
 
 def test_a_key_given_twice_is_refused(optimum: ir.Model, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"format": "quarot_onnx/1", "R1": "detect", "R1": "detect"}')
     with pytest.raises(ConfigError, match="given twice"):
-        read_sites(tmp_path / "r.json", optimum)
+        read_sites(tmp_path / "r.json", Survey(optimum))
 
 
 def test_a_quantized_graph_is_refused() -> None:
@@ -323,4 +323,4 @@ def test_a_quantized_graph_is_refused() -> None:
     node.op_type = "MatMulNBits"
     for content in ({**OWN, "R1": "detect"}, {**OWN, "online_pairs": [MATMUL]}):
         with pytest.raises(ModelError, match="already quantized"):
-            read_sites(content, model)
+            read_sites(content, Survey(model))

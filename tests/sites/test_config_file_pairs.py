@@ -16,7 +16,7 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Demand, RotationRequest, plan_rotation
 from quarot_onnx.rotation_config.config_file import Dialect, read_sites
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 from quarot_onnx.sites.model import Kind
 
 EXPORTS = {
@@ -52,10 +52,10 @@ def pairs(optimum: ir.Model) -> dict[str, Any]:
 @pytest.mark.parametrize("export", EXPORTS)
 def test_pairs_mean_r1_and_nothing_else(export: str, *, norms: bool) -> None:
     model = ir.load(EXPORTS[export]())
-    named = read_sites(pairs_of(model, norms=norms), model)
+    named = read_sites(pairs_of(model, norms=norms), Survey(model))
     assert named.sites.counts() == {"R1": 5, "R2": 0, "R3": 0, "R4": 0}
     assert (named.kinds, named.dialect, named.notes) == ({Kind.R1}, Dialect.QUARK_ONNX, ())
-    asked = read_sites(pairs_of(model, norms=norms), model, asked=frozenset({Kind.R2, Kind.R4}))
+    asked = read_sites(pairs_of(model, norms=norms), Survey(model), asked=frozenset({Kind.R2, Kind.R4}))
     assert asked.sites.counts() == {"R1": 5, "R2": 2, "R3": 0, "R4": 2}
 
 
@@ -65,13 +65,13 @@ def test_any_node_of_a_norm_stands_for_it(optimum: ir.Model, pairs: dict[str, An
     assert len(nodes) >= 7
     for node in nodes:
         pairs["R1_pairs"][0]["norm_node"] = node
-        assert read_sites(pairs, optimum).sites.norms[0].norm.name == f"{scope}Mul_1"
+        assert read_sites(pairs, Survey(optimum)).sites.norms[0].norm.name == f"{scope}Mul_1"
 
 
 def test_everything_left_out_is_listed(optimum: ir.Model, pairs: dict[str, Any]) -> None:
     del pairs["R1_pairs"][0]["next_nodes"][1:]
     with pytest.raises(ConfigError) as caught:
-        read_sites(pairs, optimum)
+        read_sites(pairs, Survey(optimum))
     assert str(caught.value) == (
         "rotation config: R1_pairs leaves out /model/layers.0/self_attn/k_proj/MatMul, which reads the same residual "
         "stream; leaves out /model/layers.0/self_attn/v_proj/MatMul, which reads the same residual stream; "
@@ -79,14 +79,14 @@ def test_everything_left_out_is_listed(optimum: ir.Model, pairs: dict[str, Any])
     )
     del pairs["R1_pairs"][1:]
     with pytest.raises(ConfigError, match=r"\(and \d+ more\); R1 must cover"):
-        read_sites(pairs, optimum)
+        read_sites(pairs, Survey(optimum))
 
 
 def test_a_writer_left_out_is_named(optimum: ir.Model, pairs: dict[str, Any]) -> None:
     pairs["R1_pairs"][0]["prev_nodes"] = ["/model/layers.0/mlp/up_proj/MatMul"]
     pairs["R1_pairs"][1]["next_nodes"] = ["/model/layers.0/mlp/gate_proj/MatMul"]
     with pytest.raises(ConfigError) as caught:
-        read_sites(pairs, optimum)
+        read_sites(pairs, Survey(optimum))
     assert "leaves out /model/embed_tokens/Gather, which writes to the residual stream" in str(caught.value)
     assert "names /model/layers.0/mlp/up_proj/MatMul on the wrong side of" in str(caught.value)
 
@@ -97,7 +97,7 @@ def test_a_norm_in_the_wrong_pair_is_named(optimum: ir.Model, pairs: dict[str, A
     with pytest.raises(
         ConfigError, match=r"puts /model/embed_tokens/Gather with .*post_attention_layernorm/Mul_1, but"
     ):
-        read_sites(pairs, optimum)
+        read_sites(pairs, Survey(optimum))
 
 
 def _change(pairs: dict[str, Any], key: str, value: object) -> dict[str, Any]:
@@ -140,7 +140,7 @@ WRONG = {
 def test_faults_are_named(case: str, optimum: ir.Model, pairs: dict[str, Any]) -> None:
     change, message = WRONG[case]
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_sites(_change(pairs, *change), optimum)
+        read_sites(_change(pairs, *change), Survey(optimum))
     assert "\n" not in str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_readers_of_two_norms_need_their_norms_named(optimum: ir.Model) -> None:
     pairs = pairs_of(optimum, norms=False)
     pairs["R1_pairs"][0]["next_nodes"].append("/lm_head/MatMul")
     with pytest.raises(ConfigError, match=r"'/lm_head/MatMul' reads the norm /model/norm/Mul_1, but .*q_proj"):
-        read_sites(pairs, optimum)
+        read_sites(pairs, Survey(optimum))
 
 
 def _bare_stream(hidden: int = 8, rows: int = 8) -> ir.Model:
@@ -176,7 +176,7 @@ def test_where_detection_understands_nothing_the_file_is_followed() -> None:
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     expected = run(_bare_stream(), x)
     model = _bare_stream()
-    named = read_sites({"R1_pairs": [{"prev_nodes": ["s"], "next_nodes": ["y"]}]}, model)
+    named = read_sites({"R1_pairs": [{"prev_nodes": ["s"], "next_nodes": ["y"]}]}, Survey(model))
     assert named.sites.counts()["R1"] == 1
     assert named.sites.hidden_size == 8
     assert "R1 follows the rotation config alone" in named.notes[0]
@@ -189,7 +189,9 @@ def test_where_detection_understands_nothing_the_file_is_followed() -> None:
 
 def test_sizes_are_checked_where_detection_understands_nothing() -> None:
     with pytest.raises(ConfigError, match=r"R1_pairs\[0\]\.next_nodes\[0\]: 'y' has size 16, but 's' 8"):
-        read_sites({"R1_pairs": [{"prev_nodes": ["s"], "norm_node": "t", "next_nodes": ["y"]}]}, _bare_stream(8, 16))
+        read_sites(
+            {"R1_pairs": [{"prev_nodes": ["s"], "norm_node": "t", "next_nodes": ["y"]}]}, Survey(_bare_stream(8, 16))
+        )
 
 
 def test_online_pairs_go_into_any_graph() -> None:
@@ -197,7 +199,7 @@ def test_online_pairs_go_into_any_graph() -> None:
     expected = run(_bare_stream(), x)
     model = _bare_stream()
     nodes = [{"node": "y", "size": 8, "block_size": 4}, "s"]
-    named = read_sites({"format": "quarot_onnx/1", "online_pairs": nodes}, model)
+    named = read_sites({"format": "quarot_onnx/1", "online_pairs": nodes}, Survey(model))
     assert (named.kinds, named.sites.layers) == (frozenset(), 0)
     assert [(p.linear.node.outputs[0].name, p.block_size) for p in named.sites.online_pairs] == [("y", 4), ("s", None)]
     count = len(model.graph)

@@ -10,7 +10,7 @@ import pytest
 from test_config_file import picture
 
 from quarot_onnx.rotation_config.config_file import read_sites
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 from quarot_onnx.sites.model import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def test_there_is_one_for_each() -> None:
 def test_it_names_what_detection_finds(path: Path) -> None:
     model = export(path)
     found = picture(detect(model))
-    named = read_sites(path, model)
+    named = read_sites(path, Survey(model))
     read = picture(named.sites)
     assert {key: read[key] for key in ("r2", "mlps", "heads", "rest")} == {
         key: found[key] for key in ("r2", "mlps", "heads", "rest")
@@ -52,7 +52,7 @@ def test_it_names_what_detection_finds(path: Path) -> None:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_one_file_serves_every_depth(layers: int) -> None:
     model = ir.load(exports.genai_like(layers=layers))
-    sites = read_sites(ROOT / "rotation_configs" / "llama-genai.json", model).sites
+    sites = read_sites(ROOT / "rotation_configs" / "llama-genai.json", Survey(model)).sites
     assert sites.counts() == {"R1": 2 * layers + 1, "R2": layers, "R3": layers, "R4": layers}
 
 
@@ -62,5 +62,5 @@ EXAMPLES = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "rotation_config.md
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_documented_examples_run(number: int, tmp_path: Path) -> None:
     (tmp_path / "rotation_config.json").write_text(EXAMPLES[number])
-    named = read_sites(tmp_path / "rotation_config.json", ir.load(exports.optimum_export("llama")))
+    named = read_sites(tmp_path / "rotation_config.json", Survey(ir.load(exports.optimum_export("llama"))))
     assert named.kinds or named.sites.online_pairs, json.loads(EXAMPLES[number])

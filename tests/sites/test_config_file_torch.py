@@ -9,6 +9,7 @@ import pytest
 
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.rotation_config.config_file import Dialect, read_sites
+from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
 DOCUMENTED = {
@@ -40,26 +41,26 @@ def optimum() -> ir.Model:
     ],
 )
 def test_what_the_file_states(change: dict[str, Any], kinds: set[Kind], optimum: ir.Model) -> None:
-    named = read_sites({**DOCUMENTED, **change}, optimum)
+    named = read_sites({**DOCUMENTED, **change}, Survey(optimum))
     assert named.kinds == kinds
     assert named.dialect is Dialect.QUARK_TORCH
     assert {kind for kind, count in named.sites.counts().items() if count} == kinds
 
 
 def test_online_is_quark_s_default(optimum: ir.Model) -> None:
-    assert read_sites({"name": "quarot", "model_decoder_layers": "model.layers"}, optimum).kinds == ONLINE
+    assert read_sites({"name": "quarot", "model_decoder_layers": "model.layers"}, Survey(optimum)).kinds == ONLINE
 
 
 def test_genai_s_scopes_have_names_of_their_own() -> None:
     model = ir.load(exports.genai_like())
     paths = {"v_proj": "attn.qkv_proj", "o_proj": "attn.o_proj", "self_attn": "attn"}
-    assert read_sites({**DOCUMENTED, **paths}, model).sites.counts() == {"R1": 5, "R2": 2, "R3": 0, "R4": 0}
+    assert read_sites({**DOCUMENTED, **paths}, Survey(model)).sites.counts() == {"R1": 5, "R2": 2, "R3": 0, "R4": 0}
     with pytest.raises(ConfigError, match=r"self_attn: no node lies in 'model.layers.0.self_attn' \(did you mean"):
-        read_sites(DOCUMENTED, model)
+        read_sites(DOCUMENTED, Survey(model))
 
 
 def test_blocks_and_matrices(optimum: ir.Model) -> None:
-    named = read_sites({**DOCUMENTED, "online-had": True, "rotation_size": 16, "random": True}, optimum)
+    named = read_sites({**DOCUMENTED, "online-had": True, "rotation_size": 16, "random": True}, Survey(optimum))
     assert named.block_sizes == {Kind.R1: 16, Kind.R4: 16}
     assert named.notes == ("not read from the rotation config: random (set use_random_had instead)",)
 
@@ -93,11 +94,11 @@ WRONG = {
 def test_faults_are_named(case: str, optimum: ir.Model) -> None:
     change, message = WRONG[case]
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_sites({**DOCUMENTED, **change}, optimum)
+        read_sites({**DOCUMENTED, **change}, Survey(optimum))
     assert "\n" not in str(caught.value)
 
 
 def test_names_without_scopes_are_refused_with_the_way_out() -> None:
     model = ir.load(exports.dynamo_export("llama"))
     with pytest.raises(ConfigError, match=r"carry no module paths.*leave the rotation config out.*\"detect\""):
-        read_sites(DOCUMENTED, model)
+        read_sites(DOCUMENTED, Survey(model))

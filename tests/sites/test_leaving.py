@@ -16,7 +16,7 @@ from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.rotation.plan import plan_rotation
 from quarot_onnx.rotation_config.config_file import read_sites
-from quarot_onnx.sites.detect import detect
+from quarot_onnx.sites.detect import Survey, detect
 from quarot_onnx.sites.model import Kind
 
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -108,7 +108,7 @@ def test_a_config_file_does_not_open_the_way(tmp_path: Path) -> None:
     model, _ = exposed("v0_2", "Identity")
     loaded = model_io.load(cached.save(model, tmp_path))
     place = {"attention": "node_pr0", "value": "node_v0_0", "output": "node_o0"}
-    sites = read_sites({"format": "quarot_onnx/1", "R2": [place]}, loaded).sites
+    sites = read_sites({"format": "quarot_onnx/1", "R2": [place]}, Survey(loaded)).sites
     assert not sites.r2
     assert "V leaves the graph as 'i'" in next(sites.why_not(Kind.R2)).reason
 

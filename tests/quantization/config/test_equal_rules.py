@@ -6,6 +6,7 @@ import pytest
 from quarot_onnx.config import Int8Spec, QConfig, QLayerConfig, UInt8Spec
 from quarot_onnx.io import model_io
 from quarot_onnx.quantization.select import select
+from quarot_onnx.sites.detect import Survey
 
 W8A8 = QLayerConfig(UInt8Spec(), Int8Spec())
 A, B = (f"/model/layers.{i}/mlp/down_proj/MatMul" for i in (0, 1))
@@ -23,7 +24,8 @@ def test_rules_by_node_both_hold():
     config = both()
     assert [rule.layers for rule in config.specific_layer_config] == [(A,), (B,)]
     chosen = {
-        job.linear.name: job.config for job in select(model_io.load(exports.optimum_export("llama")), config).linears
+        job.linear.name: job.config
+        for job in select(Survey(model_io.load(exports.optimum_export("llama"))), config).linears
     }
     assert chosen[A] == chosen[B] == weight_only()
 
