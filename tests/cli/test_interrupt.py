@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from command_line import files
 
+# What a test starts behind nohup, or with & in a script, would inherit is to ignore it.
+HEARS_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 # Stops in one phase of the pipeline and says so, as if the model were large.
-PROGRAM = """
+PROGRAM = (
+    HEARS_SIGINT
+    + """
 import sys, time
 from quarot_onnx.cli import main
 from quarot_onnx{room} import {module}
@@ -21,6 +26,7 @@ def slow(*args, **kwargs):
 sys.argv[1:] = {arguments!r}
 main()
 """
+)
 PATIENCE = 300
 """Seconds until a run that ignores a signal is given up; how long one takes to end depends on the machine's load."""
 
@@ -54,7 +60,7 @@ def test_nothing_is_left(phase: str, sent: str, model: Path, tmp_path: Path) -> 
 
 def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
     code = (
-        "import sys, signal, os\n"
+        HEARS_SIGINT + "import sys, os\n"
         "from quarot_onnx.cli import main\n"
         "class Finder:\n"
         "    def find_spec(self, name, path, target=None):\n"
