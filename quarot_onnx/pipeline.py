@@ -5,7 +5,7 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.emission.apply import GivenWeights, apply_selection
+from quarot_onnx.emission.apply import StoredWeights, apply_selection
 from quarot_onnx.evaluation.check import Check, CheckRun, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
@@ -25,9 +25,10 @@ from quarot_onnx.io import model_io
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
-from quarot_onnx.quantization.select import Selection, saturable, select
+from quarot_onnx.quantization.select import LinearJob, Selection, TableJob, saturable, select
 from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.rounding import lowbit
+from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
@@ -266,17 +267,21 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     )
     if ranges:
         run.clock.lap("calibrate")
-    given: GivenWeights | None = None
+    rounded: Callable[[LinearJob | TableJob], RoundedWeight] = lowbit.round_when_written
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, work.samples)
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
-        assert config.resolved_format is not None, "the configuration is a low-bit one"
-        given = GivenWeights(weights, config.resolved_format, config.accuracy_level)
+        rounded = partial(_by_name, weights)
         run.clock.lap("round")
+    stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*left_in_float(start.model.graph, config), *notes)
-    apply_selection(selection, ranges, _phase(run.progress, "quantize"), given)
+    apply_selection(selection, ranges, stored, _phase(run.progress, "quantize"))
     return notes
+
+
+def _by_name(weights: Mapping[str, RoundedWeight], job: LinearJob | TableJob) -> RoundedWeight:
+    return weights[job.name]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,7 +76,7 @@ def watched(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
     def all_of_them(task: lowbit.Task, *rest: Any) -> Any:
         result = round_weights(task, *rest)
-        seen.weights = {name: weight.load() for name, weight in result[0].weights.items()}
+        seen.weights = {name: weight.load() for name, weight in result[0].items()}
         seen.initializers = {job.name: job.weight.value.name or "" for job in [*task.jobs(), *task.tables()]}
         return result
 

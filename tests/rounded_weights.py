@@ -8,7 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding.rtn import round_to_nearest_weight
 from quarot_onnx.rounding.store import RoundedWeight
 
 
@@ -26,7 +29,13 @@ def quantized(shape: tuple[int, int], scheme: WeightScheme, seed: int = 0) -> Qu
 def rounded(weight: QuantizedWeight) -> RoundedWeight:
     """A weight as the store gives it back."""
     features, outputs = weight.integers.shape
-    return RoundedWeight(weight.scheme, (features, outputs), lambda: weight)
+    grid = Grid(weight.scale, weight.zero_point)
+    return RoundedWeight(weight.scheme, (features, outputs), lambda: grid, lambda: weight)
+
+
+def nearest(weight: NDArray[Any], scheme: WeightScheme) -> RoundedWeight:
+    """A weight to nearest, on the grid of its true range."""
+    return rounded(round_to_nearest_weight(weight, scheme, ClipSearch(enabled=False), "W"))
 
 
 def initializer(path: Path, suffix: str) -> NDArray[Any]:

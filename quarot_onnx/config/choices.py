@@ -46,14 +46,17 @@ class OutputFormat(Choice):
     """How quantized Linears are written; ``"w4a8"`` and the like are understood in any case.
 
     ============ =====================================================================================================
+    QDQ          weights as 8-bit integers per output channel or tensor, activations in 8 bits or float, in
+                 QuantizeLinear and DequantizeLinear alone
     W4A8         weights of up to 4 bits per output channel, widened when they are loaded, and 8-bit activations:
                  runs as fast as W8
     NBITS        weights of up to 8 bits per channel or in groups, float activations (MatMulNBits)
-    W8           weights as 8-bit integers per output channel or tensor, activations in 8 bits or float
+    W8           the same with activations; weights alone as MatMulNBits
     FAKE         float32 values that lie on the grids: for studies, at any number of bits; nothing gets smaller
     ============ =====================================================================================================
     """
 
+    QDQ = "qdq"
     W4A8 = "w4a8"
     NBITS = "nbits"
     W8 = "w8"

@@ -177,9 +177,9 @@ class QConfig(WithoutPresets):
         if self.accuracy_level is not None and found is not OutputFormat.NBITS:
             raise ValueError(
                 f"accuracy_level={self.accuracy_level} is for output_format='nbits', not "
-                f"{found or '8-bit Q/DQ'}; set that, or leave it out"
+                f"{found}; set that, or leave it out"
             )
-        if found is not None:
+        if self.low_bit or self.output_format is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
 
     def _check_rounding(self) -> None:
@@ -208,10 +208,10 @@ class QConfig(WithoutPresets):
         return next((item for item in self.algo_config if isinstance(item, RoundingConfig)), None)
 
     @property
-    def resolved_format(self) -> OutputFormat | None:
+    def resolved_format(self) -> OutputFormat:
         """How Linears are written: `output_format`, or what the global configuration needs.
 
-        None, plain 8-bit Q/DQ, where no format was named, all weights have 8 bits without groups, no rounding
+        QDQ where no format was named, all weights have 8 bits without groups, no rounding
         algorithm runs and activations are static or symmetric per token, 8-bit and not clipped. Otherwise W4A8 for
         weights of fewer bits with such activations, NBITS for weights alone, W8 for 8 bits, and FAKE where
         onnxruntime has no way to compute it in integers, as with activations beside weights in float.
@@ -220,8 +220,8 @@ class QConfig(WithoutPresets):
 
     @property
     def low_bit(self) -> bool:
-        """Whether weights are rounded block by block and written in a `resolved_format`."""
-        return self.resolved_format is not None
+        """Whether weights are rounded before anything is written; others are rounded to nearest as they are written."""
+        return self.rounding is not None or self.resolved_format is not OutputFormat.QDQ
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -268,7 +268,7 @@ class QConfig(WithoutPresets):
 
     def _check_node(self, rule: LayerRule, node_name: str, op_type: str) -> None:
         output_format = self.resolved_format
-        if rule.config is None or output_format is None:
+        if rule.config is None or not self.low_bit:
             return
         table = op_type == OpType.Gather
         reason = table_misfit(rule.config.weight) if table else misfit(rule.config, output_format, single=True)

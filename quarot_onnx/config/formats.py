@@ -3,7 +3,7 @@
 ================ =============================== ==================================== ==============================
 format           weights of Linears              activations                          else
 ================ =============================== ==================================== ==============================
-none (as before) 8 bits, per channel or tensor   8 bits, static or symmetric per      outputs; no rounding algorithm
+QDQ              8 bits, per channel or tensor   8 bits, static or symmetric per      outputs, clip_ratio
                                                  token, or none
 W4A8             2 to 4 bits per channel; of     8 bits, static or symmetric per      clip_ratio
                  single layers more              token
@@ -105,7 +105,7 @@ def placed(
     return found
 
 
-def resolved(found: Sequence[Placed], given: OutputFormat | None, *, rounds: bool) -> OutputFormat | None:
+def resolved(found: Sequence[Placed], given: OutputFormat | None, *, rounds: bool) -> OutputFormat:
     """The format that is written.
 
     Args:
@@ -114,12 +114,12 @@ def resolved(found: Sequence[Placed], given: OutputFormat | None, *, rounds: boo
         rounds: Whether a rounding algorithm runs.
 
     Returns:
-        The format; None for plain 8-bit Q/DQ, when none was named and nothing asks for more.
+        The format; QDQ when none was named and nothing asks for more.
     """
     if given is not None:
         return given
     if not rounds and not any(is_new(item.config) for item in found):
-        return None
+        return OutputFormat.QDQ
     deciding = next((item.config for item in found if item.linear), None)
     return OutputFormat.NBITS if deciding is None else chosen(deciding)
 
@@ -141,7 +141,7 @@ def refuse_misfits(found: Sequence[Placed], output_format: OutputFormat, *, name
             )
 
 
-def saturable(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
+def saturable(config: QLayerConfig, output_format: OutputFormat) -> bool:
     """Whether products saturate on processors without VNNI: those of int8 weights of 8 bits and uint8 activations.
 
     Args:
@@ -151,7 +151,7 @@ def saturable(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
     return _beside_uint8(config, output_format) is DataType.Int8
 
 
-def widened(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
+def widened(config: QLayerConfig, output_format: OutputFormat) -> bool:
     """Whether products are exact on all processors, but slower without VNNI: those of uint8 weights of 8 bits.
 
     Args:
@@ -161,7 +161,7 @@ def widened(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
     return _beside_uint8(config, output_format) is DataType.UInt8
 
 
-def _beside_uint8(config: QLayerConfig, output_format: OutputFormat | None) -> DataType | None:
+def _beside_uint8(config: QLayerConfig, output_format: OutputFormat) -> DataType | None:
     """The type of the weights that onnxruntime multiplies with uint8 activations; None where it does not."""
     weight, activation = config.weight, config.activation
     if output_format in {OutputFormat.NBITS, OutputFormat.FAKE} or weight is None or activation is None:
@@ -171,7 +171,7 @@ def _beside_uint8(config: QLayerConfig, output_format: OutputFormat | None) -> D
     return weight.data_type if unsigned else None
 
 
-def blocked_at_8_bits(config: QLayerConfig, output_format: OutputFormat | None) -> bool:
+def blocked_at_8_bits(config: QLayerConfig, output_format: OutputFormat) -> bool:
     """Whether a Linear runs as MatMulNBits of 8 bits, which rounds activations to 8 bits per block of a row."""
     weight = config.weight
     if weight is None or config.activation is not None:
@@ -210,7 +210,7 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
         output_format: The format.
         single: Whether this is a rule for single layers beside a global configuration.
     """
-    if config.output_tensors is not None:
+    if config.output_tensors is not None and output_format is not OutputFormat.QDQ:
         return Misfit(
             "output_tensors goes only with plain 8-bit Q/DQ", "leave it out, or leave out rounding and output_format"
         )
@@ -226,7 +226,11 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
         return _nbits_misfit(config, weight)
     if weight.group_size is not None:
         return Misfit(f"group_size={weight.group_size} of the weight needs nbits or fake", f"use one of them, {_OUT}")
-    reason = _w4a8_misfit(config, weight, single=single) if output_format is OutputFormat.W4A8 else None
+    reason = None
+    if output_format is OutputFormat.W4A8:
+        reason = _w4a8_misfit(config, weight, single=single)
+    elif output_format is OutputFormat.QDQ and weight.bits < 8:
+        reason = Misfit(f"weights have 8 bits there, not {weight.bits}", "use w8, w4a8 or nbits, or name none")
     return reason if reason or config.activation is None else _activation_misfit(config.activation)
 
 

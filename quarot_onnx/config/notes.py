@@ -77,7 +77,7 @@ def rounding_notes(rounding: RoundingConfig, configs: Sequence[QLayerConfig | No
 def format_notes(
     placed: Sequence[Placed],
     given: OutputFormat | None,
-    resolved: OutputFormat | None,
+    resolved: OutputFormat,
     accuracy_level: int | None,
 ) -> tuple[str, ...]:
     """The notes on the output format.
@@ -89,7 +89,7 @@ def format_notes(
         accuracy_level: That of MatMulNBits.
     """
     found = _kernel_notes(placed, resolved, accuracy_level)
-    if resolved is None:
+    if resolved is OutputFormat.QDQ:
         return found
     if resolved is not OutputFormat.FAKE:
         return found if given is OutputFormat.W8 else (*found, *_storage_notes(placed, resolved, accuracy_level))
@@ -105,9 +105,7 @@ def format_notes(
     return (f"the format fake was chosen, as {why}: float32 for studies, no smaller and no faster",)
 
 
-def _kernel_notes(
-    placed: Sequence[Placed], resolved: OutputFormat | None, accuracy_level: int | None
-) -> tuple[str, ...]:
+def _kernel_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_level: int | None) -> tuple[str, ...]:
     """What onnxruntime's kernels do to the result on some processors, or on all."""
     found = []
     configs = [item.config for item in placed if item.linear]
@@ -121,7 +119,7 @@ def _kernel_notes(
         way = "; its session option session.qdq_matmulnbits_accuracy_level=1 keeps them in float, slowly"
         found.append(
             "8-bit weights alone: onnxruntime computes with accuracy level 4, which rounds activations to 8 bits per "
-            f"block of a row{way if resolved is None else ''}"
+            f"block of a row{way if resolved is OutputFormat.QDQ else ''}"
         )
     return tuple(found)
 

@@ -14,9 +14,9 @@ Weight-only: DequantizeLinear ─ MatMul, which onnxruntime runs as MatMulNBits;
 ``session.qdq_matmulnbits_accuracy_level`` is 1, that operator rounds activations to 8 bits per block of a row. A table:
 Gather of integers, times Gather of the rows' scales.
 
-Weights that were rounded beforehand (``Given``) come in four formats: INT4 ─ Cast ─ DequantizeLinear in the patterns
-above, MatMulNBits, 8 bits, and real numbers with activations that are rounded and go on in float. A weight that stays
-as it is, in the model's own type, leaves all of its Linear but the input, which is rounded and goes on in that type.
+Low bits (``StoredWeight.format``) come as INT4 ─ Cast ─ DequantizeLinear in the patterns above, as MatMulNBits, as 8
+bits, or as real numbers with activations that are rounded and go on in float. A weight that stays as it is, in the
+model's own type, leaves all of its Linear but the input, which is rounded and goes on in that type.
 
 A Gemm becomes a product and an Add, its alpha folded into the weight and its beta into the bias.
 """
@@ -26,25 +26,14 @@ import onnx_ir as ir
 
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.emission.activation import ActivationWriter
-from quarot_onnx.emission.formats import Given
+from quarot_onnx.emission.formats import StoredWeight
 from quarot_onnx.emission.table import TableWriter
-from quarot_onnx.emission.weight import WeightGrid, WeightWriter
+from quarot_onnx.emission.weight import WeightWriter
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.graph.linear import Bias, Linear
 from quarot_onnx.graph.query import Constant, seen
-from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeQuantized, FakeStatic, PerToken, Static
+from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeQuantized, PerToken, Static
 from quarot_onnx.quantization.grids import Grid
-
-__all__ = [
-    "Activation",
-    "Emitter",
-    "FakePerToken",
-    "FakeStatic",
-    "Given",
-    "PerToken",
-    "Static",
-    "WeightGrid",
-]
 
 
 class Emitter:
@@ -59,14 +48,13 @@ class Emitter:
         self._tables = TableWriter(self._writer)
 
     def linear(
-        self, linear: Linear, weight: WeightGrid | Given | None, activation: Activation, output: Static | None = None
+        self, linear: Linear, weight: StoredWeight | None, activation: Activation, output: Static | None = None
     ) -> None:
         """Quantize one Linear in place.
 
         Args:
             linear: The Linear.
-            weight: Gives the 8-bit grid of alpha · W: [in, out]; or the integers of alpha · W and their format; None
-                leaves it as it is.
+            weight: The integers of alpha · W: [in, out], and their format; None leaves it as it is.
             activation: How its input is quantized; None for weight-only.
             output: The grid of a Q/DQ after the product and the bias; None for no Q/DQ there, and beside a weight that
                 stays.
@@ -97,21 +85,17 @@ class Emitter:
         if output is not None:
             edit.redirect(last.outputs[0], lambda v: self._qdq(v, output.grid, dtype))
 
-    def table(self, node: ir.Node, table: Constant, weight: WeightGrid | Given) -> None:
+    def table(self, node: ir.Node, table: Constant, weight: StoredWeight) -> None:
         """Quantize an embedding.
 
         Args:
             node: The Gather.
             table: Its table, seen as [rows, hidden].
-            weight: Gives the 8-bit grid of the table's transpose [hidden, rows], so that rows are its channels; or the
-                integers of that transpose and their format.
+            weight: The integers of the table's transpose [hidden, rows], so that rows are its channels; their format.
         """
-        if isinstance(weight, Given):
-            rows, hidden = table.shape
-            assert weight.rounded.shape == (hidden, rows), (weight.rounded.shape, table.shape)
-            self._tables.given(node, table, weight)
-        else:
-            self._tables.from_grid(node, table, weight)
+        rows, hidden = table.shape
+        assert weight.rounded.shape == (hidden, rows), (weight.rounded.shape, table.shape)
+        self._tables.write(node, table, weight)
 
     def _input_alone(self, linear: Linear, activation: Activation) -> None:
         """Round the input of a Linear, which otherwise stays what it is."""
@@ -127,13 +111,13 @@ class Emitter:
             x = self._writer.add(node, "Transpose", x, perm=[1, 0])
         self._editor.replace_input(node, 0, x)
 
-    def _product(self, linear: Linear, weight: WeightGrid | Given, activation: Activation) -> list[ir.Node]:
+    def _product(self, linear: Linear, weight: StoredWeight, activation: Activation) -> list[ir.Node]:
         """The nodes, not yet inserted, from the product to its result in the Linear's own type."""
         node, edit, dtype, x = linear.node, self._editor, linear.weight.dtype, linear.input
         if linear.transposed_input:
             x = self._writer.add(node, "Transpose", x, perm=[1, 0])
         stem, inside, amax = f"{node.name or 'linear'}/quantized", ir.DataType.FLOAT, None
-        if isinstance(weight, Given) and _is_blocked(weight, activation):
+        if _is_blocked(weight, activation):
             product = self._weights.blocked(linear, weight, self._activations.as_float(node, x, dtype), stem)
         else:
             if activation is None:
@@ -151,14 +135,11 @@ class Emitter:
             tail.append(self._writer.cast_node(tail[-1].outputs[0], dtype, f"{product.name}/Cast"))
         return tail
 
-    def _weight(self, linear: Linear, weight: WeightGrid | Given, dtype: ir.DataType) -> ir.Value:
+    def _weight(self, linear: Linear, weight: StoredWeight, dtype: ir.DataType) -> ir.Value:
         """W in ``dtype``."""
-        if not isinstance(weight, Given):
-            value = self._weights.from_grid(linear, weight)
-        elif _is_real(weight):
+        if _is_real(weight):
             return self._weights.real(linear, weight, dtype)
-        else:
-            value = self._weights.dequantized(linear, weight)
+        value = self._weights.dequantized(linear, weight)
         return self._writer.cast(linear.node, value, ir.DataType.FLOAT, dtype)
 
     def _qdq(self, value: ir.Value, grid: Grid, dtype: ir.DataType) -> list[ir.Node]:
@@ -190,13 +171,10 @@ class Emitter:
         )
 
 
-def _check(linear: Linear, weight: WeightGrid | Given | None, activation: Activation) -> None:
+def _check(linear: Linear, weight: StoredWeight | None, activation: Activation) -> None:
     """Hold our own callers to what the formats can do."""
     if weight is None:
         _check_groups(linear, activation)
-        return
-    if not isinstance(weight, Given):
-        assert not isinstance(activation, FakeQuantized), "8-bit grids go with 8-bit activations"
         return
     assert weight.rounded.shape == linear.weight.shape, (weight.rounded.shape, linear.weight.shape)
     match weight.format:
@@ -204,7 +182,7 @@ def _check(linear: Linear, weight: WeightGrid | Given | None, activation: Activa
             assert isinstance(activation, PerToken | Static), activation
         case OutputFormat.NBITS:
             assert activation is None, activation
-        case OutputFormat.W8:
+        case OutputFormat.QDQ | OutputFormat.W8:
             assert not isinstance(activation, FakeQuantized), activation
         case OutputFormat.FAKE:
             _check_groups(linear, activation)
@@ -215,12 +193,12 @@ def _check_groups(linear: Linear, activation: Activation) -> None:
     assert linear.in_features % (group or 1) == 0, (linear.in_features, group)
 
 
-def _is_blocked(given: Given, activation: Activation) -> bool:
+def _is_blocked(given: StoredWeight, activation: Activation) -> bool:
     return given.format is OutputFormat.NBITS or (given.format is OutputFormat.W8 and activation is None)
 
 
-def _is_real(weight: WeightGrid | Given) -> bool:
-    return isinstance(weight, Given) and weight.format is OutputFormat.FAKE
+def _is_real(weight: StoredWeight) -> bool:
+    return weight.format is OutputFormat.FAKE
 
 
 def _may_be_matrix(x: ir.Value) -> bool:

@@ -1,4 +1,4 @@
-"""In which form a weight that was rounded beforehand is stored."""
+"""In which form a rounded weight is stored."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ MAX_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class StoredWeight:
     """A rounded weight and how it is written.
 
     Attributes:

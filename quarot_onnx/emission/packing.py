@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
+from quarot_onnx.rounding.store import RoundedWeight
 
 Bytes = NDArray[np.uint8]
 
@@ -65,14 +66,14 @@ def packed_rows(weight: QuantizedWeight, bits: int) -> Bytes:
     return pack(np.ascontiguousarray(unsigned(weight.integers, weight.scheme, bits).T), bits)
 
 
-def block_scales(weight: QuantizedWeight, block: int) -> NDArray[np.float32]:
+def block_scales(weight: RoundedWeight, block: int) -> NDArray[np.float32]:
     """Scales, repeated for each block of a group: [out, blocks]."""
-    return np.ascontiguousarray(_per_block(weight.scale, weight, block))
+    return np.ascontiguousarray(_per_block(weight.grid().scale, weight, block))
 
 
-def block_zero_points(weight: QuantizedWeight, block: int, bits: int) -> Bytes:
+def block_zero_points(weight: RoundedWeight, block: int, bits: int) -> Bytes:
     """Packed zero points, repeated for each block of a group: [out, ceil(blocks · bits / 8)]."""
-    zeros = _per_block(unsigned(weight.zero_point, weight.scheme, bits), weight, block)
+    zeros = _per_block(unsigned(weight.grid().zero_point, weight.scheme, bits), weight, block)
     missing = -zeros.shape[1] % (8 // bits)
     return pack(np.pad(zeros, ((0, 0), (0, missing))), bits)
 
@@ -82,9 +83,9 @@ def packed_length(length: int, bits: int) -> int:
     return -(-length * bits // 8)
 
 
-def _per_block(array: NDArray[Any], weight: QuantizedWeight, block: int) -> NDArray[Any]:
+def _per_block(array: NDArray[Any], weight: RoundedWeight, block: int) -> NDArray[Any]:
     """[groups, out] or [1, 1] as [out, blocks]."""
-    features, outputs = weight.integers.shape
+    features, outputs = weight.shape
     first = np.arange(0, features, block)
     group = first // weight.scheme.group_size if weight.scheme.group_size else np.zeros_like(first)
     return np.broadcast_to(array, (len(array), outputs))[group].T

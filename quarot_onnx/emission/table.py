@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.emission import packing
-from quarot_onnx.emission.formats import Given, power_of_two
-from quarot_onnx.emission.weight import WeightGrid
+from quarot_onnx.emission.formats import StoredWeight, power_of_two
 from quarot_onnx.emission.writer import Writer
-from quarot_onnx.graph.query import Constant, seen
-from quarot_onnx.quantization.grids import round_to_nearest
+from quarot_onnx.graph.query import Constant
 
 
 class TableWriter:
@@ -27,26 +25,8 @@ class TableWriter:
         """Write with ``writer``."""
         self._writer, self._editor = writer, writer.editor
 
-    def from_grid(self, node: ir.Node, table: Constant, weight: WeightGrid) -> None:
-        """Quantize to 8 bits; the grid is found now, the integers when the model is written."""
-        grid = weight(seen(table).T)
-        kind = ir.DataType.from_numpy(grid.zero_point.dtype)
-        name = table.value.name or "table"
-
-        def compute() -> NDArray[np.generic]:
-            return np.ascontiguousarray(round_to_nearest(seen(table).T, grid).T)
-
-        integers = self._writer.lazy(f"{name}_{kind.name.lower()}", compute, kind, table.shape)
-        shape = (-1, 1) if grid.scale.ndim else ()
-        scale = self._editor.initializer(f"{name}_scale", ir.Tensor(grid.scale.reshape(shape)))
-        zero = None
-        if grid.zero_point.any():
-            array = grid.zero_point.astype(np.float32).reshape(shape)
-            zero = self._editor.initializer(f"{name}_zero_point", ir.Tensor(array))
-        self._gathered(node, table, integers, scale, zero)
-
-    def given(self, node: ir.Node, table: Constant, given: Given) -> None:
-        """Write a table that was rounded beforehand."""
+    def write(self, node: ir.Node, table: Constant, given: StoredWeight) -> None:
+        """Write a rounded table."""
         if given.format is OutputFormat.FAKE:
             self._real(node, table, given)
         elif given.stored_bits == 8 and not given.grouped:
@@ -54,7 +34,7 @@ class TableWriter:
         else:
             self._blocked(node, table, given)
 
-    def _real(self, node: ir.Node, table: Constant, given: Given) -> None:
+    def _real(self, node: ir.Node, table: Constant, given: StoredWeight) -> None:
         """The real numbers that the integers stand for."""
         kind = table.dtype.numpy()
 
@@ -64,7 +44,7 @@ class TableWriter:
         real = self._writer.lazy(f"{table.value.name}_rounded", compute, table.dtype, table.shape)
         self._editor.replace_input(node, 0, real)
 
-    def _rows(self, node: ir.Node, table: Constant, given: Given) -> None:
+    def _rows(self, node: ir.Node, table: Constant, given: StoredWeight) -> None:
         """8-bit integers with a scale for each row, or for all."""
         rounded, scheme = given.rounded, given.rounded.scheme
         kind = ir.DataType.INT8 if scheme.signed else ir.DataType.UINT8
@@ -74,10 +54,10 @@ class TableWriter:
             return np.ascontiguousarray(rounded.load().integers.T)
 
         def scale() -> NDArray[np.generic]:
-            return rounded.load().scale.reshape(grid_shape)
+            return rounded.grid().scale.reshape(grid_shape)
 
         def zero() -> NDArray[np.generic]:
-            return rounded.load().zero_point.astype(np.float32).reshape(grid_shape)
+            return rounded.grid().zero_point.astype(np.float32).reshape(grid_shape)
 
         lazy, name, real = self._writer.lazy, table.value.name or "table", ir.DataType.FLOAT
         integers = lazy(f"{name}_{kind.name.lower()}", compute, kind, table.shape)
@@ -120,7 +100,7 @@ class TableWriter:
         edit.redirect(node.outputs[0], build)
         node.outputs[0].type = integers.type
 
-    def _blocked(self, node: ir.Node, table: Constant, given: Given) -> None:
+    def _blocked(self, node: ir.Node, table: Constant, given: StoredWeight) -> None:
         """Packed integers with scales per block of a row."""
         edit, name, byte = self._editor, table.value.name or "table", ir.DataType.UINT8
         load, (rows, hidden) = given.rounded.load, table.shape
@@ -131,8 +111,8 @@ class TableWriter:
         zeros = (rows, packing.packed_length(blocks, bits))
         parts: list[tuple[str, Callable[[], NDArray[Any]], ir.DataType, tuple[int, ...]]] = [
             ("packed", lambda: packing.packed_rows(load(), bits), byte, (rows, packing.packed_length(hidden, bits))),
-            ("scale", lambda: packing.block_scales(load(), block), ir.DataType.FLOAT, (rows, blocks)),
-            ("zero_point", lambda: packing.block_zero_points(load(), block, bits), byte, zeros),
+            ("scale", lambda: packing.block_scales(given.rounded, block), ir.DataType.FLOAT, (rows, blocks)),
+            ("zero_point", lambda: packing.block_zero_points(given.rounded, block, bits), byte, zeros),
         ]
         data, *grids = (
             self._writer.lazy(f"{name}_{what}", call, dtype, shape)

@@ -1,9 +1,7 @@
 """Weights as nodes: integers with a DequantizeLinear, MatMulNBits, or the real numbers that integers stand for.
 
-A weight that was rounded beforehand is read when the model is written, once for its integers and once for its grids.
+A rounded weight is read, or computed, when the model is written.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -11,15 +9,10 @@ from numpy.typing import NDArray
 
 from quarot_onnx.config.storage import CHANNEL_BLOCK, blocked_bits
 from quarot_onnx.emission import packing
-from quarot_onnx.emission.formats import MAX_BLOCK, Given, power_of_two
+from quarot_onnx.emission.formats import MAX_BLOCK, StoredWeight, power_of_two
 from quarot_onnx.emission.opset import raise_opset
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.graph.linear import Linear
-from quarot_onnx.graph.query import seen
-from quarot_onnx.quantization.grids import Grid, round_to_nearest
-
-WeightGrid = Callable[[NDArray[np.floating]], Grid]
-"""Gives the 8-bit grid of W: [in, out]."""
 
 
 class WeightWriter:
@@ -29,28 +22,7 @@ class WeightWriter:
         """Write with ``writer``."""
         self._writer = writer
 
-    def from_grid(self, linear: Linear, weight: WeightGrid) -> ir.Value:
-        """W as 8-bit integers with a DequantizeLinear, float32; the grid is found now, the integers later.
-
-        Args:
-            linear: The Linear, before it is replaced.
-            weight: Gives the grid.
-        """
-        constant, alpha = linear.weight, linear.alpha
-        grid = weight(seen(constant, alpha))
-
-        def compute() -> NDArray[np.generic]:
-            return np.ascontiguousarray(round_to_nearest(seen(constant, alpha), grid))
-
-        kind = ir.DataType.from_numpy(grid.zero_point.dtype)
-        name = _name(linear)
-        integers = self._writer.lazy(f"{name}_{kind.name.lower()}", compute, kind, constant.shape)
-        scale = self._writer.editor.initializer(f"{name}_scale", ir.Tensor(np.array(grid.scale)))
-        zero = self._writer.editor.initializer(f"{name}_zero_point", ir.Tensor(np.array(grid.zero_point)))
-        attributes = {"axis": 1} if grid.scale.ndim else {}
-        return self._writer.add(linear.node, "DequantizeLinear", integers, scale, zero, **attributes)
-
-    def real(self, linear: Linear, given: Given, dtype: ir.DataType) -> ir.Value:
+    def real(self, linear: Linear, given: StoredWeight, dtype: ir.DataType) -> ir.Value:
         """The real numbers of a rounded weight as an initializer of type ``dtype``."""
         kind = dtype.numpy()
 
@@ -59,7 +31,7 @@ class WeightWriter:
 
         return self._writer.lazy(f"{_name(linear)}_rounded", compute, dtype, given.rounded.shape)
 
-    def dequantized(self, linear: Linear, given: Given) -> ir.Value:
+    def dequantized(self, linear: Linear, given: StoredWeight) -> ir.Value:
         """A rounded weight as integers with a DequantizeLinear, float32.
 
         4-bit integers pass a Cast to int8, which onnxruntime carries out once, when it loads the model: with 4-bit
@@ -87,10 +59,10 @@ class WeightWriter:
         grid_shape = rounded.shape[1:] if scheme.per_channel else ()
 
         def scale() -> NDArray[np.generic]:
-            return rounded.load().scale.reshape(grid_shape)
+            return rounded.grid().scale.reshape(grid_shape)
 
         def zero() -> NDArray[np.generic]:
-            return (rounded.load().zero_point - shift).astype(wide.numpy()).reshape(grid_shape)
+            return (rounded.grid().zero_point - shift).astype(wide.numpy()).reshape(grid_shape)
 
         value = self._writer.lazy(f"{name}_{narrow.name.lower()}", integers, narrow, rounded.shape)
         grids = (
@@ -101,7 +73,7 @@ class WeightWriter:
         attributes = {"axis": 1} if grid_shape else {}
         return self._writer.add(linear.node, "DequantizeLinear", value, *grids, **attributes)
 
-    def blocked(self, linear: Linear, given: Given, x: ir.Value, stem: str) -> ir.Node:
+    def blocked(self, linear: Linear, given: StoredWeight, x: ir.Value, stem: str) -> ir.Node:
         """A MatMulNBits of float32 ``x`` and a rounded weight, for the caller to insert."""
         rounded, name = given.rounded, _name(linear)
         features, outputs = rounded.shape
@@ -110,20 +82,20 @@ class WeightWriter:
         level = given.accuracy_level
         bits = blocked_bits(rounded.scheme.bits, given.format, accuracy_level=level, block=block)
         blocks = -(-features // block)
-        load, lazy, byte = rounded.load, self._writer.lazy, ir.DataType.UINT8
+        lazy, byte = self._writer.lazy, ir.DataType.UINT8
         operands = [
             lazy(
                 f"{name}_packed",
-                lambda: packing.packed_columns(load(), block, bits),
+                lambda: packing.packed_columns(rounded.load(), block, bits),
                 byte,
                 (outputs, blocks, block * bits // 8),
             ),
-            lazy(f"{name}_scale", lambda: packing.block_scales(load(), block), ir.DataType.FLOAT, (outputs, blocks)),
+            lazy(f"{name}_scale", lambda: packing.block_scales(rounded, block), ir.DataType.FLOAT, (outputs, blocks)),
         ]
         if not rounded.scheme.symmetric:
             shape = (outputs, packing.packed_length(blocks, bits))
             operands.append(
-                lazy(f"{name}_zero_point", lambda: packing.block_zero_points(load(), block, bits), byte, shape)
+                lazy(f"{name}_zero_point", lambda: packing.block_zero_points(rounded, block, bits), byte, shape)
             )
         attributes = {"K": features, "N": outputs, "bits": bits, "block_size": block}
         if level is not None:

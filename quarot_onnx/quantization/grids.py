@@ -1,11 +1,11 @@
-"""Round to nearest: real numbers to integers with a scale and a zero point.
+"""A grid: the scale and the zero point between real numbers and integers; that of a static activation from its range.
 
     q = clip(round(x / s) + z, q_min, q_max),    x ≈ s · (q - z)
 
 Asymmetric: the range [min(x, 0), max(x, 0)], which always holds 0 exactly, is spread over all integers. Symmetric: the
 range is [-max|x|, max|x|]; int8 leaves out -128, so that z = 0 and s = max|x| / 127, uint8 uses all integers, so that
-z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids, but for symmetric uint8
-weights: these are int8 ones moved by 128, s = max|w| / 127, so that the type of the integers changes no result.
+z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids. Those of weights are in
+:mod:`quarot_onnx.rounding.grids`: there symmetric uint8 is int8 moved by 128, so that the type changes no result.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from quarot_onnx.errors import ModelError
-
-_WEIGHT_HALF_SPAN = 127.0
 
 Integers = NDArray[Any]
 """int8 or uint8."""
@@ -58,7 +54,7 @@ class Grid:
     """Scales and zero points.
 
     Attributes:
-        scale: float32, a scalar array [] or [channels].
+        scale: float32: of an activation [], of a weight [groups, out], or [1, 1] where one serves the whole matrix.
         zero_point: Of the integer type, the same shape.
     """
 
@@ -72,70 +68,22 @@ def grid_for_range(
     integers: IntegerType,
     *,
     symmetric: bool,
-    half_span: float | None = None,
 ) -> Grid:
     """The grid that covers [low, high].
 
     Args:
-        low: Smallest values, [] or [channels].
+        low: Smallest values, [] or [n].
         high: Largest values, the same shape.
         integers: The integer type.
         symmetric: Whether zero lies in the middle.
-        half_span: Half the steps of a symmetric grid; None for the type's.
 
     Returns:
         The grid; a range that holds only 0 gets the scale 1 and the zero point 0.
     """
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    half = integers.half_span if half_span is None else half_span
-    scale = np.asarray(np.maximum(-low, high) / half if symmetric else (high - low) / 255.0)
+    scale = np.asarray(np.maximum(-low, high) / integers.half_span if symmetric else (high - low) / 255.0)
     empty = scale < np.finfo(np.float32).tiny
     scale = np.where(empty, 1.0, scale)
     zero = np.full(scale.shape, float(integers.middle)) if symmetric else np.rint(integers.low - low / scale)
     zero = np.where(empty, 0.0, zero)
     return Grid(scale.astype(np.float32), zero.astype(integers.dtype))
-
-
-def weight_grid(
-    weight: NDArray[np.floating], integers: IntegerType, *, symmetric: bool, per_channel: bool, name: str
-) -> Grid:
-    """The grid of a weight from its true range.
-
-    Args:
-        weight: W: [in, out] (a table: [rows, hidden] with its rows as channels must come transposed).
-        integers: The integer type.
-        symmetric: Whether zero lies in the middle.
-        per_channel: A grid for each of W's columns, else one for all.
-        name: For messages.
-
-    Returns:
-        The grid, [out] or [].
-
-    Raises:
-        ModelError: The weight holds NaN or infinity.
-    """
-    axis = 0 if per_channel else None
-    low, high = np.asarray(weight.min(axis=axis), np.float64), np.asarray(weight.max(axis=axis), np.float64)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ModelError(f"weight {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
-    return grid_for_range(low, high, integers, symmetric=symmetric, half_span=_WEIGHT_HALF_SPAN)
-
-
-def round_to_nearest(weight: NDArray[np.floating], grid: Grid) -> Integers:
-    """The integers of a weight.
-
-    Args:
-        weight: W: [in, out].
-        grid: [] or [out].
-
-    Returns:
-        [in, out] of the grid's integer type; symmetric int8 stays within ±127 by its scale.
-    """
-    integers = grid.zero_point.dtype
-    limits = np.iinfo(integers)
-    result = np.empty(weight.shape, dtype=integers)
-    rows = max(1, 2**22 // max(1, weight.shape[1]))
-    for start in range(0, len(weight), rows):
-        part = np.rint(weight[start : start + rows].astype(np.float64) / grid.scale) + grid.zero_point
-        result[start : start + rows] = np.clip(part, limits.min, limits.max)
-    return result

@@ -26,6 +26,11 @@ class LinearJob:
     linear: Linear
     config: QLayerConfig
 
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.linear.name
+
 
 @dataclass(frozen=True, eq=False)
 class TableJob:
@@ -34,6 +39,11 @@ class TableJob:
     node: ir.Node
     table: Constant
     config: QLayerConfig
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return label(self.node)
 
     @property
     def weight(self) -> QTensorConfig:

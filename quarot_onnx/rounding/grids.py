@@ -3,31 +3,21 @@
     symmetric:   s = max|w| / (2^(bits-1) - 1),               z = middle
     asymmetric:  s = (max(w, 0) - min(w, 0)) / (2^bits - 1),  z = round(q_min - min(w, 0) / s)
 
-times the shrink factor of the clip search (``clip.py``). Scales are rounded to float32 at once, and all rounding takes
-that value, in float64: what is dequantized later is what was rounded against.
+times the shrink factor of the clip search (``clip.py``). Symmetric uint8 is symmetric int8 moved by 128, so that the
+type changes no result (onnxruntime's own grid has s = max|w| / 127.5 there). A range that holds only 0 has the scale 1
+and the zero point in the middle. Scales are rounded to float32 at once, and all rounding takes that value, in float64:
+what is dequantized later is what was rounded against.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.quantization.scheme import Integers, WeightScheme
+from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.clip import ClipSearch, shrink_errors
-
-
-class Grid(NamedTuple):
-    """Scales and zero points.
-
-    Attributes:
-        scale: float32 [groups, out], or [1, 1] where one scale serves the whole matrix.
-        zero_point: Of the integers' type, the shape of ``scale``.
-    """
-
-    scale: NDArray[np.float32]
-    zero_point: Integers
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""From a selection and a configuration to rounded weights: the way of all weights that are not plain 8-bit Q/DQ.
+"""From a selection and a configuration to rounded weights.
 
 Linears of the decoder are rounded with the configured method; the head and embeddings to nearest, since no Hessian
 helps a table, and the head's would cost more than all others together. Linears whose weights stay in float are no
@@ -6,7 +6,7 @@ stages of their own: while others are rounded they run as in the float model, th
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
@@ -22,11 +22,11 @@ from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.rounding import RTNConfig
 from quarot_onnx.config.tensor import QTensorConfig
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
-from quarot_onnx.graph.query import Constant, label
+from quarot_onnx.graph.query import Constant
 from quarot_onnx.quantization.activations import Activation
 from quarot_onnx.quantization.groups import odd_groups
-from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.select import LinearJob, Selection, TableJob
 from quarot_onnx.quantization.static_ranges import Ranges, activation_of
 from quarot_onnx.rounding.blockwise import (
     BlockwiseInputs,
@@ -37,6 +37,9 @@ from quarot_onnx.rounding.blockwise import (
     round_plainly,
 )
 from quarot_onnx.rounding.checkpoint import Checkpoint
+from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding.grids import find_grid
+from quarot_onnx.rounding.rtn import nearest_integers
 from quarot_onnx.rounding.store import RoundedWeight
 
 
@@ -53,8 +56,8 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
         ModelError: Two of the nodes have one name, which rounded weights go by.
         CalibrationError: The method needs calibration data, and the reader is missing or none.
     """
-    linears = [job.linear.name for job in selection.linears if job.config.weight is not None]
-    names = Counter([*linears, *(label(job.node) for job in selection.tables)])
+    linears = [job.name for job in selection.linears if job.config.weight is not None]
+    names = Counter([*linears, *(job.name for job in selection.tables)])
     name, count = next(iter(names.most_common(1)), ("", 0))
     if count > 1 and config.low_bit:
         raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
@@ -159,13 +162,12 @@ class Task:
                 continue
             if (linear.input, spec) not in activations:
                 activations[linear.input, spec] = activation_of(spec, linear.input.name or "", self.ranges)
-            activation, grids = activations[linear.input, spec], scheme(job.config.weight)
-            jobs.append(WeightJob(linear.name, linear.weight, grids, linear.alpha, linear, activation))
+            jobs.append(replace(_linear_job(job), linear=linear, activation=activations[linear.input, spec]))
         return jobs
 
     def tables(self) -> list[WeightJob]:
         """The embeddings."""
-        return [WeightJob(label(job.node), _turned(job.table), scheme(job.weight)) for job in self.selection.tables]
+        return [_table_job(job) for job in self.selection.tables]
 
 
 def round_weights(
@@ -201,6 +203,36 @@ def round_weights(
     plain = [job for job in jobs if job.name not in done]
     round_plainly([*plain, *tables], rounding)
     return rounding.rounded, tuple(rounding.notes)
+
+
+def round_when_written(job: LinearJob | TableJob) -> RoundedWeight:
+    """A weight to nearest without a search of its range: the grid now, the integers when they are read.
+
+    Args:
+        job: A Linear with a weight spec, or a table.
+
+    Raises:
+        ModelError: The weight holds NaN or infinity.
+    """
+    work = _linear_job(job) if isinstance(job, LinearJob) else _table_job(job)
+    grid = find_grid(work.read(), work.scheme, ClipSearch(enabled=False), work.name)
+
+    def load() -> QuantizedWeight:
+        return QuantizedWeight(
+            work.scheme, nearest_integers(work.read(), work.scheme, grid), grid.scale, grid.zero_point
+        )
+
+    rows, columns = work.weight.shape
+    return RoundedWeight(work.scheme, (rows, columns), lambda: grid, load)
+
+
+def _linear_job(job: LinearJob) -> WeightJob:
+    assert job.config.weight is not None, "a weight in float is no job"
+    return WeightJob(job.name, job.linear.weight, scheme(job.config.weight), job.linear.alpha)
+
+
+def _table_job(job: TableJob) -> WeightJob:
+    return WeightJob(job.name, _turned(job.table), scheme(job.weight))
 
 
 def scheme(spec: QTensorConfig) -> WeightScheme:

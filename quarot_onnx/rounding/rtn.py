@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.grids import Steps, find_grid
 
@@ -26,6 +27,17 @@ def round_to_nearest_weight(
         ModelError: The weight holds NaN or infinity.
     """
     grid = find_grid(weight, scheme, clip, name)
+    return QuantizedWeight(scheme, nearest_integers(weight, scheme, grid), grid.scale, grid.zero_point)
+
+
+def nearest_integers(weight: NDArray[np.floating], scheme: WeightScheme, grid: Grid) -> Integers:
+    """The nearest integers on a grid, [in, out].
+
+    Args:
+        weight: W: [in, out].
+        scheme: The family of grids.
+        grid: One of them.
+    """
     steps = Steps.of(grid, scheme)
     zero = grid.zero_point.astype(np.float64)
     integers = np.empty(weight.shape, scheme.dtype)
@@ -37,4 +49,4 @@ def round_to_nearest_weight(
             part = slice(top, min(top + rows, end))
             nearest = np.rint(weight[part] / steps.scale[group])
             integers[part] = np.clip(nearest, steps.low[group], steps.high[group]) + zero[group]
-    return QuantizedWeight(scheme, integers, grid.scale, grid.zero_point)
+    return integers

@@ -11,21 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
+from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeight:
-    """A weight that was rounded, to be read when it is needed.
+    """A rounded weight, which is read or computed when it is needed.
 
     Attributes:
         scheme: Its family of grids.
         shape: (in, out).
-        load: Reads it.
+        grid: Its scales and zero points, without its integers.
+        load: All of it.
     """
 
     scheme: WeightScheme
     shape: tuple[int, int]
+    grid: Callable[[], Grid]
     load: Callable[[], QuantizedWeight]
 
 
@@ -90,8 +93,12 @@ class WeightStore:
             with np.load(path) as content:
                 return QuantizedWeight(scheme, content["integers"], content["scale"], content["zero_point"])
 
+        def grid() -> Grid:
+            with np.load(path) as content:
+                return Grid(content["scale"], content["zero_point"])
+
         rows, columns = shape
-        return RoundedWeight(scheme, (rows, columns), load)
+        return RoundedWeight(scheme, (rows, columns), grid, load)
 
 
 def _is_whole(path: Path) -> bool:

@@ -17,7 +17,6 @@ from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import GPTQConfig, RTNConfig
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
-from quarot_onnx.emission.apply import GivenWeights
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
@@ -27,6 +26,7 @@ from quarot_onnx.rounding import blockwise, lowbit
 from quarot_onnx.rounding.checkpoint import Checkpoint
 from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.rounding.solve import Rounded
+from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.sites.detect import Survey
 
 W4 = QLayerConfig(weight=Int4Spec())
@@ -55,7 +55,7 @@ class Work:
         self.checkpoint, self.scratch = Checkpoint(folder), folder / "scratch"
         self.scratch.mkdir(exist_ok=True)
 
-    def round(self) -> tuple[GivenWeights, tuple[str, ...]]:
+    def round(self) -> tuple[dict[str, RoundedWeight], tuple[str, ...]]:
         return lowbit.round_weights(self.task, self.checkpoint, self.scratch, lambda *_: None)
 
 
@@ -95,7 +95,7 @@ def test_statistics_are_of_the_model_quantized_so_far(llama_optimum: Path, tmp_p
         assert call.statistics.tokens == len(x)
         assert np.abs(call.statistics.hessian - expected).max() <= 1e-5 * np.abs(expected).max()
         for name in names:
-            replace_weight(model, jobs[name], given.weights[name].load().dequantized())
+            replace_weight(model, jobs[name], given[name].load().dequantized())
 
 
 def replace_weight(model: ir.Model, job: blockwise.WeightJob, array: NDArray[np.float32]) -> None:
@@ -141,7 +141,7 @@ def test_rounded_together_or_apart(llama_optimum: Path, tmp_path: Path, calls: l
     for name in first.name.split(" + "):
         job = next(job for job in work.task.jobs() if job.name == name)
         alone = round_weight(job.read().astype(np.float64), first.statistics, *first.arguments[:-1], name).weight
-        stored = given.weights[name].load()
+        stored = given[name].load()
         # The same arithmetic in matrix products of another width: an integer in a thousand may fall differently.
         assert (alone.integers != stored.integers).mean() < 1e-3
         np.testing.assert_allclose(alone.scale, stored.scale, rtol=1e-6)
@@ -154,8 +154,8 @@ def test_one_scale_for_a_matrix_is_found_for_each_matrix(
     config = QConfig(QLayerConfig(weight=Int8Spec()), algo_config=[GPTQConfig()])
     given, _ = Work(llama_optimum, config, tmp_path).round()
     assert not any(" + " in call.name for call in calls)
-    assert {weight.load().scale.shape for weight in given.weights.values()} == {(1, 1)}
-    assert len({weight.load().scale.item() for weight in given.weights.values()}) == len(given.weights)
+    assert {weight.load().scale.shape for weight in given.values()} == {(1, 1)}
+    assert len({weight.load().scale.item() for weight in given.values()}) == len(given)
 
 
 def test_other_grids_in_a_stage_part_it_but_keep_its_order(
@@ -169,7 +169,7 @@ def test_other_grids_in_a_stage_part_it_but_keep_its_order(
     assert ["k_proj" in call.name for call in calls[:3]] == [False, True, False]
     assert calls[0].statistics is calls[2].statistics
     for job in work.task.jobs():
-        weight = given.weights[job.name].load()
+        weight = given[job.name].load()
         assert weight.scheme.bits == (8 if "k_proj" in job.name else 4)
         real = seen(job.weight, job.alpha)
         assert np.abs(weight.dequantized() - real).max() < np.abs(real).max()

@@ -6,12 +6,17 @@ import linear_graphs as graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
+import rounded_weights
 from onnx import TensorProto, helper
 
-from quarot_onnx.emission.emit import Activation, Emitter, PerToken, Static
+from quarot_onnx.config.choices import OutputFormat
+from quarot_onnx.emission.emit import Emitter
+from quarot_onnx.emission.formats import StoredWeight
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.graph.query import resolve_constant
-from quarot_onnx.quantization.grids import Grid, IntegerType, weight_grid
+from quarot_onnx.graph.query import Constant, resolve_constant, seen
+from quarot_onnx.quantization.activations import Activation, PerToken, Static
+from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.scheme import WeightScheme
 
 # One rounding of float32 (6e-8) per operation, sums of at most 24 products of integers are exact: 1e-5 is ample.
 # A float16 output is rounded at 2^-11 of its size, its bias once more.
@@ -21,15 +26,15 @@ COARSE = Grid(np.array(20.0, np.float32), np.array(128, np.uint8))
 ACTIVATIONS = [None, PerToken(), Static(COARSE)]
 
 
-def grid_of(*, symmetric: bool = True, per_channel: bool = True, signed: bool = True):
-    return lambda w: weight_grid(w, IntegerType(signed), symmetric=symmetric, per_channel=per_channel, name="W")
+def plain(weight: Constant, alpha: float, **grid: bool) -> StoredWeight:
+    return StoredWeight(rounded_weights.nearest(seen(weight, alpha), WeightScheme(8, **grid)), OutputFormat.QDQ)
 
 
 def quantized(proto, activation: Activation, output: Static | None = None, **grid: bool) -> ir.Model:
     model = ir.from_proto(proto)
     emitter = Emitter(model)
     for linear in list(linears(model.graph)):
-        emitter.linear(linear, grid_of(**grid), activation, output)
+        emitter.linear(linear, plain(linear.weight, linear.alpha, **grid), activation, output)
     return model
 
 
@@ -224,18 +229,20 @@ def test_tables_are_gathered_as_integers(transposed, per_channel, symmetric, dty
     constant = resolve_constant(node.inputs[0])
     assert constant is not None
     assert constant.transposed == transposed
-    Emitter(model).table(node, constant, grid_of(symmetric=symmetric, per_channel=per_channel))
+    scheme = WeightScheme(8, symmetric=symmetric, per_channel=per_channel)
+    rounded = rounded_weights.nearest(seen(constant).T, scheme)
+    Emitter(model).table(node, constant, StoredWeight(rounded, OutputFormat.QDQ))
     stored = next(v for v in model.graph.initializers.values() if v.const_value.dtype is ir.DataType.INT8)
     assert tuple(stored.shape.numpy()) == (11, 6)
     ids = np.array([3, 0, 10, 3])
     actual = graphs.run(model, {"ids": ids})
-    seen = table.astype(graphs.FLOATS[dtype]).astype(np.float32)
-    grid = grid_of(symmetric=symmetric, per_channel=per_channel)(seen.T)
-    assert grid.scale.shape == ((11,) if per_channel else ())
-    integers = np.clip(np.rint(seen.T / grid.scale) + grid.zero_point, -128, 127)
+    real = table.astype(graphs.FLOATS[dtype]).astype(np.float32)
+    grid = rounded.grid()
+    assert grid.scale.shape == ((1, 11) if per_channel else (1, 1))
+    integers = np.clip(np.rint(real.T / grid.scale) + grid.zero_point, -128, 127)
     expected = ((integers - grid.zero_point) * grid.scale).T[ids]
     if transposed:  # the head keeps its float weight: untied
-        expected = expected @ seen.T
+        expected = expected @ real.T
         assert "H" in model.graph.initializers
     else:
         assert "T" not in model.graph.initializers

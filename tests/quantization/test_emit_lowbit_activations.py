@@ -8,9 +8,10 @@ import rounded_weights
 from onnx import TensorProto, helper
 
 from quarot_onnx.config.choices import OutputFormat
-from quarot_onnx.emission.emit import Emitter, FakePerToken, FakeStatic, Given, PerToken, Static
+from quarot_onnx.emission.emit import Emitter
+from quarot_onnx.emission.formats import StoredWeight
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.quantization.activations import Activation, round_trip
+from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static, round_trip
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 
@@ -52,7 +53,7 @@ def seen_by_the_product(x: np.ndarray, kind: Activation, opset: int = 18, dtype:
     model = ir.from_proto(proto)
     ones = np.ones((1, FEATURES), np.float32)
     identity = QuantizedWeight(WeightScheme(2), np.eye(FEATURES, dtype=np.int8), ones, np.zeros_like(ones, np.int8))
-    weight = Given(rounded_weights.rounded(identity), OutputFormat.FAKE)
+    weight = StoredWeight(rounded_weights.rounded(identity), OutputFormat.FAKE)
     Emitter(model).linear(next(linears(model.graph)), weight, kind)
     return graphs.run(model, {"x": x})
 

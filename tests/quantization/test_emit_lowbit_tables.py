@@ -10,7 +10,8 @@ import rounded_weights
 from onnx import TensorProto, helper
 
 from quarot_onnx.config.choices import OutputFormat
-from quarot_onnx.emission.emit import Emitter, Given
+from quarot_onnx.emission.emit import Emitter
+from quarot_onnx.emission.formats import StoredWeight
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import resolve_constant
 from quarot_onnx.io import model_io
@@ -37,7 +38,7 @@ def emitted(proto, weight: QuantizedWeight, form: OutputFormat, block: int | Non
     node = next(n for n in model.graph if n.op_type == "Gather")
     table = resolve_constant(node.inputs[0])
     assert table is not None
-    Emitter(model).table(node, table, Given(rounded_weights.rounded(weight), form, block))
+    Emitter(model).table(node, table, StoredWeight(rounded_weights.rounded(weight), form, block))
     return model
 
 

@@ -54,7 +54,8 @@ class Grids:
         self.scheme, self.clip = scheme, ClipSearch(enabled=options.mse)
         self.size = scheme.group_size or len(weight)
         self.moving = scheme.group_size is not None and not options.static_groups
-        self.scale, self.zero = (array.astype(np.float64) for array in find_grid(weight, scheme, self.clip, "w"))
+        grid = find_grid(weight, scheme, self.clip, "w")
+        self.scale, self.zero = grid.scale.astype(np.float64), grid.zero_point.astype(np.float64)
 
     def round(self, weight: Matrix, row: int) -> tuple[Matrix, Matrix]:
         """The integers and values of ``weight[row]``; ``weight`` has what is not rounded yet up to date."""

@@ -40,10 +40,10 @@ def token(owner: type[QTensorConfig], **keywords) -> QTensorConfig:
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        (W8, None),
-        (W8A8, None),
-        (QLayerConfig(STATIC, Int8Spec()), None),
-        (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), None),
+        (W8, "qdq"),
+        (W8A8, "qdq"),
+        (QLayerConfig(STATIC, Int8Spec()), "qdq"),
+        (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), "qdq"),
         (W4A8, "w4a8"),
         (QLayerConfig(STATIC, Int4Spec()), "w4a8"),
         (QLayerConfig(token(Int8Spec), UInt4Spec()), "w4a8"),
@@ -69,7 +69,7 @@ def token(owner: type[QTensorConfig], **keywords) -> QTensorConfig:
 def test_the_format_that_is_chosen(layer, expected):
     config = QConfig(layer)
     assert config.resolved_format == expected
-    assert config.low_bit is (expected is not None)
+    assert config.low_bit is (expected != "qdq")
     said = [note for note in config.notes if note.startswith("the format fake was chosen, as ")]
     assert len(said) == (expected == "fake")
     assert not [note for note in said if re.search("; |Spec|=True|=None", note)], "the way out is for errors"
@@ -123,7 +123,19 @@ def test_a_low_bit_rule_needs_a_format():
     assert QConfig(None, {W4A8: ["/a"]}).resolved_format is OutputFormat.W4A8
     assert QConfig(W8A8, layer_type_config={W4: ["Gather"]}).resolved_format is OutputFormat.W8
     assert QConfig(None, layer_type_config={W4: ["Gather"]}).resolved_format is OutputFormat.NBITS
-    assert QConfig(None).resolved_format is None
+    assert QConfig(None).resolved_format is OutputFormat.QDQ
+
+
+def test_qdq_may_be_named_and_takes_roundings_too():
+    assert not QConfig(W8, output_format="qdq").low_bit
+    assert QConfig(W8, output_format="qdq", algo_config=[RTNConfig()]).low_bit
+    assert (
+        QConfig(QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), output_format="qdq").resolved_format == "qdq"
+    )
+    with pytest.raises(ConfigError, match="weights have 8 bits there, not 4; use w8, w4a8 or nbits"):
+        QConfig(W4A8, output_format="qdq")
+    with pytest.raises(ConfigError, match="asymmetric per-token activations need fake"):
+        QConfig(QLayerConfig(token(UInt8Spec), Int8Spec()), output_format="qdq")
 
 
 @pytest.mark.parametrize("spelling", ["w4a8", "W4A8", OutputFormat.W4A8, "OutputFormat.W4A8"])
@@ -169,7 +181,7 @@ def test_formats_that_are_named(layer, output_format):
         (W4G, "w8", "group_size=128 of the weight needs nbits or fake"),
         (QLayerConfig(token(Int8Spec, group_size=64), Int8Spec()), "w8", "group_size=64 of the activation needs fake"),
         (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
-        (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use w4a8 or nbits or w8 or fake"),
+        (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use qdq or w4a8 or nbits or w8 or fake"),
     ],
 )
 def test_formats_that_do_not_fit(layer, output_format, message):
@@ -198,7 +210,7 @@ def test_accuracy_levels(level):
     ("layer", "level", "message"),
     [
         (W4A8, 4, "accuracy_level=4 is for output_format='nbits', not w4a8; set that, or leave it out"),
-        (W8, 0, "accuracy_level=0 is for output_format='nbits', not 8-bit Q/DQ"),
+        (W8, 0, "accuracy_level=0 is for output_format='nbits', not qdq"),
         (W4, 5, "accuracy_level=5: .*less than or equal to 4"),
         (W4, True, "accuracy_level=True"),
     ],
