@@ -33,15 +33,11 @@ from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
-from quarot_onnx.run.workspace import Clock, Progress, Workspace, scratch_folder, workspace
+from quarot_onnx.run.workspace import Clock, Progress, Workspace, phase, scratch_folder, silent, workspace
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
 __all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
-
-
-def _silent(_phase: str, _done: int, _total: int | None) -> None:
-    """The progress of a caller who does not care."""
 
 
 def rotate(
@@ -52,7 +48,7 @@ def rotate(
     verify: bool = True,
     feeds: FeedsSource | None = None,
     overwrite: bool | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Outcome:
     """Rotate a float model.
 
@@ -91,7 +87,7 @@ def rotate(
     with scratch_folder(Path(target)) as scratch:
         file = scratch / "rotated.onnx"
         if verify:
-            model_io.save(model, file, progress=_phase(progress, "rotate"))
+            model_io.save(model, file, progress=phase(progress, "rotate"))
             clock.lap("rotate")
             equivalence = prove(source, file, given, progress)
             clock.lap("verify")
@@ -102,7 +98,7 @@ def rotate(
             model,
             target,
             overwrite=overwrite,
-            progress=_phase(progress, "save"),
+            progress=phase(progress, "save"),
             companions_from=folder,
             report=report,
             forbid=protected,
@@ -122,7 +118,7 @@ def quantize(
     feeds: FeedsSource | None = None,
     check: Check | None = Check(),  # noqa: B008 - frozen
     overwrite: bool | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
 
@@ -194,7 +190,7 @@ def quantize(
             target,
             overwrite=overwrite,
             use_external_data=config.use_external_data_format or None,
-            progress=_phase(progress, "save"),
+            progress=phase(progress, "save"),
             companions_from=folder,
             report={**recipe, **proof},
             forbid=protected,
@@ -246,7 +242,7 @@ def _rotated(
     file = run.work.scratch / "rotated.onnx"
     # The proof reads from the record which caches are rotated.
     record(start.model, make_recipe(rotation=done))
-    model_io.save(start.model, file, progress=_phase(run.progress, "rotate"))
+    model_io.save(start.model, file, progress=phase(run.progress, "rotate"))
     run.clock.lap("rotate")
     equivalence: Equivalence | None = None
     if verify:
@@ -263,7 +259,7 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
         selection,
         work.reader,
         max_samples=config.calib_data_size,
-        progress=_phase(run.progress, "calibrate"),
+        progress=phase(run.progress, "calibrate"),
     )
     if ranges:
         run.clock.lap("calibrate")
@@ -271,12 +267,12 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, work.samples)
-        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, _phase(run.progress, "round"))
+        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, phase(run.progress, "round"))
         rounded = partial(_by_name, weights)
         run.clock.lap("round")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*left_in_float(start.model.graph, config), *notes)
-    apply_selection(selection, ranges, stored, _phase(run.progress, "quantize"))
+    apply_selection(selection, ranges, stored, phase(run.progress, "quantize"))
     return notes
 
 
@@ -302,8 +298,3 @@ def _check(run: _Run, model: ir.Model, quantized: Path) -> dict[str, object]:
     run.progress("check", 1, 1)
     run.clock.lap("check")
     return record
-
-
-def _phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
-    """Progress of one phase."""
-    return lambda done, total: progress(name, done, total)

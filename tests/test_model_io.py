@@ -330,7 +330,7 @@ def test_initializers_among_the_inputs_of_old_models_are_weights(tmp_path):
 
 _REWRITE = """
 import sys
-from quarot_onnx import model_io
+from quarot_onnx.io import model_io
 import onnx_ir as ir
 def peak_mib():
     lines = open("/proc/self/status").read().splitlines()

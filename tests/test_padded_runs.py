@@ -11,10 +11,11 @@ import tiny_decoders as tiny
 
 from quarot_onnx import pipeline
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.calibration.ranges import CalibrationMethod, collect_ranges
+from quarot_onnx.calibration.ranges import collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig
+from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt4Spec, UInt8Spec
 from quarot_onnx.errors import CalibrationError
 
@@ -84,9 +85,9 @@ def test_pads_are_no_tokens_for_the_guard(llama_optimum: Path, tmp_path: Path) -
         written(llama_optimum, tmp_path / "model.onnx", CONFIGS["gptq"], few)
 
 
-@pytest.mark.parametrize("method", CalibrationMethod)
+@pytest.mark.parametrize("method", CalibMethod.supported())
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_ranges_of_graphs_with_fixed_lengths(method: CalibrationMethod, side: str, tmp_path: Path) -> None:
+def test_ranges_of_graphs_with_fixed_lengths(method: CalibMethod, side: str, tmp_path: Path) -> None:
     proto = tiny.build(tiny.Spec(cache=False))
     free = tiny.save(proto, tmp_path / "free")
     inputs = ModelInputs.from_path(free)

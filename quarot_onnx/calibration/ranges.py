@@ -6,7 +6,6 @@ leaves onnxruntime. The sum is there for NaN, which onnxruntime's ReduceMin pass
 themselves: they are fetched in groups that fit a budget, and counted in histograms.
 """
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, run_sample
+from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io import model_io
 from quarot_onnx.sessions.skeleton import open_augmented
@@ -30,13 +30,6 @@ _BUDGET = 512 << 20  # bytes of activations that are fetched at once
 
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where the reader knows, their number."""
-
-
-class CalibrationMethod(enum.Enum):
-    """How a range is found."""
-
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def collect_ranges(
     tensor_names: Sequence[str],
     reader: DataReader,
     *,
-    method: CalibrationMethod = CalibrationMethod.MINMAX,
+    method: CalibMethod = CalibMethod.MinMax,
     percentile: float = 99.999,
     max_samples: int | None = None,
     threads: int | None = None,
@@ -91,7 +84,7 @@ def collect_ranges(
     if total is not None and max_samples is not None:
         total = min(total, max_samples)
     observer: _MinMax | _Percentile
-    if method is CalibrationMethod.MINMAX:
+    if method is CalibMethod.MinMax:
         observer = _MinMax(loaded, names, threads)
     else:
         observer = _Percentile(loaded, names, threads, percentile)

@@ -1,21 +1,19 @@
-"""What is quantized and how: said by a QConfig file, a recipe, numbers of bits, or a scheme."""
+"""What is quantized and how: said by a QConfig file, a recipe, numbers of bits, or a scheme, which is a recipe, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quarot_onnx.cli import configs
-from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.quantize_options import QuantizeOptions
-from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged
+from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.config.choices import Precision
+from quarot_onnx.config.choices import OutputFormat, Scheme
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.recipes.build import Places, head_note, quantization_config
-from quarot_onnx.recipes.loading import Loaded, load
+from quarot_onnx.recipes.loading import Loaded, load, shipped
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
@@ -28,13 +26,14 @@ CALIBRATION = "calibration."
 
 _ROTATION, _SEED = "rotation.", "rotation.seed"
 _BITS = ("weights.method", "weights.bits", "activations.bits")
-_OF_SCHEMES = ("scheme", "calib_method", "percentile")
-_BESIDE_SCHEMES = frozenset(
+_BESIDE_8_BITS = frozenset(
     {
         "weights.type",
         "weights.symmetric",
         "weights.per_channel",
         "activations.symmetric",
+        "activations.calibration_method",
+        "activations.percentile",
         "lm_head",
         "embedding",
         "exclude",
@@ -92,11 +91,6 @@ class Question:
         """The switch that asks for rotations, or for none, if it was typed."""
         return [] if self.options.rotate is None else ["--rotate" if self.options.rotate else "--no-rotate"]
 
-    def of_schemes(self) -> list[str]:
-        """The options that only schemes know, as typed."""
-        given = [(name, getattr(self.options, name)) for name in _OF_SCHEMES]
-        return [f"--{name.replace('_', '-')} {value}" for name, value in given if value is not None]
-
 
 def choose(question: Question) -> Chosen:
     """Find out what was asked for.
@@ -107,7 +101,9 @@ def choose(question: Question) -> Chosen:
     """
     if question.options.config is not None:
         chosen = _from_config(question, question.options.config)
-    elif question.options.recipe is not None or any(key in question.typed for key in _BITS):
+    elif question.options.scheme is None and (
+        question.options.recipe is not None or any(key in question.typed for key in _BITS)
+    ):
         chosen = _from_recipe(question)
     else:
         chosen = _from_scheme(question)
@@ -128,8 +124,8 @@ def _seed_notes(question: Question, rotation: QuarotConfig | None) -> tuple[str,
 def _from_config(question: Question, path: Path) -> Chosen:
     """The configuration in a file."""
     given = [item.words for key, item in question.typed.items() if not key.startswith(CALIBRATION) and key != _SEED]
-    given = [*question.of_schemes(), *given, *question.whether_to_rotate()]
-    given += ["--recipe"] if question.options.recipe is not None else []
+    others = {"--scheme": question.options.scheme, "--recipe": question.options.recipe}
+    given += [*question.whether_to_rotate(), *(flag for flag, value in others.items() if value is not None)]
     if given:
         raise ConfigError(f"{given[0]} and --config say the same thing twice; write it into {path}")
     config = QConfig.load(path)
@@ -143,33 +139,31 @@ def _calibration(question: Question) -> Calibration:
 
 
 def _from_scheme(question: Question) -> Chosen:
-    """One of the 8-bit schemes."""
+    """A shipped recipe, or the one of whoever names nothing; options change it."""
     options, typed = question.options, question.typed
+    scheme = options.scheme or Scheme.W8A8_DYNAMIC
+    if options.recipe is not None:
+        raise ConfigError(f"--scheme {scheme} contradicts --recipe; leave out one of them")
+    data = dict(shipped(scheme))
+    del data["rotation"]
+    wording, plain = OptionWording(typed, None, scheme=True), data.get("format") == OutputFormat.QDQ
     for key, item in typed.items():
-        if key not in _BESIDE_SCHEMES and not key.startswith((CALIBRATION, _ROTATION)):
+        if key in _BITS and not (key == "weights.method" and not plain):
+            raise ConfigError(f"--scheme {scheme} contradicts {item.words}; leave out one of them")
+        if plain and key not in _BESIDE_8_BITS and not key.startswith((CALIBRATION, _ROTATION)):
             raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
-    for name in ("lm_head", "embedding"):
-        if getattr(options, name) is Precision.INT4:
-            raise ConfigError(f"{typed[name].words} goes with numbers of bits: add --w-bits, or use int8")
-    scheme = options.scheme or opt.Scheme.W8A8_DYNAMIC
-    head = options.lm_head or (Precision.INT8 if scheme is opt.Scheme.W8A8_DYNAMIC else Precision.FLOAT)
-    if options.calib_method is not None and scheme is not opt.Scheme.W8A8_STATIC:
-        raise ConfigError(f"--calib-method: the scheme {scheme} is not calibrated; use --scheme w8a8-static")
     rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
-    config = configs.scheme_config(
-        scheme,
-        per_channel=options.per_channel is not False,
-        activation_symmetric=options.a_sym,
-        weight_symmetric=options.w_sym is not False,
-        weight_type=options.weight_type,
-        method=options.calib_method or opt.CalibrationChoice.MINMAX,
-        percentile=options.percentile,
-        head=[linear.name for linear in question.survey.sites.head] if head is Precision.FLOAT else (),
-        embedding=options.embedding or Precision.FLOAT,
-        exclude=options.exclude or (),
-        rotation=configs.quarot_config(typed) if rotates else None,
-    )
-    return Chosen(config, select(question.survey, config), _calibration(question))
+    recipe = parse(merged(_rotating(question), data, rotates=rotates), wording, None)
+    refuse_contradictions(recipe, wording)
+    places = Places.of(question.survey.sites)
+    return _carried_out(question, recipe, places, recipe.rotation, wording)
+
+
+def _rotating(question: Question) -> dict[str, Typed]:
+    """What was typed, without rotation options where there is to be none."""
+    if not question.options.no_rotate:
+        return dict(question.typed)
+    return {key: item for key, item in question.typed.items() if not key.startswith(_ROTATION)}
 
 
 def _rotates(question: Question, late: frozenset[str]) -> bool:
@@ -205,35 +199,36 @@ def _from_recipe(question: Question) -> Chosen:
     """A recipe from a file, from options, or from both."""
     options = question.options
     loaded = None if options.recipe is None else load(options.recipe)
-    for words in question.of_schemes():
-        other = (
-            "--recipe" if loaded is not None else next(question.typed[k].words for k in _BITS if k in question.typed)
-        )
-        raise ConfigError(f"{words} goes with 8-bit schemes and contradicts {other}; leave out one of them")
     if loaded is not None:
         _check_step(question, loaded)
     wording = OptionWording(question.typed, loaded)
-    typed = dict(question.typed)
     rotates = _rotates(question, frozenset())
-    if options.no_rotate:
-        if loaded is not None and "rotation" in loaded.data:
-            raise ConfigError(f"--no-rotate contradicts {wording.named('rotation')}; leave out one of them")
-        typed = {key: item for key, item in typed.items() if not key.startswith(_ROTATION)}
+    if options.no_rotate and loaded is not None and "rotation" in loaded.data:
+        raise ConfigError(f"--no-rotate contradicts {wording.named('rotation')}; leave out one of them")
     asked = loaded is None or (bool(options.rotate) and loaded.data.get("rotation") is None)
-    data = merged(typed, loaded, rotates=rotates and asked)
-    recipe = parse(data, wording, None if loaded is None else loaded.folder)
+    data = {} if loaded is None else loaded.data
+    typed = _rotating(question)
+    if loaded is not None:
+        refuse_twice(typed, loaded)
+    recipe = parse(merged(typed, data, rotates=rotates and asked), wording, None if loaded is None else loaded.folder)
     refuse_contradictions(recipe, wording)
     places = Places.of(question.survey.rotatable())
-    config = quantization_config(recipe, places, _rotation(question, recipe, loaded), wording)
+    chosen = _carried_out(question, recipe, places, _rotation(question, recipe, loaded), wording)
+    if loaded is None:
+        return chosen
+    notes = () if "calibration.text" in question.typed else loaded.calibration_notes
+    return replace(chosen, notes=(*file_notes(loaded, question.target), *chosen.notes), calibration_notes=notes)
+
+
+def _carried_out(
+    question: Question, recipe: Recipe, places: Places, rotation: QuarotConfig | None, wording: OptionWording
+) -> Chosen:
+    """A recipe, free of contradictions, on the model."""
+    config = quantization_config(recipe, places, rotation, wording)
     selection = select(question.survey, config)
     _refuse_odd_groups(selection, wording)
     note = head_note(recipe, config, wording)
-    notes = () if note is None else (note,)
-    if loaded is None:
-        return Chosen(config, selection, recipe.calibration, notes)
-    notes = (*file_notes(loaded, question.target), *notes)
-    texted = "calibration.text" in question.typed
-    return Chosen(config, selection, recipe.calibration, notes, () if texted else loaded.calibration_notes)
+    return Chosen(config, selection, recipe.calibration, () if note is None else (note,))
 
 
 def _refuse_odd_groups(selection: Selection, wording: OptionWording) -> None:

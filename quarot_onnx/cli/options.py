@@ -44,21 +44,6 @@ _OTHER_FILES = frozenset(
 """Suffixes of files that are plainly something else; any other may be a part of a folder's name, as in ``v1.7``."""
 
 
-class Scheme(StrEnum):
-    """What is quantized to 8 bits, and how."""
-
-    W8A8_DYNAMIC = "w8a8-dynamic"
-    W8A8_STATIC = "w8a8-static"
-    W8 = "w8"
-
-
-class CalibrationChoice(StrEnum):
-    """How activation ranges are found."""
-
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
-
-
 class Dtype(StrEnum):
     """The type of an export's weights."""
 

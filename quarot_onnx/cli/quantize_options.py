@@ -8,8 +8,10 @@ from typer import Option
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.gptaq_options import GptaqOptions
-from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, ROUNDING, SCHEME, WEIGHTS
-from quarot_onnx.config.choices import Method, OutputFormat, Precision, WeightType
+from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, SCHEME
+from quarot_onnx.cli.weight_options import RoundingOptions, WeightOptions
+from quarot_onnx.config.choices import OutputFormat, Precision, Scheme
+from quarot_onnx.config.enums import CalibMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,11 @@ class SchemeOptions:
     """8-bit schemes, files, and what concerns single places."""
 
     scheme: Annotated[
-        opt.Scheme | None,
+        Scheme | None,
         Option(
             metavar="SCHEME",
-            help="8 bits in one word: w8a8-dynamic (per token, the default), w8a8-static or w8. Not with --w-bits, "
-            "--weights, --a-bits.",
+            help="All in one word: w8a8-dynamic (per token, the default), w8a8-static, w8, w4a8, w4a16 or w4-block. "
+            "Not with --w-bits, --a-bits.",
             rich_help_panel=SCHEME,
         ),
     ] = None
@@ -39,7 +41,11 @@ class SchemeOptions:
     ] = None
     recipe: Annotated[
         Path | None,
-        Option(metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.", rich_help_panel=SCHEME),
+        Option(
+            metavar="FILE",
+            help="A recipe as YAML: ours, LLMC's configuration, or the name of a scheme.",
+            rich_help_panel=SCHEME,
+        ),
     ] = None
     format: Annotated[
         OutputFormat | None,
@@ -59,90 +65,6 @@ class SchemeOptions:
         Option(
             metavar="NODE", help="A node, or a pattern, to leave in float; may be repeated.", rich_help_panel=SCHEME
         ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightOptions:
-    """Weights, with the names of the GPTAQ authors' code."""
-
-    weights: Annotated[
-        Method | None,
-        Option(
-            metavar="METHOD",
-            help="Rounding: rtn, gptq, gptaq or qronos. Default: qronos below 8 bits, rtn at 8.",
-            rich_help_panel=WEIGHTS,
-        ),
-    ] = None
-    w_bits: Annotated[
-        int | None,
-        Option(metavar="N", help="2 to 8; 16 is float. Default: 4 with --weights.", rich_help_panel=WEIGHTS),
-    ] = None
-    weight_type: Annotated[
-        WeightType | None,
-        Option(help="Of 8-bit weights. uint8, the default, is exact on every processor.", rich_help_panel=WEIGHTS),
-    ] = None
-    w_groupsize: Annotated[
-        int | None,
-        Option(
-            metavar="G", help="Input features that share a scale. Default: -1, all of them.", rich_help_panel=WEIGHTS
-        ),
-    ] = None
-    w_sym: Annotated[bool | None, Option("--w-sym/--w-asym", help="Default: symmetric.", rich_help_panel=WEIGHTS)] = (
-        None
-    )
-    per_channel: Annotated[
-        bool | None,
-        Option("--per-channel/--per-tensor", help="Scales. Default: per channel.", rich_help_panel=WEIGHTS),
-    ] = None
-    w_clip: Annotated[
-        bool | None,
-        Option("--w-clip/--no-w-clip", help="Search each low-bit range. Default: on.", rich_help_panel=WEIGHTS),
-    ] = None
-    w_rtn: Annotated[bool | None, Option("--w-rtn", help="The same as --weights rtn.", rich_help_panel=WEIGHTS)] = None
-    use_v2: Annotated[bool | None, Option("--use-v2", help="The same as --weights gptaq.", rich_help_panel=WEIGHTS)] = (
-        None
-    )
-    asym_calibrate: Annotated[
-        bool | None, Option("--asym-calibrate", help="The same as --use-v2.", rich_help_panel=WEIGHTS)
-    ] = None
-    int8_down_proj: Annotated[
-        bool | None, Option("--int8-down-proj", help="8 bits for down_proj and its input.", rich_help_panel=WEIGHTS)
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundingOptions:
-    """What rounding to nearest does not have."""
-
-    percdamp: Annotated[
-        float | None,
-        Option(metavar="P", help="Damping of the Hessian. Default: 0.1, gptq 0.01.", rich_help_panel=ROUNDING),
-    ] = None
-    act_order: Annotated[bool | None, Option("--act-order", help="Largest inputs first.", rich_help_panel=ROUNDING)] = (
-        None
-    )
-    static_groups: Annotated[
-        bool | None, Option("--static-groups", help="Fix the grids of groups beforehand.", rich_help_panel=ROUNDING)
-    ] = None
-    gptq_block_size: Annotated[
-        int | None, Option(metavar="B", help="Input features at a time. Default: 128.", rich_help_panel=ROUNDING)
-    ] = None
-    alpha: Annotated[
-        float | None,
-        Option(metavar="A", help="Correction of gptaq and qronos. Default: 0.25.", rich_help_panel=ROUNDING),
-    ] = None
-    enable_aq_calibration: Annotated[
-        bool | None,
-        Option(
-            "--enable-aq-calibration",
-            help="Measure inputs behind quantized activations. Default with gptaq and qronos.",
-            rich_help_panel=ROUNDING,
-        ),
-    ] = None
-    no_enable_aq_calibration: Annotated[
-        bool | None,
-        Option("--no-enable-aq-calibration", help="Behind float ones. Default with gptq.", rich_help_panel=ROUNDING),
     ] = None
 
 
@@ -180,7 +102,13 @@ class CalibrationOptions:
     """Calibration."""
 
     calib_method: Annotated[
-        opt.CalibrationChoice | None, Option(help="For w8a8-static. Default: minmax.", rich_help_panel=CALIBRATION)
+        CalibMethod | None,
+        Option(
+            metavar="METHOD",
+            parser=CalibMethod.parse,
+            help="minmax or percentile, for w8a8-static. Default: minmax.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = None
     percentile: Annotated[
         float | None,

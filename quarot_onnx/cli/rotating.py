@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from quarot_onnx.cli import configs
 from quarot_onnx.cli.choosing import file_notes
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.targets import target_file
-from quarot_onnx.cli.typed import OptionWording, merged, typed_keys
+from quarot_onnx.cli.typed import OptionWording, merged, refuse_twice, rotation_options, typed_keys
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, Progress, rotate
@@ -47,11 +46,13 @@ def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[s
     """The rotation, and what the user should know of the recipe."""
     typed = typed_keys(options)
     if options.recipe is None:
-        return configs.quarot_config(typed), ()
+        return rotation_options(typed), ()
     loaded = load(options.recipe)
     if loaded.data.get("rotation") is None:
         way = "use quantize --recipe" if loaded.second_step else "add the section rotation"
         raise ConfigError(f"{loaded.source}: the recipe rotates nothing; {way}, or leave out --recipe")
-    rotation = rotation_alone(parse(merged(typed, loaded, rotates=False), OptionWording(typed, loaded), loaded.folder))
+    refuse_twice(typed, loaded)
+    data = merged(typed, loaded.data, rotates=False)
+    rotation = rotation_alone(parse(data, OptionWording(typed, loaded), loaded.folder))
     assert rotation is not None
     return rotation, file_notes(loaded, target)

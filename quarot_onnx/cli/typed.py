@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.choices import Choice, Scheme
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.loading import Loaded
 from quarot_onnx.recipes.wording import Wording
@@ -20,6 +22,8 @@ _VALUES = {
     "a_bits": "activations.bits",
     "a_groupsize": "activations.group_size",
     "a_clip_ratio": "activations.clip_ratio",
+    "calib_method": "activations.calibration_method",
+    "percentile": "activations.percentile",
     "lm_head": "lm_head",
     "embedding": "embedding",
     "format": "format",
@@ -106,7 +110,7 @@ def typed_keys(options: object) -> dict[str, Typed]:
         value = getattr(options, name, None)
         if value is None:
             continue
-        words = f"{_flag(name)} {value}"
+        words = f"{_flag(name)} {value.lower() if isinstance(value, Choice) else value}"
         if key in found and found[key].value != value:
             raise ConfigError(f"{words} contradicts {found[key].words}; leave out one of them")
         found[key] = Typed(value, words)
@@ -121,6 +125,12 @@ def typed_keys(options: object) -> dict[str, Typed]:
     if exclude := getattr(options, "exclude", None):
         found["exclude"] = Typed(list(exclude), f"--exclude {exclude[0]}")
     return found
+
+
+def rotation_options(typed: Mapping[str, Typed]) -> QuarotConfig:
+    """The rotation options as a configuration."""
+    given = {key: item.value for key, item in typed.items() if key.startswith("rotation.")}
+    return QuarotConfig(**{key.removeprefix("rotation."): value for key, value in given.items()})
 
 
 def _flag(name: str) -> str:
@@ -151,10 +161,13 @@ def _aq_calibration(options: object, found: dict[str, Typed]) -> None:
 class OptionWording(Wording):
     """Options that were typed are named as typed; the rest as in the file beside them, or as options."""
 
-    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None) -> None:
-        """Speak of ``typed``, and of ``loaded`` where there is a file."""
+    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None, *, scheme: bool = False) -> None:
+        """Speak of ``typed``, and of ``loaded`` where there is a file, or in terms of schemes."""
         super().__init__("command line" if loaded is None else loaded.source)
         self._typed = typed
+        self._ways = {"activations.granularity": Scheme.W8A8_STATIC}  # which has no option of its own
+        if scheme:
+            self._ways["activations.bits"] = Scheme.W8A8_DYNAMIC
         self._file = None if loaded is None else loaded.wording
 
     def named(self, key: str) -> str:
@@ -182,6 +195,8 @@ class OptionWording(Wording):
         file = self._holder(key)
         if file is not None:
             return file.advised(key, value)
+        if key in self._ways:
+            return f"--scheme {self._ways[key]}"
         return self.word(key) if isinstance(value, bool) else f"{self.word(key)} {value}"
 
     def _holder(self, key: str) -> Wording | None:
@@ -189,18 +204,15 @@ class OptionWording(Wording):
         return self._file if self._file is not None and self._file.knows(key) else None
 
 
-def merged(typed: Mapping[str, Typed], loaded: Loaded | None, *, rotates: bool) -> dict[str, Any]:
-    """A file's data with what was typed beside it.
+def merged(typed: Mapping[str, Typed], given: Mapping[str, Any], *, rotates: bool) -> dict[str, Any]:
+    """A recipe's data with what was typed over it.
 
     Args:
-        typed: What was typed.
-        loaded: The file, if there is one.
-        rotates: Whether there is a rotation even where nothing says so.
-
-    Raises:
-        ConfigError: Both speak of the same key.
+        typed: From `typed_keys`.
+        given: The data of a recipe.
+        rotates: Whether to rotate though nothing says so.
     """
-    data: dict[str, Any] = {} if loaded is None else {key: _copy(value) for key, value in loaded.data.items()}
+    data: dict[str, Any] = {key: _copy(value) for key, value in given.items()}
     if rotates:
         data["rotation"] = {}
     for key, item in typed.items():
@@ -212,14 +224,27 @@ def merged(typed: Mapping[str, Typed], loaded: Loaded | None, *, rotates: bool) 
             if section.get(name) is None:
                 section[name] = {}
             section = section[name]
-        if loaded is not None and last in section and key not in _OVERRIDING:
+        # A path that was typed is meant from here, not from the folder of the file.
+        section[last] = item.value.absolute() if isinstance(item.value, Path) else item.value
+    return data
+
+
+def refuse_twice(typed: Mapping[str, Typed], loaded: Loaded) -> None:
+    """Refuse options that speak of what a recipe file speaks of.
+
+    Raises:
+        ConfigError: Both speak of the same key.
+    """
+    for key, item in typed.items():
+        *sections, last = key.split(".")
+        section: Any = loaded.data
+        for name in sections:
+            section = section.get(name) or {}
+        if last in section and key not in _OVERRIDING:
             raise ConfigError(
                 f"{item.words} and --recipe say the same thing twice: {loaded.wording.named(key)}; leave out the "
                 "option, or change the file"
             )
-        # A path that was typed is meant from here, not from the folder of the file.
-        section[last] = item.value.absolute() if isinstance(item.value, Path) else item.value
-    return data
 
 
 def _copy(value: object) -> object:

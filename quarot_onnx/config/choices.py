@@ -83,6 +83,17 @@ class WeightType(Choice):
     UINT8 = "uint8"
 
 
+class Scheme(Choice):
+    """The recipes that are shipped, by name: what ``--scheme`` and ``--recipe`` take."""
+
+    W8A8_DYNAMIC = "w8a8-dynamic"
+    W8A8_STATIC = "w8a8-static"
+    W8 = "w8"
+    W4A8 = "w4a8"
+    W4A16 = "w4a16"
+    W4_BLOCK = "w4-block"
+
+
 class Precision(Choice):
     """How the head or the embedding is stored."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.calibration.ranges import CalibrationMethod, Progress, Range, collect_ranges
+from quarot_onnx.calibration.ranges import Progress, Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.spec import QTensorConfig
@@ -84,7 +84,7 @@ def calibrate(
             model,
             names,
             checked,
-            method=CalibrationMethod.MINMAX if method is CalibMethod.MinMax else CalibrationMethod.PERCENTILE,
+            method=method,
             percentile=percentile,
             max_samples=max_samples,
             threads=threads,

@@ -1,10 +1,11 @@
 """From a recipe and the places of a model to a `QConfig`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, RoundingConfig
-from quarot_onnx.config.choices import OutputFormat, Precision, WeightType
+from quarot_onnx.config.choices import Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.data_type import DataType
 from quarot_onnx.config.enums import OpType, QuantGranularity
 from quarot_onnx.config.formats import BLOCKS
@@ -73,13 +74,18 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
     """
     activation = activation_spec(recipe.activations)
     layer = QLayerConfig(activation=activation, weight=weight_spec(recipe.weights, activation))
-    rounding = rounding_config(recipe.weights)
+    plain = is_plain(recipe)
+    rounding = None if plain else rounding_config(recipe.weights)
     roundings = [] if rounding is None else [rounding]
-    written = QConfig(layer, algo_config=roundings, output_format=recipe.format).resolved_format
+    # Plain Q/DQ is what a configuration without a rounding is written in; it needs no name.
+    named = None if plain else recipe.format
+    written = QConfig(layer, algo_config=roundings, output_format=named).resolved_format
     head = recipe.lm_head or Precision.FLOAT
-    if head is not Precision.FLOAT and not places.head:
+    # A plain head is quantized like every Linear.
+    ruled = head is not Precision.FLOAT and not plain
+    if ruled and not places.head:
         raise ConfigError(f"{wording.named('lm_head')}: the graph has no language model head; leave it out")
-    rules = [] if head is Precision.FLOAT else _head_rules(recipe, places, head, written)
+    rules = _head_rules(recipe, places, head, written) if ruled else []
     if recipe.int8_down_proj:
         if not places.down:
             raise ConfigError(f"{wording.named('int8_down_proj')}: the graph has no down projection; leave it out")
@@ -96,7 +102,7 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
         exclude=[*([name for name, _ in places.head] if head is Precision.FLOAT else ()), *recipe.exclude],
         algo_config=roundings if rotation is None else [rotation, *roundings],
         OpTypesToQuantize=types,
-        output_format=recipe.format,
+        output_format=named,
         accuracy_level=recipe.accuracy_level,
     )
 
@@ -106,6 +112,13 @@ def head_note(recipe: Recipe, config: QConfig, wording: Wording) -> str | None:
     if recipe.lm_head is not None or config.resolved_format is OutputFormat.FAKE:
         return None
     return f"the head stays in float; {wording.advised('lm_head', 'int8')} makes decoding faster"
+
+
+def is_plain(recipe: Recipe) -> bool:
+    """Whether weights are rounded to nearest, to 8 bits, as they are written."""
+    weights = recipe.weights
+    nearest = weights.resolved_bits == 8 and weights.resolved_method is Method.RTN and not weights.clip
+    return recipe.format is OutputFormat.QDQ and nearest and not recipe.int8_down_proj
 
 
 def weight_spec(weights: Weights, activation: QTensorConfig | None) -> QTensorConfig | None:
@@ -157,12 +170,14 @@ def activation_spec(activations: Activations) -> QTensorConfig | None:
     if not activations.quantized:
         return None
     kind = DataType.of(activations.bits, signed=False)
+    ranges: dict[str, Any] = {name: getattr(activations, name) for name in ("calibration_method", "percentile")}
     return spec_class(kind)(
         data_type=kind,
         symmetric=activations.symmetric,
         quant_granularity=activations.granularity,
         group_size=activations.group_size,
         clip_ratio=activations.clip_ratio,
+        **{key: value for key, value in ranges.items() if value is not None},
     )
 
 

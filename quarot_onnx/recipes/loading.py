@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quarot_onnx.config.choices import Scheme
 from quarot_onnx.config.files import FileConfig
+from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.recipes.llmc import LlmcWording, as_own
 from quarot_onnx.recipes.llmc_file import TOP_KEYS, LlmcFile
 from quarot_onnx.recipes.own import Recipe
 from quarot_onnx.recipes.wording import Wording
+
+_SHIPPED = Path(__file__).with_name("shipped")
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,29 @@ class _Content(FileConfig):
         return {"content": data}
 
 
+def shipped(scheme: Scheme) -> Mapping[str, Any]:
+    """A recipe that comes with the package, under our own keys, as plain data."""
+    return _Content.load(_SHIPPED / f"{scheme}.yaml").content
+
+
 def load(path: Path) -> Loaded:
     """Read a recipe.
 
     Args:
-        path: A ``.yaml``, ``.yml`` or ``.json`` file.
+        path: A ``.yaml``, ``.yml`` or ``.json`` file; or the name of one that is shipped.
 
     Raises:
         ConfigError: It cannot be read, a key is unknown, a value is not allowed, or something is not supported.
     """
+    if not path.suffix and not path.exists():
+        try:
+            return Loaded(path, shipped(Scheme.parse(str(path))), _SHIPPED, Wording(path))
+        except ValueError:
+            near = did_you_mean(str(path), list(map(str, Scheme)))
+            raise ConfigError(
+                f"there is neither a file nor a shipped recipe of the name {path}{near}; name a file, or one of "
+                f"{', '.join(Scheme)}"
+            ) from None
     content, folder = _Content.load(path).content, path.resolve().parent
     if not TOP_KEYS & content.keys():
         Recipe.from_dict(content, source=path, folder=folder)

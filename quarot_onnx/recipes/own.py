@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
 from quarot_onnx.config.algorithm import ConfigPath, QuarotConfig
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
-from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
 from quarot_onnx.config.numbers import refuse_disguised
 from quarot_onnx.config.rounding import ROUNDINGS, RTNConfig
@@ -127,6 +127,8 @@ class Activations(Strict):
         group_size: Consecutive features of a token that share a scale; None or -1 for all of them.
         clip_ratio: Factor of the range; values beyond it are cut off.
         granularity: Token, or Tensor with a scale that calibration fixes.
+        calibration_method: How that scale is found, MinMax or Percentile; None for MinMax.
+        percentile: Of Percentile, above 50, at most 100; None for 99.999.
     """
 
     bits: Annotated[int, BeforeValidator(_activation_bits)] = FLOAT_BITS
@@ -134,6 +136,8 @@ class Activations(Strict):
     group_size: GroupSize = None
     clip_ratio: float = Field(default=1.0, gt=0, le=1, strict=True)
     granularity: Annotated[QuantGranularity, BeforeValidator(_activation_granularity)] = QuantGranularity.Token
+    calibration_method: Annotated[CalibMethod | None, _optional(CalibMethod)] = None
+    percentile: float | None = Field(default=None, gt=50, le=100, strict=True)
 
     @property
     def quantized(self) -> bool:

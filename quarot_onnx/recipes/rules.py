@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from quarot_onnx.config.choices import Method, OutputFormat, Precision
-from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.formats import BLOCKS
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.errors import ConfigError
@@ -23,7 +23,7 @@ def refuse_contradictions(recipe: Recipe, wording: Wording) -> None:
     Raises:
         ConfigError: Naming the setting, why it cannot be, and the way out.
     """
-    for check in (_bits, _type, _rounding, _groups, _activations, _format, _level, _down):
+    for check in (_bits, _type, _rounding, _groups, _activations, _plain, _format, _level, _down):
         for message in check(recipe, wording):
             raise ConfigError(message)
 
@@ -52,6 +52,8 @@ def _type(recipe: Recipe, say: Wording) -> Iterator[str]:
     here, eight = say.named("weights.type"), say.advised("weights.bits", 8)
     if not (weights.resolved_bits == 8 or recipe.int8_down_proj or recipe.lm_head is Precision.INT8):
         yield f"{here}: no weight has 8 bits; use {eight}, {_OUT}"
+    elif recipe.format is OutputFormat.QDQ:
+        return
     elif not recipe.activations.quantized or recipe.format in {OutputFormat.NBITS, OutputFormat.FAKE}:
         yield f"{here}: it matters beside 8-bit activations alone; add {say.advised('activations.bits', 8)}, {_OUT}"
 
@@ -88,10 +90,25 @@ def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
     activations = recipe.activations
     if not activations.quantized:
         for name in sorted(activations.model_fields_set - {"bits"}):
-            eight = say.advised("activations.bits", 8)
-            yield f"{say.named(f'activations.{name}')}: activations stay in float; give {eight} or fewer, {_OUT}"
+            calibrated = name in {"calibration_method", "percentile"}
+            way = say.advised("activations.granularity", "tensor") if calibrated else say.advised("activations.bits", 8)
+            yield f"{say.named(f'activations.{name}')}: activations stay in float; use {way}, {_OUT}"
     elif activations.granularity is QuantGranularity.Tensor and activations.group_size is not None:
         yield f"{say.named('activations.group_size')}: groups are within a token; use granularity token, {_OUT}"
+    yield from _calibrated(recipe, say)
+
+
+def _calibrated(recipe: Recipe, say: Wording) -> Iterator[str]:
+    """What only activations with a fixed scale have."""
+    activations = recipe.activations
+    for name in ("calibration_method", "percentile"):
+        if getattr(activations, name) is None:
+            continue
+        here, fixed = say.named(f"activations.{name}"), say.advised("activations.granularity", "tensor")
+        if activations.granularity is not QuantGranularity.Tensor:
+            yield f"{here}: scales per token are not calibrated; use {fixed}, {_OUT}"
+        elif name == "percentile" and activations.calibration_method is not CalibMethod.Percentile:
+            yield f"{here}: add {say.advised('activations.calibration_method', 'percentile')}, {_OUT}"
 
 
 def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -118,7 +135,20 @@ def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
             yield f"{here}: w4a8 needs 8-bit activations; add {say.advised('activations.bits', 8)}, or use {blocked}"
         if not weights.per_channel:
             yield f"{say.named('weights.per_channel')}: w4a8 has a scale per channel; use {fake}, {_OUT}"
-    yield from _integer_activations(recipe, say, f"use {fake}")
+    way = say.advised("activations.granularity", "tensor") if found is OutputFormat.QDQ else fake
+    yield from _integer_activations(recipe, say, f"use {way}")
+
+
+def _plain(recipe: Recipe, say: Wording) -> Iterator[str]:
+    """What plain Q/DQ does not hold."""
+    if recipe.format is not OutputFormat.QDQ:
+        return
+    bits = recipe.weights.resolved_bits
+    if bits < 8:
+        yield f"{say.named('format')}: qdq holds weights of 8 bits, not {bits}; use w8, w4a8 or nbits, {_OUT}"
+    for name in ("lm_head", "embedding"):
+        if getattr(recipe, name) is Precision.INT4:
+            yield f"{say.named(name)}: qdq has 8 bits; use {say.advised(name, 'int8')}, {_OUT}"
 
 
 def _integer_activations(recipe: Recipe, say: Wording, way: str) -> Iterator[str]:

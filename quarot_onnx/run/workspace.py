@@ -17,6 +17,15 @@ Progress = Callable[[str, int, int | None], None]
 """Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
 
 
+def silent(_phase: str, _done: int, _total: int | None) -> None:
+    """The progress of a caller who does not care."""
+
+
+def phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
+    """Progress of one phase."""
+    return lambda done, total: progress(name, done, total)
+
+
 @dataclass(frozen=True, eq=False)
 class Workspace:
     """Where a run keeps what it needs until it ends.

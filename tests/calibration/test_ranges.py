@@ -8,8 +8,9 @@ from onnx import TensorProto
 
 from quarot_onnx.calibration import ranges
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.ranges import CalibrationMethod, collect_ranges
+from quarot_onnx.calibration.ranges import collect_ranges
 from quarot_onnx.calibration.readers import TokenReader
+from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 
@@ -59,7 +60,7 @@ def test_percentile_equals_quantiles(tmp_path, monkeypatch, budget: int):
     monkeypatch.setattr(ranges, "_BUDGET", budget)
     path = tiny.save(tiny.build(), tmp_path)
     reader = VaryingReader(path)
-    found = collect_ranges(path, NAMES, reader, method=CalibrationMethod.PERCENTILE, percentile=90.0)
+    found = collect_ranges(path, NAMES, reader, method=CalibMethod.Percentile, percentile=90.0)
     for name, parts in activations(path, reader.feeds).items():
         values = np.concatenate([part.ravel() for part in parts])
         low, high = (np.quantile(values, q, method="inverted_cdf") for q in (0.05, 0.95))
@@ -73,9 +74,7 @@ def test_percentile_equals_quantiles(tmp_path, monkeypatch, budget: int):
 def test_percentile_100_is_minmax(tmp_path):
     path = tiny.save(tiny.build(), tmp_path)
     exact = collect_ranges(path, NAMES, VaryingReader(path))
-    assert (
-        collect_ranges(path, NAMES, VaryingReader(path), method=CalibrationMethod.PERCENTILE, percentile=100) == exact
-    )
+    assert collect_ranges(path, NAMES, VaryingReader(path), method=CalibMethod.Percentile, percentile=100) == exact
 
 
 def test_groups_fill_the_budget_in_order(monkeypatch):
@@ -108,9 +107,9 @@ def test_the_head_is_left_out(tmp_path):
     assert np.isfinite(collect_ranges(path, ["h"], VaryingReader(path))["h"].max)
 
 
-@pytest.mark.parametrize("method", CalibrationMethod)
+@pytest.mark.parametrize("method", CalibMethod.supported())
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_named(tmp_path, method: CalibrationMethod, bad: float):
+def test_what_is_not_finite_is_named(tmp_path, method: CalibMethod, bad: float):
     arrays = tiny.weights()
     arrays["E"][7, 3] = bad
     path = tiny.save(tiny.build(arrays=arrays), tmp_path)

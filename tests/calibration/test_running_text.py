@@ -20,7 +20,7 @@ def varied(count: int, of: int, often: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("often", "told"), [(0.05, False), (0.15, True)])
 def test_one_token_that_makes_up_much(often: float, told: bool, smollm2_export: Path) -> None:
-    tokenizer = load_tokenizer(smollm2_export.export)
+    tokenizer = load_tokenizer(smollm2_export.parent)
     note = running_text_note(varied(3000, 40_000, often), tokenizer, "the text")
     assert bool(note) == told
     if told:
@@ -33,14 +33,14 @@ def test_words_that_are_left_out(every: int, told: bool, smollm2_export: Path) -
     """One word in eighteen is no more frequent than `` the``: what it is called tells."""
     words = default_text().split()[:6000]
     words[::every] = ["<unk>"] * len(words[::every])
-    tokenizer = load_tokenizer(smollm2_export.export)
+    tokenizer = load_tokenizer(smollm2_export.parent)
     note = running_text_note(tokenize(" ".join(words), tokenizer), tokenizer, "the text")
     assert [("one word in 18 is <unk>" in text) for text in note] == [True] * told
 
 
 def test_running_text_is_not_told_of(smollm2_export: Path) -> None:
     """English prose with code in it."""
-    tokenizer = load_tokenizer(smollm2_export.export)
+    tokenizer = load_tokenizer(smollm2_export.parent)
     assert running_text_note(tokenize(default_text()[:60_000], tokenizer), tokenizer, "the text") == ()
 
 

@@ -10,8 +10,11 @@ from passed import Asks
 
 from quarot_onnx.cli import quantizing
 from quarot_onnx.config import GPTAQConfig, GPTQConfig, QronosConfig, RTNConfig
+from quarot_onnx.config.choices import Scheme
 from quarot_onnx.errors import OutputError
 from quarot_onnx.pipeline import Outcome
+from quarot_onnx.recipes import loading
+from quarot_onnx.recipes.loading import load, shipped
 
 HEAD = "/lm_head/MatMul"
 DOWN = "/model/layers.0/mlp/down_proj/MatMul"
@@ -254,12 +257,12 @@ def test_a_seed_that_does_nothing_is_told(
             "--enable-aq-calibration contradicts --no-enable-aq-calibration",
             "leave out one",
         ),
-        ("--scheme w8 --w-bits 4", "--scheme w8 goes with 8-bit schemes and contradicts --w-bits 4", "leave out one"),
-        ("--w-bits 4 --percentile 99", "--percentile 99.0 goes with 8-bit schemes", "leave out one"),
+        ("--scheme w8 --w-bits 4", "--scheme w8 contradicts --w-bits 4", "leave out one"),
+        ("--w-bits 4 --percentile 99", "--percentile 99.0: activations stay in float", "--scheme w8a8-static"),
         ("--percdamp 0.1", "--percdamp 0.1 goes with numbers of bits", "--w-bits"),
         ("--format fake", "--format fake goes with numbers of bits", "--w-bits"),
         ("--int8-down-proj --scheme w8", "--int8-down-proj goes with numbers of bits", "--w-bits"),
-        ("--lm-head int4", "--lm-head int4 goes with numbers of bits", "int8"),
+        ("--lm-head int4", "--lm-head int4: qdq has 8 bits", "int8"),
         ("--w-bits 4 --no-rotate --r1", "--r1 contradicts --no-rotate", "leave out one"),
         ("--w-bits 4 --config q.json", "--w-bits 4 and --config say the same thing twice", "q.json"),
         ("--recipe r.yaml --config q.json", "--recipe and --config say the same thing twice", "q.json"),
@@ -287,3 +290,59 @@ def test_what_an_interrupted_run_keeps_is_told(
     result = shell("quantize", model, tmp_path / "out.onnx", "--w-bits", 4, "--w-rtn")
     assert result.status == 2
     assert result.err.splitlines() == ["note: finished blocks are kept in here", "error: no space is left"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "written", "method"),
+    [("w4a8", "w4a8", "qronos"), ("w4a16", "nbits", "qronos"), ("w4-block", "nbits", "qronos")],
+)
+def test_low_bits_in_one_word(asks: Asks, scheme: str, written: str, method: str) -> None:
+    """The same by --scheme, which options may change, and by --recipe."""
+    passed, by_recipe = asks("--scheme", scheme), asks("--recipe", scheme)
+    assert passed.config == by_recipe.config
+    config, rounding = passed.config, passed.config.rounding
+    assert rounding is not None
+    assert (config.resolved_format, rounding.name) == (written, method)
+    assert config.quarot is not None
+    head = config.layer_config_for(HEAD, "MatMul")
+    assert head is not None
+    assert head.weight is not None
+    assert head.weight.bits == 8
+    other = asks("--scheme", scheme, "--weights", "rtn", "--lm-head", "float", "--no-rotate").config
+    assert (other.rounding and other.rounding.name, other.quarot) == ("rtn", None)
+    assert other.layer_config_for(HEAD, "MatMul") is None
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a8-static", "w8"])
+def test_plain_8_bits_by_name_of_the_recipe(asks: Asks, scheme: str) -> None:
+    passed = asks("--scheme", scheme).config
+    assert passed == asks("--recipe", scheme).config
+    assert (passed.resolved_format, passed.rounding, passed.low_bit) == ("qdq", None, False)
+
+
+def test_every_scheme_is_shipped_and_no_other() -> None:
+    folder = Path(loading.__file__).with_name("shipped")
+    assert {path.stem for path in folder.iterdir()} == set(Scheme)
+    for scheme in Scheme:
+        assert load(Path(scheme)).data == shipped(scheme)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "way_out"),
+    [
+        ("--scheme w4a8 --w-bits 3", "--scheme w4a8 contradicts --w-bits 3", "leave out one"),
+        ("--scheme w8 --recipe w8", "--scheme w8 contradicts --recipe", "leave out one"),
+        ("--scheme w8a8-dynamic --weights gptq", "contradicts --weights gptq", "leave out one"),
+        ("--scheme w8 --a-sym", "--a-sym: activations stay in float", "--scheme w8a8-dynamic"),
+        ("--scheme w8 --calib-method minmax", "--calib-method minmax: activations stay in float", "w8a8-static"),
+        ("--calib-method percentile", "--calib-method percentile: scales per token", "--scheme w8a8-static"),
+        ("--scheme w8a8-static --percentile 99.9", "--percentile 99.9: add", "--calib-method percentile"),
+        ("--scheme w8a8-dynamic --a-asym", "--a-asym: qdq has symmetric", "--scheme w8a8-static"),
+        ("--recipe w4a9", "neither a file nor a shipped recipe of the name w4a9 (did you mean 'w4a8'?)", "w4-block"),
+        ("--recipe w4a8 --w-bits 4", "--w-bits 4 and --recipe say the same thing twice: w4a8: weights.bits", "leave"),
+    ],
+)
+def test_refusals_around_schemes(refused_early: Callable[..., str], options: str, said: str, way_out: str) -> None:
+    line = refused_early(*options.split())
+    assert said in line
+    assert way_out in line

@@ -14,8 +14,8 @@ from quarot_onnx.cli.rotate_options import RotateOptions
 CLI = Path(typed.__file__).parent
 KEYS = {*typed._VALUES, *typed._SWITCHES, *typed._METHODS, *typed._AQ.values()}
 OTHERWISE = {
-    "model", "out", "scheme", "config", "recipe", "exclude", "rotate", "calib_method", "percentile", "verify", "feeds",
-    "overwrite", "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio",
+    "model", "out", "scheme", "config", "recipe", "exclude", "rotate", "verify", "feeds", "overwrite",
+    "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio",
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_every_option_is_a_key_of_a_recipe_or_read_by_name(options: type) -> Non
 
 
 def test_what_is_read_by_name_is_read() -> None:
-    declared = ("options.py", "quantize_options.py", "typed.py")
+    declared = ("options.py", "quantize_options.py", "weight_options.py", "typed.py")
     code = "\n".join(path.read_text() for path in CLI.glob("*.py") if path.name not in declared)
     unread = {name for name in OTHERWISE if not re.search(rf"\boptions\.{name}\b|\"{name}\"", code)}
     assert not unread

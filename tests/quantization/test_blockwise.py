@@ -86,7 +86,7 @@ def test_statistics_are_of_the_model_quantized_so_far(llama_optimum: Path, tmp_p
     model = model_io.load(llama_optimum)
     aware = [call for call in calls if call.statistics is not None]
     assert [len(call.name.split(" + ")) for call in aware] == [3, 1, 2, 1] * 2
-    for call, stage in zip(aware, decoder_stages(work.task.model), strict=True):
+    for call, stage in zip(aware, decoder_stages(work.task.selection.survey.model), strict=True):
         names = call.name.split(" + ")
         assert names == [linear.name for linear in stage.linears]
         assert call.statistics is not None
@@ -193,7 +193,7 @@ def test_activations_are_quantized_for_statistics_where_asked(
     config = QConfig(layer, algo_config=[GPTQConfig(enable_aq_calibration=asked)], output_format="fake")
     work = Work(llama_optimum, config, tmp_path)
     work.round()
-    x = stage_rows(work.task.model, decoder_stages(work.task.model)[0], work.samples)
+    x = stage_rows(work.task.selection.survey.model, decoder_stages(work.task.selection.survey.model)[0], work.samples)
     assert calls[0].statistics is not None
     off = np.abs(calls[0].statistics.hessian - x.T @ x / len(x)).max() / np.abs(x.T @ x / len(x)).max()
     assert (off > 1e-3) == asked, off

@@ -1,7 +1,7 @@
 """Weights rounded beforehand, as onnxruntime multiplies them and as files hold them, against NumPy."""
 
-from itertools import product
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import linear_graphs as graphs
