@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests; the builders behind them are in ``exports.py``."""
+"""Fixtures shared by all tests; the builders behind them are in ``support/exports.py``."""
 
 import os
 

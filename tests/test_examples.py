@@ -1,6 +1,5 @@
 """Examples, benchmarks and the documents' code run as they are written, on a tiny export."""
 
-import ast
 import json
 import os
 import re
@@ -271,36 +270,3 @@ def test_links_lead_somewhere(document: Path, link: str) -> None:
     if anchor:
         titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
         assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def test_no_module_is_longer_than_300_lines() -> None:
-    long = {path.name for path in (ROOT / "quarot_onnx").rglob("*.py") if path.read_text("utf-8").count("\n") > 300}
-    assert not long
-
-
-def test_imports_go_down_the_list_of_rooms() -> None:
-    document = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    listed = re.search(r"never up.*?```text\n(.*?)```", document, re.S)
-    assert listed is not None
-    rooms = [line.split()[0] for line in listed[1].splitlines()]
-    modules = {
-        path: path.relative_to(ROOT / "quarot_onnx").with_suffix("").parts
-        for path in (ROOT / "quarot_onnx").rglob("*.py")
-        if path.name != "child.py"  # a script of its own
-    }
-    assert {parts[0] for parts in modules.values()} == {*rooms, "__init__"}
-    for path, parts in modules.items():
-        for imported in imported_modules(path):
-            below, above = imported[0], parts[0]
-            assert above in ("__init__", below) or rooms.index(above) < rooms.index(below), f"{path}: {imported}"
-
-
-def imported_modules(path: Path) -> set[tuple[str, ...]]:
-    """Modules of the package that a file imports anywhere, as parts below the package."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{name}" for name in names]
-        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("quarot_onnx.")}
-    return found

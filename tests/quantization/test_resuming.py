@@ -159,7 +159,9 @@ quantize(source, {target!r}, config, text_reader(source), verify=False, progress
 
 def test_killed(source: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL in the third block, of a process that cannot clean up."""
-    code = PROGRAM.format(tests=str(Path(__file__).parent.parent), source=str(source), target=str(tmp_path / "q.onnx"))
+    code = PROGRAM.format(
+        tests=str(Path(__file__).parents[1] / "support"), source=str(source), target=str(tmp_path / "q.onnx")
+    )
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=120)
     assert ended.returncode == -signal.SIGKILL

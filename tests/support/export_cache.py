@@ -15,7 +15,7 @@ from typing import Any
 
 import filelock
 
-CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "d" / "exports"
+CACHE = Path(__file__).resolve().parents[2] / ".pytest_cache" / "d" / "exports"
 PACKAGES = ("torch", "transformers", "optimum-onnx", "onnxscript", "onnx", "onnx-ir")
 
 
