@@ -23,8 +23,9 @@ from quarot_onnx.evaluation.perplexity import Perplexity, perplexity, prefill_sp
 from quarot_onnx.evaluation.report import perplexity_record
 from quarot_onnx.export.export import export, packaged_model
 from quarot_onnx.io.model_io import load
-from quarot_onnx.pipeline import Progress, quantize
+from quarot_onnx.pipeline import quantize
 from quarot_onnx.processor import described
+from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.sites.detect import detect
 
 SEQ_LEN = 512
@@ -137,7 +138,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
     return content | {"out": str(out)}
 
 
-def _quarters(tell: Say) -> Progress:
+def _quarters(tell: Say) -> PhaseProgress:
     """A line after each quarter of the weights that are rounded one after the other, which takes minutes."""
 
     def progress(phase: str, done: int, total: int | None) -> None:

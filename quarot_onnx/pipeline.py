@@ -23,6 +23,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.io import model_io
 from quarot_onnx.processor import EXACT_PRODUCTS
+from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import LinearJob, Selection, TableJob, saturable, select
@@ -33,11 +34,11 @@ from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
-from quarot_onnx.run.workspace import Clock, Progress, Workspace, phase, scratch_folder, silent, workspace
+from quarot_onnx.run.workspace import Clock, Workspace, scratch_folder, workspace
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
-__all__ = ["RECIPE_KEY", "Outcome", "Progress", "quantize", "recorded", "rotate"]
+__all__ = ["RECIPE_KEY", "Outcome", "quantize", "recorded", "rotate"]
 
 
 def rotate(
@@ -48,7 +49,7 @@ def rotate(
     verify: bool = True,
     feeds: FeedsSource | None = None,
     overwrite: bool | None = None,
-    progress: Progress = silent,
+    progress: PhaseProgress = silent,
 ) -> Outcome:
     """Rotate a float model.
 
@@ -87,7 +88,7 @@ def rotate(
     with scratch_folder(Path(target)) as scratch:
         file = scratch / "rotated.onnx"
         if verify:
-            model_io.save(model, file, progress=phase(progress, "rotate"))
+            model_io.save(model, file, progress=of_phase(progress, "rotate"))
             clock.lap("rotate")
             equivalence = prove(source, file, given, progress)
             clock.lap("verify")
@@ -98,7 +99,7 @@ def rotate(
             model,
             target,
             overwrite=overwrite,
-            progress=phase(progress, "save"),
+            progress=of_phase(progress, "save"),
             companions_from=folder,
             report=report,
             forbid=protected,
@@ -118,7 +119,7 @@ def quantize(
     feeds: FeedsSource | None = None,
     check: Check | None = Check(),  # noqa: B008 - frozen
     overwrite: bool | None = None,
-    progress: Progress = silent,
+    progress: PhaseProgress = silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
 
@@ -190,7 +191,7 @@ def quantize(
             target,
             overwrite=overwrite,
             use_external_data=config.use_external_data_format or None,
-            progress=phase(progress, "save"),
+            progress=of_phase(progress, "save"),
             companions_from=folder,
             report={**recipe, **proof},
             forbid=protected,
@@ -242,7 +243,7 @@ def _rotated(
     file = run.work.scratch / "rotated.onnx"
     # The proof reads from the record which caches are rotated.
     record(start.model, make_recipe(rotation=done))
-    model_io.save(start.model, file, progress=phase(run.progress, "rotate"))
+    model_io.save(start.model, file, progress=of_phase(run.progress, "rotate"))
     run.clock.lap("rotate")
     equivalence: Equivalence | None = None
     if verify:
@@ -259,7 +260,7 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
         selection,
         work.reader,
         max_samples=config.calib_data_size,
-        progress=phase(run.progress, "calibrate"),
+        progress=of_phase(run.progress, "calibrate"),
     )
     if ranges:
         run.clock.lap("calibrate")
@@ -267,12 +268,12 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, work.samples)
-        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, phase(run.progress, "round"))
+        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
         rounded = partial(_by_name, weights)
         run.clock.lap("round")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*left_in_float(start.model.graph, config), *notes)
-    apply_selection(selection, ranges, stored, phase(run.progress, "quantize"))
+    apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return notes
 
 
@@ -287,7 +288,7 @@ class _Run:
     work: Workspace
     checking: CheckRun
     clock: Clock
-    progress: Progress
+    progress: PhaseProgress
 
 
 def _check(run: _Run, model: ir.Model, quantized: Path) -> dict[str, object]:

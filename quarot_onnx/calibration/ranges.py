@@ -6,7 +6,7 @@ leaves onnxruntime. The sum is there for NaN, which onnxruntime's ReduceMin pass
 themselves: they are fetched in groups that fit a budget, and counted in histograms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,10 @@ from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, r
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io import model_io
+from quarot_onnx.progress import Progress
 from quarot_onnx.sessions.skeleton import open_augmented
 
 _BUDGET = 512 << 20  # bytes of activations that are fetched at once
-
-Progress = Callable[[int, int | None], None]
-"""Called with the samples done and, where the reader knows, their number."""
 
 
 @dataclass(frozen=True)

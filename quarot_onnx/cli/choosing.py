@@ -12,13 +12,12 @@ from quarot_onnx.config.choices import OutputFormat, Scheme
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
-from quarot_onnx.recipes.build import Places, head_note, quantization_config
+from quarot_onnx.recipes.build import Parts, head_note, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load, shipped
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
-from quarot_onnx.run.provenance import Recipe as Record
-from quarot_onnx.run.provenance import is_rotated, summary
+from quarot_onnx.run.provenance import Record, is_rotated, summary
 from quarot_onnx.sites.detect import Survey
 
 CALIBRATION = "calibration."
@@ -155,8 +154,8 @@ def _from_scheme(question: Question) -> Chosen:
     rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
     recipe = parse(merged(_rotating(question), data, rotates=rotates), wording, None)
     refuse_contradictions(recipe, wording)
-    places = Places.of(question.survey.sites)
-    return _carried_out(question, recipe, places, recipe.rotation, wording)
+    parts = Parts.of(question.survey.sites)
+    return _carried_out(question, recipe, parts, recipe.rotation, wording)
 
 
 def _rotating(question: Question) -> dict[str, Typed]:
@@ -212,8 +211,8 @@ def _from_recipe(question: Question) -> Chosen:
         refuse_twice(typed, loaded)
     recipe = parse(merged(typed, data, rotates=rotates and asked), wording, None if loaded is None else loaded.folder)
     refuse_contradictions(recipe, wording)
-    places = Places.of(question.survey.rotatable())
-    chosen = _carried_out(question, recipe, places, _rotation(question, recipe, loaded), wording)
+    parts = Parts.of(question.survey.rotatable())
+    chosen = _carried_out(question, recipe, parts, _rotation(question, recipe, loaded), wording)
     if loaded is None:
         return chosen
     notes = () if "calibration.text" in question.typed else loaded.calibration_notes
@@ -221,10 +220,10 @@ def _from_recipe(question: Question) -> Chosen:
 
 
 def _carried_out(
-    question: Question, recipe: Recipe, places: Places, rotation: QuarotConfig | None, wording: OptionWording
+    question: Question, recipe: Recipe, parts: Parts, rotation: QuarotConfig | None, wording: OptionWording
 ) -> Chosen:
     """A recipe, free of contradictions, on the model."""
-    config = quantization_config(recipe, places, rotation, wording)
+    config = quantization_config(recipe, parts, rotation, wording)
     selection = select(question.survey, config)
     _refuse_odd_groups(selection, wording)
     note = head_note(recipe, config, wording)

@@ -22,8 +22,9 @@ from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
-from quarot_onnx.pipeline import Outcome, Progress, quantize
+from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
+from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.recipes.own import Calibration
 from quarot_onnx.run.provenance import is_rotated, recorded, summary
@@ -44,7 +45,7 @@ _DEFAULT_TEXT = (
 )
 
 
-def run(options: QuantizeOptions, source: Path, progress: Progress) -> Outcome:
+def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outcome:
     """Quantize.
 
     Args:

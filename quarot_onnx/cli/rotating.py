@@ -9,13 +9,14 @@ from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, merged, refuse_twice, rotation_options, typed_keys
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.pipeline import Outcome, Progress, rotate
+from quarot_onnx.pipeline import Outcome, rotate
+from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.recipes.build import rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.wording import parse
 
 
-def run(options: RotateOptions, source: Path, progress: Progress) -> Outcome:
+def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcome:
     """Rotate.
 
     Args:

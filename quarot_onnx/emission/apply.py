@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.emission.emit import Emitter
 from quarot_onnx.emission.formats import StoredWeight
+from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import LinearJob, Selection, TableJob
 from quarot_onnx.quantization.static_ranges import Ranges, activation_of, fixed_grid
 from quarot_onnx.rounding.store import RoundedWeight

@@ -23,7 +23,7 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.hadamard.orders import Construction, Method, Part
+from quarot_onnx.hadamard.orders import Construction, Part, Series
 
 _MOST_FACTORS = 3
 _NARROWEST = 16
@@ -93,11 +93,11 @@ def _atoms(construction: Construction) -> list[Part]:
     """The parts with the Sylvester part cut down to 2 × 2, left to right."""
     atoms: list[Part] = []
     for part in construction.parts:
-        if part.method is Method.SYLVESTER:
-            atoms += [Part(2, Method.SYLVESTER)] * (part.order.bit_length() - 1)
+        if part.method is Series.SYLVESTER:
+            atoms += [Part(2, Series.SYLVESTER)] * (part.order.bit_length() - 1)
         else:
             atoms.append(part)
-    return atoms or [Part(1, Method.SYLVESTER)]
+    return atoms or [Part(1, Series.SYLVESTER)]
 
 
 def _consecutive_groups(atoms: list[Part]) -> list[list[list[Part]]]:

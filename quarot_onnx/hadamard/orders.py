@@ -23,7 +23,7 @@ _SMALLEST_BLOCK = 4
 """A fall-back to blocks of 1 or 2 would mix next to nothing."""
 
 
-class Method(StrEnum):
+class Series(StrEnum):
     """How an irreducible Hadamard matrix is built."""
 
     SYLVESTER = "Sylvester"
@@ -42,14 +42,14 @@ class Part:
     """
 
     order: int
-    method: Method
+    method: Series
     q: int | None = None
 
     def matrix(self) -> NDArray[np.int8]:
         """H: int8 [order, order], H Hᵀ = order·I."""
         if self.q is None:
             return sylvester(self.order)
-        return paley_one(self.q) if self.method is Method.PALEY_I else paley_two(self.q)
+        return paley_one(self.q) if self.method is Series.PALEY_I else paley_two(self.q)
 
     def describe(self) -> str:
         """For example ``12 (Paley I, q=11)``."""
@@ -100,7 +100,7 @@ def construct(order: int) -> Construction | None:
     power_of_two = order
     for part in paley:
         power_of_two //= part.order
-    middle = (Part(power_of_two, Method.SYLVESTER),) if power_of_two > 1 or not paley else ()
+    middle = (Part(power_of_two, Series.SYLVESTER),) if power_of_two > 1 or not paley else ()
     ascending = paley[::-1]
     return Construction(order, ascending[:1] + middle + ascending[1:])
 
@@ -166,9 +166,9 @@ def _paley_parts(order: int) -> tuple[Part, ...]:
         if divisor % 4 or divisor & (divisor - 1) == 0:
             continue
         if (q := paley_one_field(divisor)) is not None:
-            found.append(Part(divisor, Method.PALEY_I, q))
+            found.append(Part(divisor, Series.PALEY_I, q))
         elif (q := paley_two_field(divisor)) is not None:
-            found.append(Part(divisor, Method.PALEY_II, q))
+            found.append(Part(divisor, Series.PALEY_II, q))
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ the model. Beside it the weights are streamed into a data file, or (``wire.inlin
 skeleton for a single file.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ import onnx_ir as ir
 
 from quarot_onnx.io import wire
 from quarot_onnx.io.tensors import read_array
-
-Progress = Callable[[int, int], None]
+from quarot_onnx.progress import Progress
 
 _ALIGNMENT = 64  # a cache line, and what vector loads want
 _PAGE = 4096  # so that large tensors can be mapped

@@ -25,6 +25,7 @@ from quarot_onnx.io.replacing import RECORD, Earlier, Outputs, report_file
 from quarot_onnx.io.spellings import lift_constants, name_standard_domain, respell
 from quarot_onnx.io.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
+from quarot_onnx.progress import Progress
 
 __all__ = [
     "SavedModel",
@@ -107,7 +108,7 @@ def save(
     *,
     overwrite: bool | None = None,
     use_external_data: bool | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     companions_from: Path | None = None,
     report: Mapping[str, object] | None = None,
     forbid: Iterable[Path] = (),

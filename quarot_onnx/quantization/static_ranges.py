@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.calibration.ranges import Progress, Range, collect_ranges
+from quarot_onnx.calibration.ranges import Range, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
 from quarot_onnx.quantization.select import Selection

@@ -20,7 +20,7 @@ _BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Places:
+class Parts:
     """What a recipe names by its part in the model.
 
     Attributes:
@@ -34,7 +34,7 @@ class Places:
     hidden: int | None = None
 
     @classmethod
-    def of(cls, sites: Sites) -> "Places":
+    def of(cls, sites: Sites) -> "Parts":
         """The places of a model, found by structure."""
         return cls(
             head=tuple((linear.name, linear.in_features) for linear in sites.head),
@@ -60,12 +60,12 @@ def rotation_alone(recipe: Recipe) -> QuarotConfig | None:
     return rotation.model_copy(update={"r4": False}) if weights_alone else rotation
 
 
-def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig | None, wording: Wording) -> QConfig:
+def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | None, wording: Wording) -> QConfig:
     """The configuration that does what a recipe says.
 
     Args:
         recipe: Free of contradictions, see ``rules``.
-        places: Of the model.
+        parts: Of the model.
         rotation: The rotation that is still to be done, or that the model is to be compared with.
         wording: Whose words errors use.
 
@@ -83,23 +83,23 @@ def quantization_config(recipe: Recipe, places: Places, rotation: QuarotConfig |
     head = recipe.lm_head or Precision.FLOAT
     # A plain head is quantized like every Linear.
     ruled = head is not Precision.FLOAT and not plain
-    if ruled and not places.head:
+    if ruled and not parts.head:
         raise ConfigError(f"{wording.named('lm_head')}: the graph has no language model head; leave it out")
-    rules = _head_rules(recipe, places, head, written) if ruled else []
+    rules = _head_rules(recipe, parts, head, written) if ruled else []
     if recipe.int8_down_proj:
-        if not places.down:
+        if not parts.down:
             raise ConfigError(f"{wording.named('int8_down_proj')}: the graph has no down projection; leave it out")
-        rules.append((_eight_bits(recipe, written), list(places.down)))
+        rules.append((_eight_bits(recipe, written), list(parts.down)))
     types, tables = [OpType.MatMul, OpType.Gemm], []
     if recipe.embedding not in {None, Precision.FLOAT}:
         types.append(OpType.Gather)
         # A Gather has no activation to quantize; naming the global one says that nothing is left out.
-        tables.append((QLayerConfig(activation=layer.activation, weight=_table(recipe, places)), [OpType.Gather]))
+        tables.append((QLayerConfig(activation=layer.activation, weight=_table(recipe, parts)), [OpType.Gather]))
     return QConfig(
         layer,
         specific_layer_config=rules,
         layer_type_config=tables,
-        exclude=[*([name for name, _ in places.head] if head is Precision.FLOAT else ()), *recipe.exclude],
+        exclude=[*([name for name, _ in parts.head] if head is Precision.FLOAT else ()), *recipe.exclude],
         algo_config=roundings if rotation is None else [rotation, *roundings],
         OpTypesToQuantize=types,
         output_format=named,
@@ -193,14 +193,14 @@ def rounding_config(weights: Weights) -> RoundingConfig | None:
 
 
 def _head_rules(
-    recipe: Recipe, places: Places, head: Precision, written: OutputFormat | None
+    recipe: Recipe, parts: Parts, head: Precision, written: OutputFormat | None
 ) -> list[tuple[QLayerConfig, list[str]]]:
     """A rule for each Linear of the head."""
     kind = Int8Spec if head is Precision.INT8 else Int4Spec
     if written is OutputFormat.NBITS:
         wanted = recipe.weights.group_size or _BLOCK
         rules = []
-        for name, features in places.head:
+        for name, features in parts.head:
             divides = features % wanted == 0
             weight = kind(group_size=wanted) if divides else kind(quant_granularity=QuantGranularity.Channel)
             rules.append((QLayerConfig(weight=weight), [name]))
@@ -211,7 +211,7 @@ def _head_rules(
         activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
     eight = head is Precision.INT8
     spec = eight_bit_spec(recipe.weights.type, activation) if eight else Int4Spec()
-    return [(QLayerConfig(activation=activation, weight=spec), [name for name, _ in places.head])]
+    return [(QLayerConfig(activation=activation, weight=spec), [name for name, _ in parts.head])]
 
 
 def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
@@ -227,9 +227,9 @@ def _eight_bits(recipe: Recipe, written: OutputFormat | None) -> QLayerConfig:
     return QLayerConfig(activation=activation, weight=weight)
 
 
-def _table(recipe: Recipe, places: Places) -> QTensorConfig:
+def _table(recipe: Recipe, parts: Parts) -> QTensorConfig:
     """The spec of an embedding: 8 bits per row, or 4 bits in the largest groups that fit."""
     if recipe.embedding is Precision.INT8:
         return Int8Spec(symmetric=recipe.weights.symmetric, quant_granularity=QuantGranularity.Channel)
-    sizes = [size for size in BLOCKS if size <= _BLOCK and places.hidden is not None and places.hidden % size == 0]
+    sizes = [size for size in BLOCKS if size <= _BLOCK and parts.hidden is not None and parts.hidden % size == 0]
     return Int4Spec(group_size=max(sizes)) if sizes else Int4Spec()

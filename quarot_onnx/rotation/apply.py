@@ -16,8 +16,8 @@ from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation.edits import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
 from quarot_onnx.rotation.online import OnlineWriter
-from quarot_onnx.rotation.recipe import Recipe
 from quarot_onnx.rotation.rope import RopeSplitter
+from quarot_onnx.rotation.transform import WeightTransform
 from quarot_onnx.sites.model import Norm
 
 _DENSE_HEAD = 128
@@ -44,7 +44,7 @@ class _Application:
         self._shapes = Shapes(model)
         self._ones: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
-        self._made: dict[ir.Value, list[tuple[Recipe, ir.Value]]] = {}
+        self._made: dict[ir.Value, list[tuple[WeightTransform, ir.Value]]] = {}
 
     def run(self, plan: Plan) -> None:
         """Apply every edit; recipes capture the original tensors, so their order does not matter."""

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.hadamard.online import OnlineFactors
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.rotation.recipe import Recipe
+from quarot_onnx.rotation.transform import WeightTransform
 from quarot_onnx.sites.model import Attention, Norm
 
 
@@ -18,7 +18,7 @@ class WeightEdit:
 
     node: ir.Node
     index: int
-    recipe: Recipe
+    recipe: WeightTransform
 
 
 @dataclass(frozen=True, eq=False)

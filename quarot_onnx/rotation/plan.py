@@ -22,8 +22,8 @@ from quarot_onnx.hadamard.online import OnlineFactors
 from quarot_onnx.hadamard.orders import missing, usual_block
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation.edits import Edit, GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
-from quarot_onnx.rotation.recipe import Recipe, Rotate, Scale, Step
 from quarot_onnx.rotation.request import Demand, RotationRequest
+from quarot_onnx.rotation.transform import Rotate, Scale, Step, WeightTransform
 from quarot_onnx.sites.feasible import feasible, why_not
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites, grouped
 
@@ -69,7 +69,7 @@ class _Planner:
                 self._kind(kind, make)
         self._pairs()
         weights = [
-            WeightEdit(node, index, Recipe(constant, tuple(steps), stored_transposed=stored))
+            WeightEdit(node, index, WeightTransform(constant, tuple(steps), stored_transposed=stored))
             for (node, index), (constant, stored, steps) in self._steps.items()
         ]
         return Plan((*weights, *self._others), self._rotations, self._counts, tuple(self._notes), self._caches)

@@ -26,7 +26,7 @@ from quarot_onnx.rotation_config.dialect_quark_torch import QuarkTorchConfig, re
 from quarot_onnx.rotation_config.names import Names, Ref
 from quarot_onnx.rotation_config.places_r1 import NamedPair, r1_places, unproven
 from quarot_onnx.rotation_config.read_own import read_own
-from quarot_onnx.rotation_config.stated import Stated
+from quarot_onnx.rotation_config.statements import Statements
 from quarot_onnx.sites.detect import Survey, refuse_hidden, refuse_quantized
 from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Kind, Sites
@@ -178,7 +178,7 @@ def _undetected(model: ir.Model) -> Sites:
     return Sites((), (), (), (), (), (), 0, 0, tied=False, architecture="not looked at", left_out=())
 
 
-def _stated(config: FileConfig, graph: ir.Graph, found: Sites) -> Stated:
+def _stated(config: FileConfig, graph: ir.Graph, found: Sites) -> Statements:
     """What the file states, resolved in the graph."""
     if isinstance(config, QuarkTorchConfig):
         return read_quark_torch(config, graph, found)
@@ -194,4 +194,4 @@ def _stated(config: FileConfig, graph: ir.Graph, found: Sites) -> Stated:
         )
         for i, pair in enumerate(config.R1_pairs)
     ]
-    return Stated(frozenset({Kind.R1}), r1=r1_places("R1_pairs", pairs, graph, names, found))
+    return Statements(frozenset({Kind.R1}), r1=r1_places("R1_pairs", pairs, graph, names, found))

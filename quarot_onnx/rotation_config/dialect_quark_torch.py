@@ -20,7 +20,7 @@ from quarot_onnx.config.files import FileConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import label
-from quarot_onnx.rotation_config.stated import Stated
+from quarot_onnx.rotation_config.statements import Statements
 from quarot_onnx.sites.model import Kind, Sites
 
 _Path = Annotated[str, Field(min_length=1)]
@@ -97,7 +97,7 @@ class QuarkTorchConfig(FileConfig):
         return frozenset(kind for kind, on in switches.items() if on)
 
 
-def read_quark_torch(config: QuarkTorchConfig, graph: ir.Graph, found: Sites) -> Stated:
+def read_quark_torch(config: QuarkTorchConfig, graph: ir.Graph, found: Sites) -> Statements:
     """Match the paths of a file with the places that detection found.
 
     Args:
@@ -123,7 +123,7 @@ def read_quark_torch(config: QuarkTorchConfig, graph: ir.Graph, found: Sites) ->
         _agree("mlp", f"{config.model_decoder_layers}.{index}.{config.mlp}", linear.node, scopes, within=True)
     blocked = config.kinds & {Kind.R1, Kind.R4}
     blocks = {} if config.rotation_size is None else dict.fromkeys(blocked, config.rotation_size)
-    return Stated(config.kinds, block_sizes=blocks, notes=_notes(config))
+    return Statements(config.kinds, block_sizes=blocks, notes=_notes(config))
 
 
 def _scope(node: ir.Node) -> str:

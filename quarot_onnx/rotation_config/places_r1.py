@@ -15,7 +15,7 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.linear import LINEAR_OPS, Linear
 from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, resolve_constant
 from quarot_onnx.rotation_config.names import Names, Ref, once
-from quarot_onnx.rotation_config.stated import R1Places
+from quarot_onnx.rotation_config.statements import R1Places
 from quarot_onnx.sites.model import Embedding, Kind, Norm, ResidualNorm, Sites
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 

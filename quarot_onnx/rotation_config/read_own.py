@@ -11,14 +11,14 @@ from quarot_onnx.rotation_config.dialect_own import OwnConfig
 from quarot_onnx.rotation_config.names import Names, Ref
 from quarot_onnx.rotation_config.places_online import Places, divides
 from quarot_onnx.rotation_config.places_r1 import NamedPair, r1_places
-from quarot_onnx.rotation_config.stated import R1Places, Stated
+from quarot_onnx.rotation_config.statements import R1Places, Statements
 from quarot_onnx.rotation_config.templates import Layers
 from quarot_onnx.sites.model import Kind, Sites
 
 _T = TypeVar("_T", bound=Strict)
 
 
-def read_own(config: OwnConfig, graph: ir.Graph, names: Names, found: Sites) -> Stated:
+def read_own(config: OwnConfig, graph: ir.Graph, names: Names, found: Sites) -> Statements:
     """What the file states.
 
     Args:
@@ -36,7 +36,7 @@ def read_own(config: OwnConfig, graph: ir.Graph, names: Names, found: Sites) -> 
     def listed(key: str, entries: tuple[_T, ...] | None) -> list[tuple[str, _T]]:
         return [(f"{key}[{i}]", one) for i, entry in enumerate(entries or ()) for one in layers.entries(entry)]
 
-    return Stated(
+    return Statements(
         kinds=frozenset(kind for kind in Kind if getattr(config, kind) is not None),
         r1=_r1(config, layers, graph, names, found),
         r2=places.r2(listed("R2", config.R2)) if config.R2 else None,

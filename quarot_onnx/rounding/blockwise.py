@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
-from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.config.rounding import HessianConfig, RoundingConfig, RTNConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
+from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.padding import Padding
-from quarot_onnx.calibration.ranges import Progress
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.calibration.sample import check_ids
 from quarot_onnx.config import QConfig
@@ -23,6 +22,7 @@ from quarot_onnx.config.rounding import RTNConfig
 from quarot_onnx.config.tensor import QTensorConfig
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant
+from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme

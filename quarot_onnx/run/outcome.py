@@ -7,7 +7,7 @@ from quarot_onnx.calibration.bos import BosChoice
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.io.model_io import SavedModel
-from quarot_onnx.run.provenance import Recipe
+from quarot_onnx.run.provenance import Record
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Outcome:
     """
 
     saved: SavedModel
-    recipe: Recipe
+    recipe: Record
     equivalence: Equivalence | None
     fidelity: Fidelity | None
     notes: tuple[str, ...]

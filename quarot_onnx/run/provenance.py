@@ -26,7 +26,7 @@ from quarot_onnx.sites.model import Kind
 
 __all__ = [
     "RECIPE_KEY",
-    "Recipe",
+    "Record",
     "is_rotated",
     "make_recipe",
     "record",
@@ -37,13 +37,13 @@ __all__ = [
     "summary",
 ]
 
-Recipe = Mapping[str, object]
+Record = Mapping[str, object]
 
 
 def make_recipe(
     *,
     rotation: tuple[Plan, QuarotConfig] | None = None,
-    earlier: Recipe | None = None,
+    earlier: Record | None = None,
     quantization: tuple[QConfig, Selection] | None = None,
 ) -> dict[str, object]:
     """What was done, JSON types only.
@@ -70,17 +70,17 @@ def make_recipe(
     return recipe
 
 
-def record(model: ir.Model, recipe: Recipe) -> None:
+def record(model: ir.Model, recipe: Record) -> None:
     """Write a recipe into the model's metadata."""
     model.metadata_props[RECIPE_KEY] = json.dumps(recipe)
 
 
-def is_rotated(recipe: Recipe | None) -> bool:
+def is_rotated(recipe: Record | None) -> bool:
     """Whether a recipe tells of a rotation."""
     return recipe is not None and recipe.get("rotation") is not None
 
 
-def refuse_quantized(recipe: Recipe | None) -> None:
+def refuse_quantized(recipe: Record | None) -> None:
     """Refuse a model that an earlier run quantized, also where its graph is a float one (the format fake).
 
     Raises:
@@ -93,7 +93,7 @@ def refuse_quantized(recipe: Recipe | None) -> None:
         )
 
 
-def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
+def refuse_other_rotation(recipe: Record, config: QuarotConfig) -> None:
     """Refuse a configuration that contradicts how a model was rotated.
 
     What the configuration leaves open contradicts nothing.
@@ -127,7 +127,7 @@ def refuse_other_rotation(recipe: Recipe, config: QuarotConfig) -> None:
             )
 
 
-def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str, ...]:
+def rotation_notes(recipe: Record | None, wanted: Collection[Kind]) -> tuple[str, ...]:
     """What a user should know of a rotated model that is quantized as it is.
 
     Args:
@@ -144,12 +144,12 @@ def rotation_notes(recipe: Recipe | None, wanted: Collection[Kind]) -> tuple[str
     return ()
 
 
-def summary(recipe: Recipe) -> str:
+def summary(recipe: Record) -> str:
     """A recipe's rotation in a few words."""
     return ", ".join(f"{kind} at {count} places" for kind, count in _counts(recipe).items())
 
 
-def _counts(recipe: Recipe) -> Mapping[str, int]:
+def _counts(recipe: Record) -> Mapping[str, int]:
     """The number of places of each rotation."""
     rotation = recipe.get("rotation")
     return rotation.get("counts", {}) if isinstance(rotation, dict) else {}

@@ -13,11 +13,11 @@ from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.io.spellings import weights_with_default
+from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.run.intent import sites_and_request
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
-from quarot_onnx.run.workspace import Progress
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
@@ -66,7 +66,7 @@ def prove(
     source: str | Path,
     rotated: Path,
     feeds: Sequence[Feeds] | None,
-    progress: Progress,
+    progress: PhaseProgress,
     then: Callable[[Any], None] | None = None,
 ) -> Equivalence:
     """Compare the two; raises VerificationError when they differ. ``then`` is as for ``compare``."""

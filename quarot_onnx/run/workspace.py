@@ -1,7 +1,7 @@
 """What a run needs besides its input and output: a scratch folder, a checkpoint, a clock."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,6 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.io.run_folder import run_folder
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.rounding.checkpoint import Checkpoint, open_checkpoint
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the phase ("rotate", "verify", "calibrate", ...), what is done of it, and of how much."""
-
-
-def silent(_phase: str, _done: int, _total: int | None) -> None:
-    """The progress of a caller who does not care."""
-
-
-def phase(progress: Progress, name: str) -> Callable[[int, int | None], None]:
-    """Progress of one phase."""
-    return lambda done, total: progress(name, done, total)
 
 
 @dataclass(frozen=True, eq=False)

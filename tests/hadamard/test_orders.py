@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.hadamard.orders import Method, construct, largest_block
+from quarot_onnx.hadamard.orders import Series, construct, largest_block
 
 MODEL_SIZES = [
     *(1536, 3072, 6144, 640, 2560, 5120, 896, 3584, 14336, 28672, 576, 1152, 2304, 4608, 9216, 5632, 960, 3840, 15360),
@@ -61,7 +61,7 @@ def test_sizes_of_popular_models(size: int) -> None:
     assert construction is not None
     assert math.prod(part.order for part in construction.parts) == size
     for part in construction.parts:  # a Kronecker product of Hadamard matrices is one
-        if part.method is not Method.SYLVESTER:
+        if part.method is not Series.SYLVESTER:
             matrix = part.matrix().astype(np.float64)
             assert (np.abs(matrix) == 1).all()
             assert (matrix @ matrix.T == part.order * np.eye(part.order)).all()

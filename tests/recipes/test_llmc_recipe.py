@@ -9,7 +9,7 @@ import yaml
 
 from quarot_onnx.config import GPTQConfig, OutputFormat, QConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.recipes.build import Places, quantization_config
+from quarot_onnx.recipes.build import Parts, quantization_config
 from quarot_onnx.recipes.loading import Loaded, load
 from quarot_onnx.recipes.own import Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
@@ -101,7 +101,7 @@ def recipe_of(loaded: Loaded) -> Recipe:
 def config_of(path: Path) -> QConfig:
     loaded = load(path)
     recipe = recipe_of(loaded)
-    return quantization_config(recipe, Places(), recipe.rotation, loaded.wording)
+    return quantization_config(recipe, Parts(), recipe.rotation, loaded.wording)
 
 
 def refusal(path: Path) -> str:

@@ -8,7 +8,7 @@ import yaml
 
 from quarot_onnx.config import OutputFormat, QConfig, QuantGranularity, QuarotConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.recipes.build import Places, quantization_config, rotation_alone
+from quarot_onnx.recipes.build import Parts, quantization_config, rotation_alone
 from quarot_onnx.recipes.loading import load
 from quarot_onnx.recipes.own import Method, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
@@ -17,14 +17,14 @@ from quarot_onnx.run.intent import kinds_for
 from quarot_onnx.sites.model import Kind
 
 SHIPPED = Path(__file__).resolve().parents[2] / "rotation_configs" / "recipes"
-PLACES = Places(head=(("head", 64),), down=("down.0", "down.1"), hidden=96)
+PARTS = Parts(head=(("head", 64),), down=("down.0", "down.1"), hidden=96)
 WORDS = Wording("r.yaml")
 
 
-def built(places: Places = PLACES, **sections: Any) -> QConfig:
+def built(parts: Parts = PARTS, **sections: Any) -> QConfig:
     recipe = parse(sections, WORDS, None)
     refuse_contradictions(recipe, WORDS)
-    return quantization_config(recipe, places, recipe.rotation, WORDS)
+    return quantization_config(recipe, parts, recipe.rotation, WORDS)
 
 
 def refusal(**sections: Any) -> str:
@@ -144,7 +144,7 @@ def test_the_head_stays_in_float() -> None:
         config = built(weights={"bits": 4}, exclude=["x*"], **head)
         assert config.exclude == ("head", "x*")
         assert config.layer_config_for("head", "MatMul") is None
-    assert "no language model head" in refusal(places=Places(), weights={"bits": 4}, lm_head="int8")
+    assert "no language model head" in refusal(parts=Parts(), weights={"bits": 4}, lm_head="int8")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_head_stays_in_float() -> None:
     ],
 )
 def test_the_embedding(hidden: int, embedding: str, spec: str) -> None:
-    config = built(places=Places(hidden=hidden), weights={"bits": 4}, activations={"bits": 8}, embedding=embedding)
+    config = built(parts=Parts(hidden=hidden), weights={"bits": 4}, activations={"bits": 8}, embedding=embedding)
     found = config.layer_config_for("embed", "Gather")
     assert found is not None
     assert found.weight.described() == spec
@@ -180,7 +180,7 @@ def test_down_projections_in_8_bits(activations: dict[str, Any]) -> None:
         assert down.activation.clip_ratio == other.activation.clip_ratio
     else:
         assert down.activation is None
-    assert "no down projection" in refusal(places=Places(), weights={"bits": 4}, int8_down_proj=True)
+    assert "no down projection" in refusal(parts=Parts(), weights={"bits": 4}, int8_down_proj=True)
 
 
 EIGHT = {"bits": 8}
@@ -324,7 +324,7 @@ def test_rotating_alone_decides_r4_as_quantizing_does(sections: dict[str, Any], 
     assert rotation.r4 is r4
     assert rotation_alone(Recipe(weights=FOUR)) is None
     if "weights" in sections and "rotation" not in sections:
-        config = quantization_config(recipe, PLACES, recipe.rotation, WORDS)
+        config = quantization_config(recipe, PARTS, recipe.rotation, WORDS)
         assert (Kind.R4 in kinds_for(config)) == (r4 is None)
 
 
@@ -358,7 +358,7 @@ def test_shipped_recipes() -> None:
     for name, loaded in found.items():
         recipe = parse(loaded.data, loaded.wording, loaded.folder)
         refuse_contradictions(recipe, loaded.wording)
-        config = quantization_config(recipe, PLACES, recipe.rotation, loaded.wording)
+        config = quantization_config(recipe, PARTS, recipe.rotation, loaded.wording)
         assert config.global_config is not None
         assert config.global_config.activation is not None
         assert config.rounding is not None

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.rotation import recipe as module
-from quarot_onnx.rotation.recipe import Recipe, Rotate, Scale, Step
+from quarot_onnx.rotation import transform as module
+from quarot_onnx.rotation.transform import Rotate, Scale, Step, WeightTransform
 
 ROWS, COLUMNS = 24, 16
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_the_algebra(case: str, layout: str, block_bytes: int, monkeypatch: pyte
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     steps, expected = CASES[case]
     kept = layout == "kept out in"
-    made = Recipe(constant(W, transposed=layout != "in out"), steps, stored_transposed=kept)
+    made = WeightTransform(constant(W, transposed=layout != "in out"), steps, stored_transposed=kept)
     result = made.evaluate()
     assert result.shape == made.shape == (expected.T.shape if kept else expected.shape)
     assert result.dtype == np.float32
@@ -58,7 +58,7 @@ def test_the_algebra(case: str, layout: str, block_bytes: int, monkeypatch: pyte
 @pytest.mark.parametrize("shape", [(COLUMNS,), (1, COLUMNS)])
 def test_a_bias_rotates_with_the_output_side(shape: tuple[int, ...]) -> None:
     bias = RNG.standard_normal(shape).astype(np.float32)
-    result = Recipe(constant(bias), (Rotate(1, OUT),)).evaluate()
+    result = WeightTransform(constant(bias), (Rotate(1, OUT),)).evaluate()
     assert result.shape == shape
     np.testing.assert_allclose(result, bias @ OUT.matrix(), **EXACT)
 
@@ -67,11 +67,11 @@ def test_float16_is_rounded_once() -> None:
     half = W.astype(np.float16)
     steps: tuple[Step, ...] = (Scale(0, ir.tensor(GAMMA.astype(np.float16))), Rotate(0, IN))
     expected = IN.matrix().T @ (GAMMA.astype(np.float16).astype(float)[:, None] * half)
-    np.testing.assert_array_equal(Recipe(constant(half), steps).evaluate(), expected.astype(np.float16))
+    np.testing.assert_array_equal(WeightTransform(constant(half), steps).evaluate(), expected.astype(np.float16))
 
 
 def test_a_tensor_is_evaluated_when_it_is_read() -> None:
-    tensor = Recipe(constant(W), (Rotate(1, OUT),)).tensor("w")
+    tensor = WeightTransform(constant(W), (Rotate(1, OUT),)).tensor("w")
     assert isinstance(tensor, ir.LazyTensor)
     assert (tensor.dtype, tuple(tensor.shape)) == (ir.DataType.FLOAT, W.shape)
     np.testing.assert_allclose(tensor.numpy(), W @ OUT.matrix(), **EXACT)
@@ -80,10 +80,10 @@ def test_a_tensor_is_evaluated_when_it_is_read() -> None:
 def test_equal_recipes_are_recognised() -> None:
     source, gamma = constant(W), ir.tensor(GAMMA)
 
-    def reader(seed: int, vector: ir.TensorProtocol) -> Recipe:
-        return Recipe(source, (Scale(0, vector), Rotate(0, Rotation.hadamard(ROWS, seed=seed))))
+    def reader(seed: int, vector: ir.TensorProtocol) -> WeightTransform:
+        return WeightTransform(source, (Scale(0, vector), Rotate(0, Rotation.hadamard(ROWS, seed=seed))))
 
     assert reader(1, gamma).same_as(reader(1, gamma))
     assert not reader(1, gamma).same_as(reader(2, gamma))
     assert not reader(1, gamma).same_as(reader(1, ir.tensor(GAMMA)))
-    assert not reader(1, gamma).same_as(Recipe(constant(W), reader(1, gamma).steps))
+    assert not reader(1, gamma).same_as(WeightTransform(constant(W), reader(1, gamma).steps))

@@ -1,4 +1,4 @@
-"""A recipe: everything that happens to one weight on its way into the output, evaluated once, when it is written.
+"""Everything that happens to one weight on its way into the output, evaluated once, when it is written.
 
 Steps act on W: [in, out] (a table: [rows, hidden]; a bias: [1, out]) in float64, in their order:
 
@@ -68,7 +68,7 @@ Step = Scale | Rotate
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class WeightTransform:
     """A constant, the steps to take with it, and how to store the result.
 
     Attributes:
@@ -90,7 +90,7 @@ class Recipe:
         """The result as a tensor that is computed whenever it is read."""
         return model_io.lazy_tensor(self.evaluate, dtype=self.source.dtype, shape=self.shape, name=name)
 
-    def same_as(self, other: "Recipe") -> bool:
+    def same_as(self, other: "WeightTransform") -> bool:
         """Whether both make the same tensor, so that one initializer can serve both uses."""
         return (self.source.value, self.source.dtype, self.shape, self.stored_transposed, self.steps) == (
             (other.source.value, other.source.dtype, other.shape, other.stored_transposed, other.steps)

@@ -40,7 +40,7 @@ class R1Places:
 
 
 @dataclass(frozen=True, eq=False)
-class Stated:
+class Statements:
     """The statements of one file.
 
     Attributes:
