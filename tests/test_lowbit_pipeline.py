@@ -24,7 +24,6 @@ from quarot_onnx.evaluation.equivalence import compare
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.rtn import round_to_nearest_weight
 
 EXPORTS: dict[str, Callable[[], Path]] = {
@@ -224,7 +223,7 @@ def test_head_and_embedding(bits: int, tied: bool, tmp_path: Path, monkeypatch: 
     for node in seen.calls[-2:]:
         weight = original[seen.initializers[node]].astype(np.float64)
         channels = weight if weight.shape[0] == 64 else weight.T  # [hidden, vocabulary]
-        expected = round_to_nearest_weight(channels, scheme, ClipSearch(), node)
+        expected = round_to_nearest_weight(channels, scheme, node, clip=True)
         np.testing.assert_array_equal(seen.weights[node].integers, expected.integers)
         np.testing.assert_array_equal(seen.weights[node].scale, expected.scale)
     logits = runs(tmp_path / "q.onnx")

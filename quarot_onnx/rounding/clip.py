@@ -2,10 +2,10 @@
 
 A narrower range rounds most weights finer and cuts off a few. Of the shrink factors
 
-    p = 1 - i / steps,    i = 0, 1, …, int(max_shrink · steps) - 1
+    p = 1 - i / 100,    i = 0, 1, …, 79
 
-each group keeps the one with the smallest Σ|w - s·p·(q - z)|^norm over its weights, the first of equals (the
-convention of the code of GPTQ, Frantar et al. 2022, and QuaRot, Ashkboos et al. 2024: 80 factors, norm 2.4). Both
+each group keeps the one with the smallest Σ|w - s·p·(q - z)|^2.4 over its weights, the first of equals (the
+convention of the code of GPTQ, Frantar et al. 2022, and QuaRot, Ashkboos et al. 2024). Both
 ends of the range shrink alike, so that the zero point is that of p = 1.
 
 The factors are tried in falling order, a few at a time. What lies beyond the range costs at least its distance to it,
@@ -14,10 +14,10 @@ column is done. The search is made fast by staying inside the processor's cache 
 at most, so that of two factors whose errors are nearer than that either may be taken.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+
+_STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 
 _TILE = 32768
 """Weights looked at together: with two buffers, 384 kB of float32, which a core's own cache holds."""
@@ -29,33 +29,9 @@ _ROUNDING = 1.0 + 1e-4
 """By what factor a bound must lie above an error, both being sums in float32."""
 
 
-@dataclass(frozen=True)
-class ClipSearch:
-    """Which shrink factors are tried.
-
-    Attributes:
-        enabled: Whether to search; else the range is the weights' own.
-        steps: 1 / the distance of two factors.
-        max_shrink: The part of the range that may be cut off, in [0, 1].
-        norm: The exponent of an error.
-    """
-
-    enabled: bool = True
-    steps: int = 100
-    max_shrink: float = 0.8
-    norm: float = 2.4
-
-    def __post_init__(self) -> None:
-        """Check our own callers; users' values are checked by the configuration."""
-        assert self.steps >= 1, self.steps
-        assert 0.0 <= self.max_shrink <= 1.0, self.max_shrink
-        assert self.norm > 0.0, self.norm
-
-    @property
-    def factors(self) -> NDArray[np.float64]:
-        """All p in falling order, 1 first; [1.0] where the search is off."""
-        count = int(self.max_shrink * self.steps) if self.enabled else 1
-        return 1.0 - np.arange(max(count, 1)) / self.steps
+def shrink_factors() -> NDArray[np.float64]:
+    """All p in falling order, 1 first."""
+    return 1.0 - np.arange(int(_MAX_SHRINK * _STEPS)) / _STEPS
 
 
 def shrink_errors(
@@ -63,7 +39,6 @@ def shrink_errors(
     scale: NDArray[np.float64],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
-    clip: ClipSearch,
     *,
     every: bool = False,
 ) -> NDArray[np.float64]:
@@ -74,20 +49,19 @@ def shrink_errors(
         scale: The steps at p = 1, [out].
         low: The smallest q - z, [out].
         high: The largest q - z, [out].
-        clip: The search.
         every: Whether all costs are wanted, also of factors that cannot be a column's best.
 
     Returns:
-        Σ over the rows of |w - s·p·(q - z)|^norm in units of s^norm, [factors, out]; infinite where it was not found.
+        Σ over the rows of |w - s·p·(q - z)|^2.4 in units of s^2.4, [factors, out]; infinite where it was not found.
     """
     rows, out = weight.shape
-    errors = np.full((len(clip.factors), out), np.inf)
+    errors = np.full((len(shrink_factors()), out), np.inf)
     width = max(1, _TILE // max(rows, 1))
     for left in range(0, out, width):
         columns = slice(left, left + width)
         tile = np.ascontiguousarray((weight[:, columns] / scale[columns]).T, np.float32)
         limits = np.stack([low[columns], high[columns]]).astype(np.float32)[:, :, None]
-        _search(errors[:, columns], tile, limits, clip, every=every)
+        _search(errors[:, columns], tile, limits, every=every)
     return errors
 
 
@@ -95,12 +69,11 @@ def _search(
     errors: NDArray[np.float64],
     tile: NDArray[np.float32],
     limits: NDArray[np.float32],
-    clip: ClipSearch,
     *,
     every: bool,
 ) -> None:
     """Fill in the errors [factors, columns] of a tile [columns, rows], whose limits are [2, columns, 1]."""
-    factors, norm = clip.factors, clip.norm
+    factors, norm = shrink_factors(), _NORM
     half, left = np.float32(norm / 2), np.arange(len(tile))
     for start in range(0, len(factors), _STEP):
         exact, error = np.empty_like(tile), np.empty_like(tile)

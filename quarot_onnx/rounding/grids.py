@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quarot_onnx.errors import ModelError
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch, shrink_errors
+from quarot_onnx.rounding.clip import shrink_errors, shrink_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,14 @@ class Steps:
         return cls(grid.scale.astype(np.float64), scheme.low - zero, scheme.high - zero)
 
 
-def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSearch, name: str) -> Grid:
+def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, clip: bool) -> Grid:
     """The grid of a weight.
 
     Args:
         weight: W: [in, out]; the last group may be shorter than the others.
         scheme: The family of grids.
-        clip: Whether and how to shrink the ranges.
         name: The Linear, for messages.
+        clip: Whether to search how far to shrink the ranges.
 
     Returns:
         The grid; a range that holds only 0 gets the scale 1 and the zero point in the middle, which represents 0.
@@ -58,9 +58,9 @@ def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSear
     """
     require_finite(weight, name)
     if not scheme.per_channel:
-        return _grid_of_range(weight, scheme, clip)
+        return _grid_of_range(weight, scheme, clip=clip)
     size = scheme.group_size or max(len(weight), 1)
-    grids = [_grid_of_range(weight[top : top + size], scheme, clip) for top in range(0, len(weight), size)]
+    grids = [_grid_of_range(weight[top : top + size], scheme, clip=clip) for top in range(0, len(weight), size)]
     return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.zero_point for grid in grids]))
 
 
@@ -78,7 +78,7 @@ def require_finite(weight: NDArray[np.floating], name: str) -> None:
         raise ModelError(f"the weight of {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
 
 
-def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSearch) -> Grid:
+def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, *, clip: bool) -> Grid:
     """The grid of one group of rows: [1, out], or [1, 1] for the whole matrix."""
     axis = 0 if scheme.per_channel else None
     low = np.atleast_1d(weight.min(axis=axis)).astype(np.float64)
@@ -93,7 +93,8 @@ def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, clip: Cli
     zero = np.full(exact.shape, float(scheme.middle))
     if not scheme.symmetric:
         zero = np.where(empty, zero, np.clip(np.rint(scheme.low - low / exact), scheme.low, scheme.high))
-    scale = (exact * _best_factors(weight, exact, zero, scheme, clip)).astype(np.float32)
+    factors = _best_factors(weight, exact, zero, scheme) if clip else 1.0
+    scale = (exact * factors).astype(np.float32)
     return Grid(np.maximum(scale, np.finfo(np.float32).tiny)[None], zero.astype(scheme.dtype)[None])
 
 
@@ -102,16 +103,12 @@ def _best_factors(
     scale: NDArray[np.float64],
     zero: NDArray[np.float64],
     scheme: WeightScheme,
-    clip: ClipSearch,
 ) -> NDArray[np.float64]:
     """The shrink factor of every scale."""
-    factors = clip.factors
-    if len(factors) == 1:
-        return np.ones_like(scale)
     low, high = scheme.low - zero, scheme.high - zero
     scale, low, high = (np.broadcast_to(values, weight.shape[1:]) for values in (scale, low, high))
-    errors = shrink_errors(weight, scale, low, high, clip, every=not scheme.per_channel)
+    errors = shrink_errors(weight, scale, low, high, every=not scheme.per_channel)
     if not scheme.per_channel:
         errors = errors.sum(axis=1, keepdims=True)
-    best: NDArray[np.float64] = factors[errors.argmin(axis=0)]
+    best: NDArray[np.float64] = shrink_factors()[errors.argmin(axis=0)]
     return best

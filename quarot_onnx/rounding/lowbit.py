@@ -37,7 +37,6 @@ from quarot_onnx.rounding.blockwise import (
     round_plainly,
 )
 from quarot_onnx.rounding.checkpoint import Checkpoint
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.grids import find_grid
 from quarot_onnx.rounding.rtn import nearest_integers
 from quarot_onnx.rounding.store import RoundedWeight
@@ -215,7 +214,7 @@ def round_when_written(job: LinearJob | TableJob) -> RoundedWeight:
         ModelError: The weight holds NaN or infinity.
     """
     work = _linear_job(job) if isinstance(job, LinearJob) else _table_job(job)
-    grid = find_grid(work.read(), work.scheme, ClipSearch(enabled=False), work.name)
+    grid = find_grid(work.read(), work.scheme, work.name, clip=False)
 
     def load() -> QuantizedWeight:
         return QuantizedWeight(

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.gptaq import gptaq
 from quarot_onnx.rounding.gptq import gptq
 from quarot_onnx.rounding.qronos import qronos
@@ -47,6 +46,6 @@ def round_weight(
         CalibrationError: The statistics do, or the Hessian cannot be factorised.
     """
     if isinstance(config, RTNConfig):
-        return Rounded(round_to_nearest_weight(weight, scheme, ClipSearch(enabled=config.mse), name), 0.0)
+        return Rounded(round_to_nearest_weight(weight, scheme, name, clip=config.mse), 0.0)
     assert statistics is not None, name
     return METHODS[type(config)](weight, statistics, scheme, config, name)

@@ -5,20 +5,19 @@ from numpy.typing import NDArray
 
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.grids import Steps, find_grid
 
 
 def round_to_nearest_weight(
-    weight: NDArray[np.floating], scheme: WeightScheme, clip: ClipSearch, name: str
+    weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, clip: bool
 ) -> QuantizedWeight:
     """Round every weight on its own.
 
     Args:
         weight: W: [in, out].
         scheme: The family of grids.
-        clip: Whether and how to shrink the ranges.
         name: The Linear, for messages.
+        clip: Whether to search how far to shrink the ranges.
 
     Returns:
         The integers and their grid.
@@ -26,7 +25,7 @@ def round_to_nearest_weight(
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
-    grid = find_grid(weight, scheme, clip, name)
+    grid = find_grid(weight, scheme, name, clip=clip)
     return QuantizedWeight(scheme, nearest_integers(weight, scheme, grid), grid.scale, grid.zero_point)
 
 

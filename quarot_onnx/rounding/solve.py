@@ -21,7 +21,6 @@ from quarot_onnx.config.rounding import HessianConfig
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
 
@@ -117,7 +116,7 @@ def round_in_order(
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
-    grid = find_grid(weight, scheme, _early_clip(scheme, options), name)
+    grid = find_grid(weight, scheme, name, clip=_early_clip(scheme, options))
     integers = np.empty(weight.shape, scheme.dtype)
     for left in range(0, weight.shape[1], _TILE):
         columns = slice(left, left + _TILE)
@@ -133,9 +132,9 @@ def _moving(scheme: WeightScheme, options: HessianConfig) -> bool:
     return scheme.group_size is not None and not options.static_groups
 
 
-def _early_clip(scheme: WeightScheme, options: HessianConfig) -> ClipSearch:
+def _early_clip(scheme: WeightScheme, options: HessianConfig) -> bool:
     """The search that is worth its time before the first row."""
-    return ClipSearch(enabled=options.mse and not _moving(scheme, options))
+    return options.mse and not _moving(scheme, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,7 @@ class _Tile:
     def _find_group(self, group: int, rows: NDArray[np.float64]) -> None:
         """Set the grid of a group from its rows as they are now."""
         whole = WeightScheme(self.scheme.bits, symmetric=self.scheme.symmetric, signed=self.scheme.signed)
-        grid = find_grid(rows, whole, ClipSearch(enabled=self.options.mse), self.name)
+        grid = find_grid(rows, whole, self.name, clip=self.options.mse)
         self.grid.scale[group], self.grid.zero_point[group] = grid.scale[0], grid.zero_point[0]
 
     def _block(self, start: int, stop: int) -> None:

@@ -9,11 +9,11 @@ from weights_by_hand import clipped_scale
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
+from quarot_onnx.rounding import clip as clipping
+from quarot_onnx.rounding.clip import shrink_factors
 from quarot_onnx.rounding.grids import find_grid
 from quarot_onnx.rounding.rtn import round_to_nearest_weight
 
-OFF = ClipSearch(enabled=False)
 SCHEMES = st.builds(
     WeightScheme,
     bits=st.sampled_from([2, 3, 4, 8]),
@@ -34,7 +34,7 @@ def gaussian(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 def test_without_clipping_every_weight_is_within_half_a_step_and_zero_is_exact(
     weight: np.ndarray, scheme: WeightScheme
 ) -> None:
-    rounded = round_to_nearest_weight(weight, scheme, OFF, "w")
+    rounded = round_to_nearest_weight(weight, scheme, "w", clip=False)
     assert rounded.integers.dtype == rounded.zero_point.dtype == np.dtype(scheme.dtype)
     assert rounded.scale.dtype == np.float32
     assert rounded.scale.shape == rounded.zero_point.shape == (scheme.groups(len(weight)), weight.shape[1])
@@ -54,7 +54,7 @@ def test_without_clipping_every_weight_is_within_half_a_step_and_zero_is_exact(
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_largest_weight_of_a_symmetric_grid_is_met(bits: int) -> None:
     weight = gaussian(33, 7)
-    found = round_to_nearest_weight(weight, WeightScheme(bits), OFF, "w")
+    found = round_to_nearest_weight(weight, WeightScheme(bits), "w", clip=False)
     largest = np.abs(weight).argmax(axis=0), np.arange(7)
     assert (np.abs(found.integers[largest].astype(int)) == 2 ** (bits - 1) - 1).all()
     np.testing.assert_allclose(found.dequantized()[largest], weight[largest], rtol=2.0**-22)
@@ -64,8 +64,8 @@ def test_the_largest_weight_of_a_symmetric_grid_is_met(bits: int) -> None:
 def test_signed_and_unsigned_differ_by_the_middle(*, signed: bool) -> None:
     weight = gaussian(40, 6) + 0.3
     for symmetric in (True, False):
-        one = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric, signed=signed), ClipSearch(), "w")
-        other = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric), ClipSearch(), "w")
+        one = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric, signed=signed), "w", clip=True)
+        other = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric), "w", clip=True)
         assert (one.scale == other.scale).all()
         shift = 0 if signed else 8
         assert (one.integers.astype(int) - shift == other.integers).all()
@@ -75,8 +75,8 @@ def test_signed_and_unsigned_differ_by_the_middle(*, signed: bool) -> None:
 def test_the_integers_are_those_of_the_float32_scale() -> None:
     # Weights next to the middle between two integers: the exact scale and its float32 value take them apart.
     weight = np.concatenate([np.arange(0.5, 7.0), [7.0]])[:, None] * np.geomspace(0.1, 1.7, 301)[None]
-    for clip in (OFF, ClipSearch()):
-        found = round_to_nearest_weight(weight.astype(np.float32), WeightScheme(4), clip, "w")
+    for clip in (False, True):
+        found = round_to_nearest_weight(weight.astype(np.float32), WeightScheme(4), "w", clip=clip)
         expected = np.rint(weight.astype(np.float32).astype(np.float64) / found.scale.astype(np.float64))
         assert (found.integers == np.clip(expected, -8, 7)).all()
 
@@ -88,13 +88,13 @@ def test_the_clip_search_finds_what_trying_all_factors_finds(
     bits: int, *, symmetric: bool, group_size: int | None, rows: int
 ) -> None:
     weight = gaussian(rows, 11) ** 3 * np.geomspace(1e-3, 1e3, 11, dtype=np.float32) + np.float32(0.1)
-    scheme, clip = WeightScheme(bits, symmetric=symmetric, group_size=group_size), ClipSearch()
-    grid = find_grid(weight, scheme, clip, "w")
+    scheme = WeightScheme(bits, symmetric=symmetric, group_size=group_size)
+    grid = find_grid(weight, scheme, "w", clip=True)
     size = group_size or rows
     for group in range(scheme.groups(rows)):
         for column in range(11):
             values = weight[group * size : (group + 1) * size, column].astype(np.float64)
-            scale, zero, errors = clipped_scale(values, scheme, clip)
+            scale, zero, errors = clipped_scale(values, scheme, clip=True)
             assert grid.zero_point[group, column] == zero
             ranks = grid.scale[group, column] / scale
             if abs(ranks - 1) > 1e-6:  # Another factor: allowed where its error is the same to float32's precision.
@@ -103,56 +103,51 @@ def test_the_clip_search_finds_what_trying_all_factors_finds(
 
 
 def test_the_factors_that_are_tried() -> None:
-    np.testing.assert_allclose(ClipSearch().factors, np.arange(100, 20, -1) / 100, rtol=1e-15)
-    np.testing.assert_allclose(ClipSearch(steps=10, max_shrink=0.5).factors, [1.0, 0.9, 0.8, 0.7, 0.6], rtol=1e-15)
-    assert OFF.factors == ClipSearch(max_shrink=0.0).factors == [1.0]
+    np.testing.assert_allclose(shrink_factors(), np.arange(100, 20, -1) / 100, rtol=1e-15)
 
 
 def test_the_clip_search_clips_and_helps() -> None:
     weight = gaussian(1000, 8)
-    found = round_to_nearest_weight(weight, WeightScheme(4), ClipSearch(), "w")
-    plain = round_to_nearest_weight(weight, WeightScheme(4), OFF, "w")
+    found = round_to_nearest_weight(weight, WeightScheme(4), "w", clip=True)
+    plain = round_to_nearest_weight(weight, WeightScheme(4), "w", clip=False)
     assert (found.scale < 0.9 * plain.scale).all()
     assert (found.scale >= 0.2 * plain.scale).all()
     wrong, worse = (np.abs(weight - rounded.dequantized()).sum(axis=0) for rounded in (found, plain))
     assert (wrong < worse).all()
 
 
-def test_the_norm_and_the_number_of_factors_count() -> None:
+@pytest.mark.parametrize(("norm", "finer"), [(1.0, True), (8.0, False)])
+def test_the_norm_counts(norm: float, *, finer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(500, 5) ** 3
-    scales = [
-        find_grid(weight, WeightScheme(3), clip, "w").scale
-        for clip in (ClipSearch(), ClipSearch(norm=1.0), ClipSearch(norm=8.0), ClipSearch(max_shrink=0.1))
-    ]
-    assert (scales[1] < scales[0]).all()
-    assert (scales[2] > scales[0]).all()
-    assert (scales[3] >= 0.9 * find_grid(weight, WeightScheme(3), OFF, "w").scale).all()
+    usual = find_grid(weight, WeightScheme(3), "w", clip=True).scale
+    monkeypatch.setattr(clipping, "_NORM", norm)
+    assert ((find_grid(weight, WeightScheme(3), "w", clip=True).scale < usual) == finer).all()
 
 
 def test_columns_do_not_know_of_each_other() -> None:
     weight = gaussian(200, 700)
-    whole = find_grid(weight, WeightScheme(4), ClipSearch(), "w")
-    alone = find_grid(weight[:, 300:301], WeightScheme(4), ClipSearch(), "w")
+    whole = find_grid(weight, WeightScheme(4), "w", clip=True)
+    alone = find_grid(weight[:, 300:301], WeightScheme(4), "w", clip=True)
     np.testing.assert_allclose(whole.scale[:, 300:301], alone.scale, rtol=1e-6)
 
 
 def test_one_scale_for_the_whole_matrix() -> None:
     weight = gaussian(70, 9) * np.linspace(0.1, 2, 9, dtype=np.float32)
     scheme = WeightScheme(4, symmetric=False, per_channel=False)
-    for clip in (OFF, ClipSearch()):
-        found = round_to_nearest_weight(weight, scheme, clip, "w")
+    for clip in (False, True):
+        found = round_to_nearest_weight(weight, scheme, "w", clip=clip)
         assert found.scale.shape == found.zero_point.shape == (1, 1)
-        as_column = round_to_nearest_weight(weight.reshape(-1, 1), WeightScheme(4, symmetric=False), clip, "w")
+        as_column = round_to_nearest_weight(weight.reshape(-1, 1), WeightScheme(4, symmetric=False), "w", clip=clip)
         assert found.scale == as_column.scale
         assert (found.integers.reshape(-1, 1) == as_column.integers).all()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("clip", [OFF, ClipSearch()])
-def test_constant_zero_and_tiny_columns(*, symmetric: bool, clip: ClipSearch) -> None:
+@pytest.mark.parametrize("clip", [False, True])
+def test_constant_zero_and_tiny_columns(*, symmetric: bool, clip: bool) -> None:
     weight = np.zeros((12, 5), np.float32)
     weight[:, 1], weight[:, 2], weight[:, 3], weight[3, 4] = 0.7, -0.7, 1e-42, 5.0
-    found = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric), clip, "w")
+    found = round_to_nearest_weight(weight, WeightScheme(4, symmetric=symmetric), "w", clip=clip)
     assert found.scale[0, 0] == found.scale[0, 3] == 1.0
     np.testing.assert_allclose(found.dequantized(), weight, rtol=1e-6, atol=1e-41)
 
@@ -163,12 +158,12 @@ def test_nan_and_infinity_are_refused_by_name(bad: float, scheme: WeightScheme) 
     weight = gaussian(6, 4)
     weight[3, 2] = bad
     with pytest.raises(ModelError, match=r"'model/layers\.3/q_proj' holds NaN or infinity"):
-        round_to_nearest_weight(weight, scheme, OFF, "model/layers.3/q_proj")
+        round_to_nearest_weight(weight, scheme, "model/layers.3/q_proj", clip=False)
 
 
 def test_half_precision_weights_round_as_their_float32_values() -> None:
     weight = gaussian(50, 6).astype(np.float16)
-    half = round_to_nearest_weight(weight, WeightScheme(4), ClipSearch(), "w")
-    single = round_to_nearest_weight(weight.astype(np.float32), WeightScheme(4), ClipSearch(), "w")
+    half = round_to_nearest_weight(weight, WeightScheme(4), "w", clip=True)
+    single = round_to_nearest_weight(weight.astype(np.float32), WeightScheme(4), "w", clip=True)
     assert (half.integers == single.integers).all()
     assert (half.scale == single.scale).all()

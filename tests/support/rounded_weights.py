@@ -10,7 +10,6 @@ from onnx import numpy_helper
 
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.rtn import round_to_nearest_weight
 from quarot_onnx.rounding.store import RoundedWeight
 
@@ -35,7 +34,7 @@ def rounded(weight: QuantizedWeight) -> RoundedWeight:
 
 def nearest(weight: NDArray[Any], scheme: WeightScheme) -> RoundedWeight:
     """A weight to nearest, on the grid of its true range."""
-    return rounded(round_to_nearest_weight(weight, scheme, ClipSearch(enabled=False), "W"))
+    return rounded(round_to_nearest_weight(weight, scheme, "W", clip=False))
 
 
 def initializer(path: Path, suffix: str) -> NDArray[Any]:

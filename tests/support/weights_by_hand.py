@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
 from quarot_onnx.config.rounding import HessianConfig, QronosConfig
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.clip import ClipSearch
 from quarot_onnx.rounding.grids import find_grid
 
 Matrix = NDArray[np.float64]
@@ -27,21 +26,21 @@ def statistics(exact: Matrix, moved: Matrix) -> Statistics:
     return accumulator.finish()
 
 
-def clipped_scale(column: Matrix, scheme: WeightScheme, clip: ClipSearch) -> tuple[float, float, Matrix]:
+def clipped_scale(column: Matrix, scheme: WeightScheme, *, clip: bool) -> tuple[float, float, Matrix]:
     """Scale and zero point of one group of one column, and the errors of all shrink factors, in float64."""
     low, high = min(column.min(), 0.0), max(column.max(), 0.0)
     if high - low == 0.0:
         return 1.0, float(scheme.middle), np.zeros(1)
     best, errors = (np.inf, 0.0, 0.0), []
-    for i in range(int(clip.max_shrink * clip.steps) if clip.enabled else 1):
-        p = 1 - i / clip.steps
+    for i in range(80 if clip else 1):
+        p = 1 - i / 100
         if scheme.symmetric:
             scale, zero = p * max(-low, high) / (2 ** (scheme.bits - 1) - 1), float(scheme.middle)
         else:
             scale = p * (high - low) / (2**scheme.bits - 1)
             zero = np.round(scheme.low - p * low / scale)
         q = np.clip(np.round(column / scale) + zero, scheme.low, scheme.high)
-        errors.append(float((np.abs(column - scale * (q - zero)) ** clip.norm).sum()))
+        errors.append(float((np.abs(column - scale * (q - zero)) ** 2.4).sum()))
         if errors[-1] < best[0]:
             best = errors[-1], scale, zero
     return best[1], best[2], np.array(errors)
@@ -51,10 +50,10 @@ class Grids:
     """The grid of every input row, found when and where a method asks for it."""
 
     def __init__(self, weight: Matrix, scheme: WeightScheme, options: HessianConfig) -> None:
-        self.scheme, self.clip = scheme, ClipSearch(enabled=options.mse)
+        self.scheme, self.clip = scheme, options.mse
         self.size = scheme.group_size or len(weight)
         self.moving = scheme.group_size is not None and not options.static_groups
-        grid = find_grid(weight, scheme, self.clip, "w")
+        grid = find_grid(weight, scheme, "w", clip=self.clip)
         self.scale, self.zero = grid.scale.astype(np.float64), grid.zero_point.astype(np.float64)
 
     def round(self, weight: Matrix, row: int) -> tuple[Matrix, Matrix]:
@@ -62,7 +61,7 @@ class Grids:
         group = row // self.size
         if self.moving and row % self.size == 0:
             one = WeightScheme(self.scheme.bits, symmetric=self.scheme.symmetric, signed=self.scheme.signed)
-            grid = find_grid(weight[row : row + self.size], one, self.clip, "w")
+            grid = find_grid(weight[row : row + self.size], one, "w", clip=self.clip)
             self.scale[group], self.zero[group] = grid.scale[0], grid.zero_point[0]
         scale, zero = self.scale[group], self.zero[group]
         integers = np.clip(np.rint(weight[row] / scale) + zero, self.scheme.low, self.scheme.high)
