@@ -81,41 +81,6 @@ class ModelInputs:
         graph = model.graph
         inputs = [TensorSpec.of(value) for value in graph.inputs if value.name not in graph.initializers]
         outputs = [TensorSpec.of(value) for value in graph.outputs]
-        return cls._build(inputs, outputs, model, head_dim, folder, known=known)
-
-    @classmethod
-    def from_session(
-        cls, session: Any, *, head_dim: int | None = None, folder: str | Path | None = None
-    ) -> "ModelInputs":
-        """Read from an ``onnxruntime.InferenceSession``; names decide where inputs look alike.
-
-        Args:
-            session: The session.
-            head_dim: The head_dim of the cache, if the graph leaves it symbolic and no config file tells.
-            folder: Where genai_config.json or config.json may lie.
-
-        Raises:
-            FeedError: An input is not known.
-            ModelError: The graph is no language model.
-        """
-        inputs, outputs = (
-            [TensorSpec.of_argument(argument) for argument in arguments]
-            for arguments in (session.get_inputs(), session.get_outputs())
-        )
-        return cls._build(inputs, outputs, None, head_dim, folder)
-
-    @classmethod
-    def _build(
-        cls,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        model: ir.Model | None,
-        head_dim: int | None,
-        folder: str | Path | None,
-        *,
-        known: bool = True,
-    ) -> "ModelInputs":
-        graph = None if model is None else model.graph
         logits = logits_output(outputs)
         width = logits.shape[-1] if logits.shape else None
         vocab_size = width if isinstance(width, int) else None
@@ -126,11 +91,11 @@ class ModelInputs:
         tokens = kinds.get(InputRole.TOKENS)
         if tokens is None and InputRole.EMBEDDINGS not in kinds:
             raise ModelError("the graph has no integer input [batch, sequence] for token ids: it is no language model")
-        if vocab_size is None and graph is not None and tokens is not None:
+        if vocab_size is None and tokens is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
         open_shape = any(not isinstance(length, int) for spec in pasts for length in (spec.shape or ())[1::2])
-        kv_heads, width = attention_shape(model) if model is not None and open_shape else (None, None)
+        kv_heads, width = attention_shape(model) if open_shape else (None, None)
         if pasts and folder is not None:
             config = _config_shape(Path(folder))
             kv_heads, width = kv_heads or config[0], width or config[1]

@@ -6,7 +6,6 @@
 import enum
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
@@ -26,19 +25,6 @@ _POSITION_ENDS = frozenset({"Cos", "Sin", "RotaryEmbedding"})
 _TABLE_OPS = frozenset({"Gather", "GatherBlockQuantized"})
 # A tied table may be stored as the head reads it, transposed, or quantized.
 _TABLE_MAKERS = frozenset({"Transpose", "DequantizeLinear", "Cast", "Identity"})
-
-
-_ORT_TYPES = {
-    "tensor(float)": ir.DataType.FLOAT,
-    "tensor(float16)": ir.DataType.FLOAT16,
-    "tensor(bfloat16)": ir.DataType.BFLOAT16,
-    "tensor(double)": ir.DataType.DOUBLE,
-    "tensor(int64)": ir.DataType.INT64,
-    "tensor(int32)": ir.DataType.INT32,
-    "tensor(int8)": ir.DataType.INT8,
-    "tensor(uint8)": ir.DataType.UINT8,
-    "tensor(bool)": ir.DataType.BOOL,
-}
 
 
 class InputRole(enum.Enum):
@@ -80,12 +66,6 @@ class TensorSpec:
         if value.shape is not None:
             shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         return cls(value.name or "", value.dtype or ir.DataType.UNDEFINED, shape)
-
-    @classmethod
-    def of_argument(cls, argument: Any) -> "TensorSpec":
-        """The spec of an input or output of an onnxruntime session."""
-        dtype = _ORT_TYPES.get(argument.type, ir.DataType.UNDEFINED)
-        return cls(argument.name, dtype, None if argument.shape is None else tuple(argument.shape))
 
 
 def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:

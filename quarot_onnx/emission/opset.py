@@ -24,34 +24,33 @@ _REDUCTIONS = frozenset(
 _REDUCTION_OPSET = 18
 
 
-def raise_opset(editor: Editor, wanted: int = INT4_OPSET) -> None:
-    """Import ``wanted`` instead of an older version; a newer one stays.
+def raise_opset(editor: Editor) -> None:
+    """Import the first version with 4-bit integers instead of an older one; a newer one stays.
 
     Args:
         editor: Of the graph, which imports 13 or later.
-        wanted: The version, at most 21.
 
     Raises:
         ConfigError: An operator in use changed its meaning in between; nothing has been changed then.
     """
     model = editor.model
     current = model.graph.opset_imports.get("", 1)
-    if current < wanted:
+    if current < INT4_OPSET:
         nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in STANDARD_DOMAINS]
-        changed = [node for node in nodes if not means_the_same(node, current, wanted)]
+        changed = [node for node in nodes if not means_the_same(node, current, INT4_OPSET)]
         for node in changed:
             if node.op_type not in _REDUCTIONS | {"Split"}:
                 raise ConfigError(
-                    f"4-bit weights beside 8-bit activations need opset {wanted}; the model has {current}, and its "
-                    f"{node.op_type} {label(node)!r} would change its meaning: export it with opset {wanted}, or use "
-                    "the format nbits or w8"
+                    f"4-bit weights beside 8-bit activations need opset {INT4_OPSET}; the model has {current}, and its "
+                    f"{node.op_type} {label(node)!r} would change its meaning: export it with opset {INT4_OPSET}, or "
+                    "use the format nbits or w8"
                 )
         for node in changed:
             if node.op_type in _REDUCTIONS and current < _REDUCTION_OPSET:
                 _axes_as_input(editor, node)
             elif node.op_type == "Split" and len([v for v in node.inputs if v is not None]) == 1:
                 editor.set_int(node, "num_outputs", len(node.outputs))
-        model.graph.opset_imports[""] = wanted
+        model.graph.opset_imports[""] = INT4_OPSET
     model.ir_version = max(model.ir_version or 0, _INT4_IR_VERSION)
 
 

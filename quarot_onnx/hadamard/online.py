@@ -37,12 +37,6 @@ class OnlineFactors:
         """Multiply-adds per row: n·Σ m_i."""
         return self.size * sum(len(factor) for factor in self.factors)
 
-    def describe(self) -> str:
-        """For example ``1536 = 48·32, 122880 multiply-adds per row``."""
-        widths = "·".join(str(len(factor)) for factor in self.factors)
-        blocks = "" if self.block == self.size else f"{self.size // self.block} blocks of "
-        return f"{self.size} = {blocks}{widths}, {self.cost()} multiply-adds per row"
-
 
 def scaled_factors(size: int, hadamards: Sequence[NDArray[np.float64]]) -> OnlineFactors:
     """Scales ±1 factors by powers of two to nearly orthonormal ones.

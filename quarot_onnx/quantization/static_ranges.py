@@ -53,7 +53,6 @@ def calibrate(
     reader: DataReader | None,
     *,
     max_samples: int | None = None,
-    threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[tuple[str, CalibMethod, float], Range]:
     """The ranges that the selection needs.
@@ -63,7 +62,6 @@ def calibrate(
         selection: What will be quantized.
         reader: Any onnxruntime calibration reader.
         max_samples: Stop after so many samples.
-        threads: onnxruntime's intra-op threads.
         progress: Called with samples done and, where known, their number.
 
     Returns:
@@ -88,7 +86,6 @@ def calibrate(
             method=method,
             percentile=percentile,
             max_samples=max_samples,
-            threads=threads,
             progress=progress,
         )
         ranges |= {(name, method, percentile): found[name] for name in names}

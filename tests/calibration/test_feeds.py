@@ -39,11 +39,6 @@ def test_decode_steps_equal_one_prefill(rename: bool, positions: bool):
         np.testing.assert_allclose(outputs[inputs.logits][:, 0], whole[:, step], rtol=1e-5, atol=1e-5)
 
 
-def test_session_and_graph_tell_the_same():
-    model = tiny.build()
-    assert ModelInputs.from_session(open_session(model)) == inputs_of(model)
-
-
 def test_roles_do_not_depend_on_names():
     model = tiny.build()
     plain, renamed = inputs_of(model), inputs_of(tiny.renamed(model))

@@ -132,11 +132,6 @@ def test_dense_rotation_is_one_factor() -> None:
     assert (online.block, online.weight_scale, online.cost()) == (24, 1.0, 24 * 24)
 
 
-def test_describe() -> None:
-    assert Rotation.hadamard(1536).online().describe() == "1536 = 48·32, 122880 multiply-adds per row"
-    assert Rotation.hadamard(92, block_size=4).online().describe() == "92 = 23 blocks of 4, 368 multiply-adds per row"
-
-
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"seed 3, size 64.*plain Hadamard"):
         Rotation.hadamard(64, seed=3).online()
