@@ -1,5 +1,6 @@
 """Options that several commands share, and the files that they name. Nothing heavy is imported here."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,13 @@ _OTHER_FILES = frozenset(
 """Suffixes of files that are plainly something else; any other may be a part of a folder's name, as in ``v1.7``."""
 
 
+@dataclass(frozen=True)
+class Key:
+    """The key of a recipe that an option sets; stands beside the option's own declaration."""
+
+    name: str
+
+
 class Dtype(StrEnum):
     """The type of an export's weights."""
 
@@ -53,14 +61,26 @@ class Dtype(StrEnum):
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file, or a folder with one.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write, or a folder for it.")]
-R1 = Annotated[bool | None, typer.Option("--r1/--no-r1", help="Residual stream (offline).", rich_help_panel=ROTATION)]
+R1 = Annotated[
+    bool | None,
+    typer.Option("--r1/--no-r1", help="Residual stream (offline).", rich_help_panel=ROTATION),
+    Key("rotation.r1"),
+]
 R2 = Annotated[
-    bool | None, typer.Option("--r2/--no-r2", help="Values of each head (offline).", rich_help_panel=ROTATION)
+    bool | None,
+    typer.Option("--r2/--no-r2", help="Values of each head (offline).", rich_help_panel=ROTATION),
+    Key("rotation.r2"),
 ]
 R3 = Annotated[
-    bool | None, typer.Option("--r3/--no-r3", help="Queries and keys after RoPE (online).", rich_help_panel=ROTATION)
+    bool | None,
+    typer.Option("--r3/--no-r3", help="Queries and keys after RoPE (online).", rich_help_panel=ROTATION),
+    Key("rotation.r3"),
 ]
-R4 = Annotated[bool | None, typer.Option("--r4/--no-r4", help="Input of down_proj (online).", rich_help_panel=ROTATION)]
+R4 = Annotated[
+    bool | None,
+    typer.Option("--r4/--no-r4", help="Input of down_proj (online).", rich_help_panel=ROTATION),
+    Key("rotation.r4"),
+]
 RotationFile = Annotated[
     Path | None,
     typer.Option(
@@ -69,31 +89,39 @@ RotationFile = Annotated[
         help="rotation_config.json; without it the graph is searched.",
         rich_help_panel=ROTATION,
     ),
+    Key("rotation.r_config_path"),
 ]
 RMatrixDim = Annotated[
     int | None,
     typer.Option(
         "--r-matrix-dim", min=1, metavar="N", help="R1's size, checked against the graph.", rich_help_panel=ROTATION
     ),
+    Key("rotation.r_matrix_dim"),
 ]
 RandomHad = Annotated[
-    bool, typer.Option("--random-had", help="Randomised Hadamards for R1 and R2.", rich_help_panel=ROTATION)
+    bool,
+    typer.Option("--random-had", help="Randomised Hadamards for R1 and R2.", rich_help_panel=ROTATION),
+    Key("rotation.use_random_had"),
 ]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, metavar="S", help="Seed of the random signs. Default: 0.", rich_help_panel=ROTATION),
+    Key("rotation.seed"),
 ]
 BlockSize = Annotated[
     int | None,
     typer.Option("--block-size", min=1, metavar="B", help="Block-diagonal R1 and R4.", rich_help_panel=ROTATION),
+    Key("rotation.block_size"),
 ]
 R1Matrix = Annotated[
     Path | None,
     typer.Option("--r1-matrix", metavar="NPY", help="An orthogonal matrix for R1.", rich_help_panel=ROTATION),
+    Key("rotation.r1_matrix_path"),
 ]
 R2Matrix = Annotated[
     Path | None,
     typer.Option("--r2-matrix", metavar="NPY", help="An orthogonal matrix for R2.", rich_help_panel=ROTATION),
+    Key("rotation.r2_matrix_path"),
 ]
 SplitCache = Annotated[
     bool,
@@ -102,6 +130,7 @@ SplitCache = Annotated[
         help="The graphs that share this one's cache are rotated with the same options.",
         rich_help_panel=ROTATION,
     ),
+    Key("rotation.split_cache"),
 ]
 _BOS_HELP = "Force the token in front of every window, or none. Default: as the tokenizer's files say."
 _BOS_ID_HELP = "The id to put there."
@@ -109,12 +138,18 @@ _TEXT_KEY_HELP = "The text is JSON lines, this its key. Default in .jsonl files:
 UseBos = Annotated[bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP)]
 BosId = Annotated[int | None, typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP)]
 TextKey = Annotated[str | None, typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP)]
-CalibBos = Annotated[bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP, rich_help_panel=CALIBRATION)]
+CalibBos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP, rich_help_panel=CALIBRATION), Key("calibration.bos")
+]
 CalibBosId = Annotated[
-    int | None, typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP, rich_help_panel=CALIBRATION)
+    int | None,
+    typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP, rich_help_panel=CALIBRATION),
+    Key("calibration.bos"),
 ]
 CalibTextKey = Annotated[
-    str | None, typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP, rich_help_panel=CALIBRATION)
+    str | None,
+    typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP, rich_help_panel=CALIBRATION),
+    Key("calibration.text_key"),
 ]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")

@@ -8,7 +8,7 @@ from typer import Option
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.gptaq_options import GptaqOptions
-from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, SCHEME
+from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, SCHEME, Key
 from quarot_onnx.cli.weight_options import RoundingOptions, WeightOptions
 from quarot_onnx.config.choices import OutputFormat, Precision, Scheme
 from quarot_onnx.config.enums import CalibMethod
@@ -50,16 +50,21 @@ class SchemeOptions:
     format: Annotated[
         OutputFormat | None,
         Option(help="How low bits are written. Default: what holds them.", rich_help_panel=SCHEME),
+        Key("format"),
     ] = None
     accuracy_level: Annotated[
         int | None,
         Option(metavar="L", min=0, max=4, help="For --format nbits: 4 computes with int8.", rich_help_panel=SCHEME),
+        Key("accuracy_level"),
     ] = None
     lm_head: Annotated[
         Precision | None,
         Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=SCHEME),
+        Key("lm_head"),
     ] = None
-    embedding: Annotated[Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME)] = None
+    embedding: Annotated[Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME), Key("embedding")] = (
+        None
+    )
     exclude: Annotated[
         list[str] | None,
         Option(
@@ -75,6 +80,7 @@ class ActivationOptions:
     a_bits: Annotated[
         int | None,
         Option(metavar="N", help="2 to 8, per token; 16 is float. Default: 16.", rich_help_panel=ACTIVATIONS),
+        Key("activations.bits"),
     ] = None
     a_groupsize: Annotated[
         int | None,
@@ -83,6 +89,7 @@ class ActivationOptions:
             help="Features of a token that share a scale. Default: -1, all of them.",
             rich_help_panel=ACTIVATIONS,
         ),
+        Key("activations.group_size"),
     ] = None
     a_sym: Annotated[
         bool | None,
@@ -91,9 +98,12 @@ class ActivationOptions:
             help="Default: symmetric per token, asymmetric for w8a8-static.",
             rich_help_panel=ACTIVATIONS,
         ),
+        Key("activations.symmetric"),
     ] = None
     a_clip_ratio: Annotated[
-        float | None, Option(metavar="R", help="Factor of the range. Default: 1.", rich_help_panel=ACTIVATIONS)
+        float | None,
+        Option(metavar="R", help="Factor of the range. Default: 1.", rich_help_panel=ACTIVATIONS),
+        Key("activations.clip_ratio"),
     ] = None
 
 
@@ -109,10 +119,12 @@ class CalibrationOptions:
             help="minmax or percentile, for w8a8-static. Default: minmax.",
             rich_help_panel=CALIBRATION,
         ),
+        Key("activations.calibration_method"),
     ] = None
     percentile: Annotated[
         float | None,
         Option(metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=CALIBRATION),
+        Key("activations.percentile"),
     ] = None
     calib_text: Annotated[
         Path | None,
@@ -121,26 +133,31 @@ class CalibrationOptions:
             help="UTF-8 text, or JSON lines. Default: Python's own documentation.",
             rich_help_panel=CALIBRATION,
         ),
+        Key("calibration.text"),
     ] = None
     tokenizer: Annotated[
         Path | None,
         Option(
             metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.", rich_help_panel=CALIBRATION
         ),
+        Key("calibration.tokenizer"),
     ] = None
     calib_samples: Annotated[
         int | None,
         Option(metavar="N", min=1, help="Windows of text. Default: 16.", rich_help_panel=CALIBRATION),
+        Key("calibration.samples"),
     ] = None
     nsamples: Annotated[
         int | None,
         Option(metavar="N", min=1, help="The same as --calib-samples.", rich_help_panel=CALIBRATION),
+        Key("calibration.samples"),
     ] = None
     calib_seq_len: Annotated[
         int | None,
         Option(
             metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=CALIBRATION
         ),
+        Key("calibration.seq_len"),
     ] = None
     text_key: opt.CalibTextKey = None
     bos: opt.CalibBos = None

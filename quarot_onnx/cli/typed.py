@@ -3,64 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from typer.models import OptionInfo
+
+from quarot_onnx.cli.options import Key
+from quarot_onnx.cli.quantize_options import QuantizeOptions
+from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.choices import Choice, Scheme
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.loading import Loaded
 from quarot_onnx.recipes.wording import Wording
-
-_VALUES = {
-    "weights": "weights.method",
-    "w_bits": "weights.bits",
-    "weight_type": "weights.type",
-    "w_groupsize": "weights.group_size",
-    "percdamp": "weights.perc_damp",
-    "gptq_block_size": "weights.block_size",
-    "alpha": "weights.alpha",
-    "a_bits": "activations.bits",
-    "a_groupsize": "activations.group_size",
-    "a_clip_ratio": "activations.clip_ratio",
-    "calib_method": "activations.calibration_method",
-    "percentile": "activations.percentile",
-    "lm_head": "lm_head",
-    "embedding": "embedding",
-    "format": "format",
-    "accuracy_level": "accuracy_level",
-    "calib_text": "calibration.text",
-    "tokenizer": "calibration.tokenizer",
-    "calib_samples": "calibration.samples",
-    "nsamples": "calibration.samples",
-    "calib_seq_len": "calibration.seq_len",
-    "text_key": "calibration.text_key",
-    "bos_id": "calibration.bos",
-    "rotation_config": "rotation.r_config_path",
-    "r_matrix_dim": "rotation.r_matrix_dim",
-    "block_size": "rotation.block_size",
-    "seed": "rotation.seed",
-    "r1_matrix": "rotation.r1_matrix_path",
-    "r2_matrix": "rotation.r2_matrix_path",
-}
-"""Options with a value; ``a_b`` is typed ``--a-b``."""
-
-_SWITCHES = {
-    "per_channel": ("weights.per_channel", "--per-channel", "--per-tensor"),
-    "w_sym": ("weights.symmetric", "--w-sym", "--w-asym"),
-    "w_clip": ("weights.clip", "--w-clip", "--no-w-clip"),
-    "act_order": ("weights.act_order", "--act-order", ""),
-    "static_groups": ("weights.static_groups", "--static-groups", ""),
-    "int8_down_proj": ("int8_down_proj", "--int8-down-proj", ""),
-    "bos": ("calibration.bos", "--bos", "--no-bos"),
-    "a_sym": ("activations.symmetric", "--a-sym", "--a-asym"),
-    "random_had": ("rotation.use_random_had", "--random-had", ""),
-    "split_cache": ("rotation.split_cache", "--split-cache", ""),
-    "r1": ("rotation.r1", "--r1", "--no-r1"),
-    "r2": ("rotation.r2", "--r2", "--no-r2"),
-    "r3": ("rotation.r3", "--r3", "--no-r3"),
-    "r4": ("rotation.r4", "--r4", "--no-r4"),
-}
-"""Options that are on or off: key, and what is typed for each."""
 
 _METHODS = {
     "w_rtn": ("rtn", ("rtn",)),
@@ -76,6 +30,47 @@ _OVERRIDING = frozenset(
     {"calibration.text", "calibration.text_key", "calibration.tokenizer", "calibration.bos", "rotation.seed"}
 )
 """What may be typed although a file says it too: what differs between one run and the next."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option that sets a key of a recipe.
+
+    Attributes:
+        name: Its field.
+        key: The key.
+        yes: What is typed, before the value where it takes one.
+        no: What is typed for the opposite of a switch; empty for an option with a value, and for a switch without.
+        switch: Whether it takes no value.
+    """
+
+    name: str
+    key: str
+    yes: str
+    no: str
+    switch: bool
+
+    def words(self, value: object) -> str:
+        """What was typed for a value."""
+        if self.switch:
+            return self.yes if value else self.no
+        return f"{self.yes} {value.lower() if isinstance(value, Choice) else value}"
+
+
+def declared(options: type) -> tuple[Declared, ...]:
+    """The options of a dataclass that set keys, by the `Key` that stands in their annotations."""
+    found = []
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        keys = [item.name for item in getattr(hint, "__metadata__", ()) if isinstance(item, Key)]
+        if not keys:
+            continue
+        option = next(item for item in hint.__metadata__ if isinstance(item, OptionInfo))
+        # Before typer has looked at it, the first name stands where a default would.
+        spelt = [item for item in (option.default, *(option.param_decls or ())) if isinstance(item, str)]
+        yes, _, no = (*spelt, _flag(name))[0].partition("/")
+        switch = hint.__origin__ in {bool, bool | None}
+        found.append(Declared(name, keys[0], yes, no, switch))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -106,20 +101,15 @@ def typed_keys(options: object) -> dict[str, Typed]:
         ConfigError: The rounding, where inputs are measured, the samples or the BOS are said twice and differently.
     """
     found: dict[str, Typed] = {}
-    for name, key in _VALUES.items():
-        value = getattr(options, name, None)
-        if value is None:
+    for option in declared(type(options)):
+        value = getattr(options, option.name)
+        if value is None or (value is False and not option.no):
             continue
-        words = f"{_flag(name)} {value.lower() if isinstance(value, Choice) else value}"
-        if key in found and found[key].value != value:
-            raise ConfigError(f"{words} contradicts {found[key].words}; leave out one of them")
-        found[key] = Typed(value, words)
-    for name, (key, yes, no) in _SWITCHES.items():
-        value = getattr(options, name, None)
-        if value or (value is False and no):
-            if key in found:
-                raise ConfigError(f"{found[key].words} contradicts {yes if value else no}; leave out one of them")
-            found[key] = Typed(value, yes if value else no)
+        words = option.words(value)
+        before = found.get(option.key)
+        if before is not None and (type(before.value), before.value) != (type(value), value):
+            raise ConfigError(f"{words} contradicts {before.words}; leave out one of them")
+        found[option.key] = Typed(value, words)
     _method(options, found)
     _aq_calibration(options, found)
     if exclude := getattr(options, "exclude", None):
@@ -186,9 +176,8 @@ class OptionWording(Wording):
         file = self._holder(key)
         if file is not None:
             return file.word(key)
-        flags = {own: _flag(name) for name, own in reversed(_VALUES.items())}  # of two names the first
-        flags |= {key: yes for key, yes, _ in _SWITCHES.values()}
-        return flags.get(key, key)
+        options = (*declared(RotateOptions), *declared(QuantizeOptions))
+        return {option.key: option.yes for option in reversed(options)}.get(key, key)  # of two names the first
 
     def advised(self, key: str, value: object) -> str:
         """A line of the file, or an option with its value."""

@@ -10,9 +10,11 @@ from quarot_onnx.cli import gptaq_options, typed
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.recipes.own import Activations, Calibration, Recipe, Weights
 
 CLI = Path(typed.__file__).parent
-KEYS = {*typed._VALUES, *typed._SWITCHES, *typed._METHODS, *typed._AQ.values()}
+KEYS = {*typed._METHODS, *typed._AQ.values()}
 OTHERWISE = {
     "model", "out", "scheme", "config", "recipe", "exclude", "rotate", "verify", "feeds", "overwrite",
     "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio",
@@ -23,10 +25,19 @@ OTHERWISE = {
 def test_every_option_is_a_key_of_a_recipe_or_read_by_name(options: type) -> None:
     of_others = {field.name for field in fields(GptaqOptions)}
     names = {field.name for field in fields(options)} - of_others
-    assert names <= KEYS | OTHERWISE
+    declared = {option.name for option in typed.declared(options)}
+    assert names - declared <= KEYS | OTHERWISE
+    assert not declared & (KEYS | OTHERWISE)
     if options is QuantizeOptions:
-        assert names >= OTHERWISE
-        assert {*KEYS} <= names | {field.name for field in fields(RotateOptions)}
+        assert names >= KEYS | OTHERWISE
+
+
+@pytest.mark.parametrize("options", [QuantizeOptions, RotateOptions])
+def test_every_key_of_an_option_is_one_of_a_recipe(options: type) -> None:
+    sections = {"rotation": QuarotConfig, "weights": Weights, "activations": Activations, "calibration": Calibration}
+    for option in typed.declared(options):
+        section, _, key = option.key.rpartition(".")
+        assert key in (sections[section] if section else Recipe).model_fields, option.name
 
 
 def test_what_is_read_by_name_is_read() -> None:
