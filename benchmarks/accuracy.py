@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from first_blocks import split_after
+
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.config import QConfig, QLayerConfig
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.rounding import ROUNDINGS
 from quarot_onnx.evaluation.perplexity import perplexity
-from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.processor import described
@@ -97,8 +98,7 @@ class Study:
         left = [linear.name for linear in sites.head]
         if self.blocks is None:
             return left
-        names = [linear.name for linear in linears(model.graph)]
-        return [*names[names.index(sites.mlps[self.blocks - 1].name) + 1 :], *left]
+        return [*(linear.name for linear in split_after(self.blocks, model, sites)[1]), *left]
 
     def run(self, scheme: Scheme, method: str, seed: int | None) -> dict[str, Any]:
         """Perplexities and seconds of one way to quantize; seed None does without rotation."""

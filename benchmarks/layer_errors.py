@@ -22,18 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from first_blocks import split_after
 
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.calibration.readers import TextReader, wrap
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.rounding import GPTAQConfig, GPTQConfig, QronosConfig, RoundingConfig, RTNConfig
-from quarot_onnx.emission.apply import activation_of
-from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.quantization.activations import round_trip
 from quarot_onnx.quantization.scheme import WeightScheme
+from quarot_onnx.quantization.static_ranges import activation_of
 from quarot_onnx.recipes.build import activation_spec
 from quarot_onnx.recipes.own import Activations
 from quarot_onnx.rounding.methods import round_weight
@@ -71,9 +71,8 @@ def measured(
 ) -> Iterator[tuple[str, list[float]]]:
     """For each stage and method the excess on each text; they come with a number of windows, calibration first."""
     model = model_io.load(source)
-    last, spec = detect(model).mlps[blocks - 1].node, activation_spec(activations)
-    every = list(linears(model.graph))
-    chosen = every[: [linear.node for linear in every].index(last) + 1]
+    spec = activation_spec(activations)
+    chosen, _ = split_after(blocks, model, detect(model))
     kinds = {id(linear): activation_of(spec, linear.input.name or "", {}) for linear in chosen}
     stages = find_stages(chosen, {chosen[0].node}, lambda linear: linear.transposed_input)
     with ExitStack() as stack:
