@@ -5,7 +5,7 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,9 @@ from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
-from quarot_onnx.quantization.select import LinearJob, Selection, TableJob, saturable, select
+from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.rounding import lowbit
-from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
@@ -264,21 +263,17 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     )
     if ranges:
         run.clock.lap("calibrate")
-    rounded: Callable[[LinearJob | TableJob], RoundedWeight] = lowbit.round_when_written
+    rounded: lowbit.RoundedOf = lowbit.round_when_written
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, work.samples)
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
-        rounded = partial(_by_name, weights)
+        rounded = lowbit.by_name(weights)
         run.clock.lap("round")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*left_in_float(start.model.graph, config), *notes)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return notes
-
-
-def _by_name(weights: Mapping[str, RoundedWeight], job: LinearJob | TableJob) -> RoundedWeight:
-    return weights[job.name]
 
 
 @dataclass(frozen=True, eq=False)

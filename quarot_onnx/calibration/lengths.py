@@ -50,7 +50,7 @@ class Lengths:
         inputs: Sequence[TensorSpec],
         roles: Mapping[str, InputRole],
         outputs: Sequence[TensorSpec],
-        graph: ir.Graph | None,
+        graph: ir.Graph,
     ) -> "Lengths":
         """Read them off the declared shapes of inputs."""
 
@@ -80,14 +80,13 @@ def _in_place(
     inputs: Sequence[TensorSpec],
     roles: Mapping[str, InputRole],
     outputs: Sequence[TensorSpec],
-    graph: ir.Graph | None,
+    graph: ir.Graph,
 ) -> bool:
     """Whether a cache of fixed length is written in place: by what reads it, else by the outputs' shapes."""
     past = next((spec for spec in inputs if roles[spec.name] is InputRole.PAST), None)
     if past is None or past.shape is None or not isinstance(past.shape[2], int):
         return False
-    value = None if graph is None else next(value for value in graph.inputs if value.name == past.name)
-    joined = None if value is None else is_joined(value)
+    joined = is_joined(next(value for value in graph.inputs if value.name == past.name))
     if joined is not None:
         return not joined
     return any(spec.rank == 4 and spec.shape == past.shape for spec in outputs)

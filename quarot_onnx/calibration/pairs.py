@@ -6,31 +6,27 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import TensorSpec
-from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.caches import presents
 
 
 def pair_presents(
-    pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec], graph: ir.Graph | None
+    pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec], graph: ir.Graph
 ) -> tuple[tuple[str, str], ...]:
     """Past inputs with their present outputs.
 
-    They belong together as the graph joins them. Where no graph is at hand, or it joins them in a way that is not
-    understood, names decide if every name answers, else the order.
+    They belong together as the graph joins them. Where it joins them in a way that is not understood, names decide if
+    every name answers, else the order.
 
     Args:
         pasts: The cache inputs.
         outputs: All outputs.
-        graph: The graph, if at hand.
+        graph: The graph.
 
     Returns:
         Pairs in the order of ``pasts``. Empty where a past has no present: another graph makes it, so that this one
         cannot be decoded with alone.
-
-    Raises:
-        ModelError: No graph is at hand, and the numbers differ.
     """
-    pairs = {} if graph is None else _joined([spec.name for spec in pasts], graph)
+    pairs = _joined([spec.name for spec in pasts], graph)
     rest = [spec.name for spec in pasts if spec.name not in pairs]
     names = [spec.name for spec in outputs if spec.name not in pairs.values()]
     ranked = [spec.name for spec in outputs if spec.name in names and spec.rank == 4]
@@ -38,11 +34,6 @@ def pair_presents(
         pairs |= {past: _namesake(past) for past in rest}
     elif len(ranked) == len(rest):
         pairs |= dict(zip(rest, ranked, strict=True))
-    elif graph is None:
-        raise ModelError(
-            f"the graph has {len(pasts)} cache inputs and {len(ranked)} cache outputs: they do not pair; read it "
-            "from its file, which shows what is joined"
-        )
     else:
         return ()
     return tuple((spec.name, pairs[spec.name]) for spec in pasts)

@@ -21,13 +21,13 @@ _IDS = ("input_ids", "tokens", "ids")
 _MASK_TYPES = INTEGERS | FLOATS | {ir.DataType.BOOL}
 
 
-def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> dict[str, InputRole]:
+def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph) -> dict[str, InputRole]:
     """What each required input is for; ``UNKNOWN`` where nothing tells.
 
     Args:
         inputs: The inputs that have no default.
         vocab_size: The width of the logits, to tell the embedding table from other tables; None where unknown.
-        graph: The graph, if at hand; without it names decide between inputs that look alike.
+        graph: The graph.
 
     Returns:
         Input name to role, in the order of ``inputs``.
@@ -35,7 +35,7 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
     Raises:
         ModelError: A switch between two graphs.
     """
-    values = {} if graph is None else {value.name: value for value in graph.inputs}
+    values = {value.name: value for value in graph.inputs}
     main = main_input(inputs, vocab_size, graph)
     roles: dict[str, InputRole] = {}
     for spec in inputs:
@@ -52,14 +52,14 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
 
 
 def main_input(
-    inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None
+    inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph
 ) -> tuple[TensorSpec, InputRole] | None:
     """The token ids, or the embeddings that a graph takes in their place; None where there is neither."""
     integers = [spec for spec in inputs if spec.dtype in INTEGERS and spec.rank == 2]
     found = _indexing(integers, vocab_size, graph)
     if found is not None:
         return found, InputRole.TOKENS
-    values = {} if graph is None else {value.name: value for value in graph.inputs}
+    values = {value.name: value for value in graph.inputs}
     embedded = [
         spec
         for spec in inputs
@@ -88,10 +88,8 @@ def is_decoder(model: ir.Model) -> bool:
     return main is not None and main[1] is InputRole.EMBEDDINGS and bool(beside)
 
 
-def _indexing(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph | None) -> TensorSpec | None:
+def _indexing(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph) -> TensorSpec | None:
     """The one that indexes the embedding table."""
-    if graph is None:
-        return None
     rows = {spec.name: embedding_rows(graph, spec.name) or 0 for spec in integers}
     found = [spec for spec in integers if rows[spec.name] and rows[spec.name] == vocab_size]
     # A padded or quantized head can differ from the table's height: then the name, or else the largest table, tells.

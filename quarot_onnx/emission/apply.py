@@ -1,6 +1,5 @@
 """Every selected node written with its weight and its activation, one weight at a time."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quarot_onnx.config.choices import OutputFormat
@@ -9,7 +8,7 @@ from quarot_onnx.emission.formats import StoredWeight
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import LinearJob, Selection, TableJob
 from quarot_onnx.quantization.static_ranges import Ranges, activation_of, fixed_grid
-from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.rounding.lowbit import RoundedOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +22,7 @@ class StoredWeights:
             take more than ten times the float model's time, with activations of 8 bits per block.
     """
 
-    rounded: Callable[[LinearJob | TableJob], RoundedWeight]
+    rounded: RoundedOf
     format: OutputFormat
     accuracy_level: int | None = None
 

@@ -6,6 +6,7 @@ stages of their own: while others are rounded they run as in the float model, th
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -40,6 +41,9 @@ from quarot_onnx.rounding.checkpoint import Checkpoint
 from quarot_onnx.rounding.grids import find_grid
 from quarot_onnx.rounding.rtn import nearest_integers
 from quarot_onnx.rounding.store import RoundedWeight
+
+RoundedOf = Callable[[LinearJob | TableJob], RoundedWeight]
+"""Gives the rounded weight of what was selected."""
 
 
 def check(selection: Selection, config: QConfig, reader: DataReader | None) -> None:
@@ -202,6 +206,11 @@ def round_weights(
     plain = [job for job in jobs if job.name not in done]
     round_plainly([*plain, *tables], rounding)
     return rounding.rounded, tuple(rounding.notes)
+
+
+def by_name(weights: Mapping[str, RoundedWeight]) -> RoundedOf:
+    """The weights from ``round_weights``, for whoever has their jobs."""
+    return lambda job: weights[job.name]
 
 
 def round_when_written(job: LinearJob | TableJob) -> RoundedWeight:

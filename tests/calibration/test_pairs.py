@@ -12,7 +12,6 @@ from onnx import TensorProto, helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.errors import ModelError
 from quarot_onnx.pipeline import rotate
 
 
@@ -96,12 +95,9 @@ def test_a_past_without_a_present_ends_decoding_but_not_the_proof(tmp_path: Path
     assert (done.equivalence.passed, done.equivalence.decode_steps) == (True, 0)
 
 
-def test_without_a_graph_numbers_must_agree() -> None:
+def test_a_past_without_a_present_is_another_graphs() -> None:
     model = renamed(cached.build(), lambda name: name.replace("present", "cache"))
     del model.graph.output[-1]
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    with pytest.raises(ModelError, match="4 cache inputs and 3 cache outputs: they do not pair"):
-        ModelInputs.from_session(session)
     assert not ModelInputs.from_model(ir.from_proto(model)).has_cache
 
 
