@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def source() -> Path:
 
 def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Path) -> None:
     from quarot_onnx import ModelQuantizer  # noqa: PLC0415
-    from quarot_onnx.config import QConfig  # noqa: PLC0415
-    from quarot_onnx.config.algorithm import QuarotConfig  # noqa: PLC0415
-    from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec  # noqa: PLC0415
+    from quarot_onnx.quantization.config import QConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.algorithm import QuarotConfig  # noqa: PLC0415
+    from quarot_onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec  # noqa: PLC0415
 
     r_config_path = str(write_pairs(source, tmp_path / "rotation_config.json"))
     before = digest(source)
@@ -89,6 +90,14 @@ def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Pa
     assert quantizer.outcome is not None
     assert quantizer.outcome.equivalence is not None
     assert quantizer.outcome.equivalence.passed
+
+
+@pytest.mark.parametrize("module", ["", ".algorithm", ".config", ".data_type", ".spec"])
+def test_quarks_import_paths_hold_the_same_names(module: str) -> None:
+    theirs, ours = (
+        import_module(f"{room}{module}") for room in ("quarot_onnx.quantization.config", "quarot_onnx.config")
+    )
+    assert all(getattr(theirs, name) is getattr(ours, name) for name in ours.__all__)
 
 
 def test_the_short_imports_are_the_same_names() -> None:

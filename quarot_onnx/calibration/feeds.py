@@ -58,7 +58,7 @@ class ModelInputs:
             FeedError: An input is not known.
             ModelError: The file cannot be read, or the graph is no language model.
         """
-        from quarot_onnx.io import model_io  # noqa: PLC0415 (a session needs no file)
+        from quarot_onnx.io import model_io  # noqa: PLC0415 - a model in memory needs no file
 
         return cls.from_model(model_io.load(Path(path)), head_dim=head_dim, folder=Path(path).parent)
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quarot_onnx.cli.quantize_options import QuantizeOptions
-from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
+from quarot_onnx.cli.typed import PLAIN, ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.config.choices import OutputFormat, Scheme
+from quarot_onnx.config.choices import Precision, Scheme
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.recipes.build import Parts, head_note, quantization_config
-from quarot_onnx.recipes.loading import Loaded, load, shipped
+from quarot_onnx.recipes.loading import Loaded, load, scheme_of, shipped
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
@@ -100,13 +100,19 @@ def choose(question: Question) -> Chosen:
     """
     if question.options.config is not None:
         chosen = _from_config(question, question.options.config)
-    elif question.options.scheme is None and (
-        question.options.recipe is not None or any(key in question.typed for key in _BITS)
-    ):
-        chosen = _from_recipe(question)
-    else:
+    elif _names_a_scheme(question):
         chosen = _from_scheme(question)
+    else:
+        chosen = _from_recipe(question)
     return replace(chosen, notes=(*chosen.notes, *_seed_notes(question, chosen.config.quarot)))
+
+
+def _names_a_scheme(question: Question) -> bool:
+    """Whether a shipped recipe is asked for, or nothing else is."""
+    options = question.options
+    if options.scheme is not None or scheme_of(options.recipe) is not None:
+        return True
+    return options.recipe is None and not any(key in question.typed for key in _BITS)
 
 
 def _seed_notes(question: Question, rotation: QuarotConfig | None) -> tuple[str, ...]:
@@ -140,22 +146,27 @@ def _calibration(question: Question) -> Calibration:
 def _from_scheme(question: Question) -> Chosen:
     """A shipped recipe, or the one of whoever names nothing; options change it."""
     options, typed = question.options, question.typed
-    scheme = options.scheme or Scheme.W8A8_DYNAMIC
-    if options.recipe is not None:
-        raise ConfigError(f"--scheme {scheme} contradicts --recipe; leave out one of them")
-    data = dict(shipped(scheme))
+    by_recipe = scheme_of(options.recipe)
+    scheme = options.scheme or by_recipe or Scheme.W8A8_DYNAMIC
+    words = f"{'--scheme' if by_recipe is None else '--recipe'} {scheme}"
+    if options.scheme is not None and options.recipe is not None:
+        raise ConfigError(f"--scheme {scheme} contradicts --recipe {options.recipe}; leave out one of them")
+    data, plain = dict(shipped(scheme)), scheme in PLAIN
     del data["rotation"]
-    wording, plain = OptionWording(typed, None, scheme=True), data.get("format") == OutputFormat.QDQ
     for key, item in typed.items():
         if key in _BITS and not (key == "weights.method" and not plain):
-            raise ConfigError(f"--scheme {scheme} contradicts {item.words}; leave out one of them")
-        if plain and key not in _BESIDE_8_BITS and not key.startswith((CALIBRATION, _ROTATION)):
+            raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
+        beside = key in _BESIDE_8_BITS or key.startswith((CALIBRATION, _ROTATION)) or data.get(key) == item.value
+        if plain and not beside:
             raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
+    sites = question.survey.sites if plain else question.survey.rotatable()
+    if not plain and not sites.head:
+        data["lm_head"] = Precision.FLOAT
     rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
+    wording = OptionWording(typed, None, scheme)
     recipe = parse(merged(_rotating(question), data, rotates=rotates), wording, None)
     refuse_contradictions(recipe, wording)
-    parts = Parts.of(question.survey.sites)
-    return _carried_out(question, recipe, parts, recipe.rotation, wording)
+    return _carried_out(question, recipe, Parts.of(sites), recipe.rotation, wording)
 
 
 def _rotating(question: Question) -> dict[str, Typed]:

@@ -152,7 +152,7 @@ CalibTextKey = Annotated[
     Key("calibration.text_key"),
 ]
 RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, or LLMC's configuration.")
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe as YAML: ours, LLMC's, or a scheme by name.")
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Prove that the rotation changed nothing.")]
 Feeds = Annotated[

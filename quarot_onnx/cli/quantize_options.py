@@ -24,7 +24,7 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeOptions:
-    """8-bit schemes, files, and what concerns single places."""
+    """Schemes, files, and what concerns single places."""
 
     scheme: Annotated[
         Scheme | None,
@@ -43,13 +43,13 @@ class SchemeOptions:
         Path | None,
         Option(
             metavar="FILE",
-            help="A recipe as YAML: ours, LLMC's configuration, or the name of a scheme.",
+            help="A recipe as YAML: ours, LLMC's, or a scheme by name.",
             rich_help_panel=SCHEME,
         ),
     ] = None
     format: Annotated[
         OutputFormat | None,
-        Option(help="How low bits are written. Default: what holds them.", rich_help_panel=SCHEME),
+        Option(help="How Linears are written. Default: what holds the bits.", rich_help_panel=SCHEME),
         Key("format"),
     ] = None
     accuracy_level: Annotated[
@@ -59,7 +59,7 @@ class SchemeOptions:
     ] = None
     lm_head: Annotated[
         Precision | None,
-        Option(help="Default: int8 for w8a8-dynamic, else float.", rich_help_panel=SCHEME),
+        Option(help="Default: as the scheme has it, else float.", rich_help_panel=SCHEME),
         Key("lm_head"),
     ] = None
     embedding: Annotated[Precision | None, Option(help="Default: float.", rich_help_panel=SCHEME), Key("embedding")] = (

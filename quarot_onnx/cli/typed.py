@@ -32,6 +32,17 @@ _OVERRIDING = frozenset(
 """What may be typed although a file says it too: what differs between one run and the next."""
 
 
+PLAIN = (Scheme.W8A8_DYNAMIC, Scheme.W8A8_STATIC, Scheme.W8)
+"""The schemes of plain 8-bit Q/DQ."""
+
+_SCHEMES = {
+    ("activations.bits", 8): (Scheme.W4A8, Scheme.W8A8_DYNAMIC),
+    ("activations.bits", 16): (Scheme.W4A16, Scheme.W8),
+    ("activations.granularity", "tensor"): (Scheme.W8A8_STATIC, Scheme.W8A8_STATIC),
+}
+"""What to take instead of a scheme of low bits, and of a plain one, for a key to have a value."""
+
+
 @dataclass(frozen=True)
 class Declared:
     """An option that sets a key of a recipe.
@@ -148,24 +159,30 @@ def _aq_calibration(options: object, found: dict[str, Typed]) -> None:
         found["weights.enable_aq_calibration"] = Typed(value, _flag(_AQ[value]))
 
 
+def _flags() -> dict[str, str]:
+    """The option of every key; of two names the first."""
+    options = (*declared(RotateOptions), *declared(QuantizeOptions))
+    return {option.key: option.yes for option in reversed(options)}
+
+
 class OptionWording(Wording):
     """Options that were typed are named as typed; the rest as in the file beside them, or as options."""
 
-    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None, *, scheme: bool = False) -> None:
-        """Speak of ``typed``, and of ``loaded`` where there is a file, or in terms of schemes."""
+    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None, scheme: Scheme | None = None) -> None:
+        """Speak of ``typed``; of ``loaded`` where there is a file; of ``scheme`` where options change one."""
         super().__init__("command line" if loaded is None else loaded.source)
         self._typed = typed
-        self._ways = {"activations.granularity": Scheme.W8A8_STATIC}  # which has no option of its own
-        if scheme:
-            self._ways["activations.bits"] = Scheme.W8A8_DYNAMIC
         self._file = None if loaded is None else loaded.wording
+        self._scheme = scheme
 
     def named(self, key: str) -> str:
         """The words that were typed, or the key in its file."""
         if key in self._typed:
             return self._typed[key].words
         file = self._holder(key)
-        return self.word(key) if file is None else file.named(key)
+        if file is not None:
+            return file.named(key)
+        return self.word(key) if self._scheme is None else f"the scheme {self._scheme}"
 
     def valued(self, key: str, value: object) -> str:
         """The same; words that were typed hold the value."""
@@ -176,16 +193,17 @@ class OptionWording(Wording):
         file = self._holder(key)
         if file is not None:
             return file.word(key)
-        options = (*declared(RotateOptions), *declared(QuantizeOptions))
-        return {option.key: option.yes for option in reversed(options)}.get(key, key)  # of two names the first
+        return _flags().get(key, key)
 
     def advised(self, key: str, value: object) -> str:
         """A line of the file, or an option with its value."""
         file = self._holder(key)
         if file is not None:
             return file.advised(key, value)
-        if key in self._ways:
-            return f"--scheme {self._ways[key]}"
+        if self._scheme is not None and (key, value) in _SCHEMES:
+            return f"--scheme {_SCHEMES[key, value][self._scheme in PLAIN]}"
+        if key not in _flags():
+            return f"{key}: {value} in a recipe"
         return self.word(key) if isinstance(value, bool) else f"{self.word(key)} {value}"
 
     def _holder(self, key: str) -> Wording | None:

@@ -268,10 +268,12 @@ class QConfig(WithoutPresets):
 
     def _check_node(self, rule: LayerRule, node_name: str, op_type: str) -> None:
         output_format = self.resolved_format
-        if rule.config is None or not self.low_bit:
+        if rule.config is None or not (self.low_bit or self.output_format):
             return
-        table = op_type == OpType.Gather
-        reason = table_misfit(rule.config.weight) if table else misfit(rule.config, output_format, single=True)
+        if op_type == OpType.Gather:
+            reason = table_misfit(rule.config.weight, output_format)
+        else:
+            reason = misfit(rule.config, output_format, single=True)
         if reason is not None:
             raise ConfigError(f"specific_layer_config: node {node_name!r} is a {op_type}: {reason}")
 

@@ -13,7 +13,8 @@ W8               any, per channel or tensor      8 bits, static or symmetric per
 FAKE             any, or in float                any; not none for weights in float   clip_ratio
 ================ =============================== ==================================== ==============================
 
-Embeddings are stored alike in all formats: 8 bits per row or tensor, 4 bits per row or in groups of 16 to 256.
+Embeddings are stored alike in all formats: 8 bits per row or tensor and, but for QDQ, 4 bits per row or in groups of 16
+to 256.
 """
 
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ class Placed:
         """Why the format cannot hold it; None where it can."""
         single = self.place != GLOBAL
         reasons = [misfit(self.config, output_format, single=single)] if self.linear else []
-        reasons += [table_misfit(self.config.weight)] if self.table else []
+        reasons += [table_misfit(self.config.weight, output_format)] if self.table else []
         if self.by_name and None in reasons:
             return None
         return next((reason for reason in reasons if reason is not None), None)
@@ -272,13 +273,15 @@ def _activation_misfit(spec: QTensorConfig) -> Misfit | None:
     return None
 
 
-def table_misfit(weight: QTensorConfig | None) -> Misfit | None:
+def table_misfit(weight: QTensorConfig | None, output_format: OutputFormat) -> Misfit | None:
     """Why the table of an embedding cannot be stored so; None where it can."""
     rule = "layer_type_config={...: ['Gather']}"
     if weight is None:
         return Misfit(
             "embeddings have no activation to quantize", f"leave out Gather, or give them a rule with a weight: {rule}"
         )
+    if output_format is OutputFormat.QDQ and weight.bits != 8:
+        return Misfit(f"embeddings have 8 bits there, not {weight.bits}", "use 8, or name another format")
     if weight.bits not in {4, 8}:
         return Misfit(f"embeddings have 4 or 8 bits, not {weight.bits}", f"give them a rule: {rule}")
     if weight.bits == 8 and weight.group_size is not None:

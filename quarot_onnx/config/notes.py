@@ -127,7 +127,11 @@ def _kernel_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_lev
 def _storage_notes(placed: Sequence[Placed], resolved: OutputFormat, accuracy_level: int | None) -> tuple[str, ...]:
     """The note on weights that take more bits than they have; not for one who names W8, and knows."""
     # What could be an embedding is stored in the bits that it has.
-    linears = [item for item in placed if item.linear and not (item.table and table_misfit(item.config.weight) is None)]
+    linears = [
+        item
+        for item in placed
+        if item.linear and not (item.table and table_misfit(item.config.weight, resolved) is None)
+    ]
     weights = [item.config.weight for item in linears if item.config.weight is not None]
     stored = {
         (w.bits, blocked_bits(w.bits, resolved, accuracy_level=accuracy_level, block=w.group_size or CHANNEL_BLOCK))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Integers
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.store import RoundedWeight
 
 Bytes = NDArray[np.uint8]

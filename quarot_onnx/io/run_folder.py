@@ -5,7 +5,7 @@
     .model.onnx.quarot/     (.new.model.onnx.quarot/ in the folder above, while the output folder "new" does not exist)
       lock            held while a run is at work
       scratch/        the rotated model, hidden states that do not fit into memory
-      ...             what quantization.checkpoint keeps
+      ...             what rounding.checkpoint keeps
 
 It goes with the run; only a checkpoint makes it stay. What a killed run left is removed by the next one to the same
 output.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[Any]
-"""int8 or uint8."""
+"""int8 or uint8, one integer an element, whatever the number of bits."""
 
 
 @dataclass(frozen=True)

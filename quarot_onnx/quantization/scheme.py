@@ -8,13 +8,11 @@ met exactly and one more integer is left at its negative end (QuaRot's and GPTQ'
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Integers = NDArray[Any]
-"""int8 or uint8, one integer an element, whatever the number of bits."""
+from quarot_onnx.quantization.grids import Integers
 
 
 @dataclass(frozen=True)

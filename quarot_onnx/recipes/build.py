@@ -77,9 +77,10 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
     plain = is_plain(recipe)
     rounding = None if plain else rounding_config(recipe.weights)
     roundings = [] if rounding is None else [rounding]
-    # Plain Q/DQ is what a configuration without a rounding is written in; it needs no name.
-    named = None if plain else recipe.format
-    written = QConfig(layer, algo_config=roundings, output_format=named).resolved_format
+    unnamed = QConfig(layer, algo_config=roundings).resolved_format
+    # What is written anyway needs no name: a shipped scheme is the plain QConfig that it always was.
+    named = None if plain and unnamed is OutputFormat.QDQ else recipe.format
+    written = named or unnamed
     head = recipe.lm_head or Precision.FLOAT
     # A plain head is quantized like every Linear.
     ruled = head is not Precision.FLOAT and not plain
@@ -118,7 +119,7 @@ def is_plain(recipe: Recipe) -> bool:
     """Whether weights are rounded to nearest, to 8 bits, as they are written."""
     weights = recipe.weights
     nearest = weights.resolved_bits == 8 and weights.resolved_method is Method.RTN and not weights.clip
-    return recipe.format is OutputFormat.QDQ and nearest and not recipe.int8_down_proj
+    return recipe.format is OutputFormat.QDQ and nearest
 
 
 def weight_spec(weights: Weights, activation: QTensorConfig | None) -> QTensorConfig | None:

@@ -60,6 +60,11 @@ def shipped(scheme: Scheme) -> Mapping[str, Any]:
     return _Content.load(_SHIPPED / f"{scheme}.yaml").content
 
 
+def scheme_of(path: Path | None) -> Scheme | None:
+    """The shipped recipe that a path names; such names have no suffix, as no file of a recipe is without."""
+    return next((scheme for scheme in Scheme if str(path) == scheme), None)
+
+
 def load(path: Path) -> Loaded:
     """Read a recipe.
 
@@ -69,15 +74,15 @@ def load(path: Path) -> Loaded:
     Raises:
         ConfigError: It cannot be read, a key is unknown, a value is not allowed, or something is not supported.
     """
-    if not path.suffix and not path.exists():
-        try:
-            return Loaded(path, shipped(Scheme.parse(str(path))), _SHIPPED, Wording(path))
-        except ValueError:
-            near = did_you_mean(str(path), list(map(str, Scheme)))
-            raise ConfigError(
-                f"there is neither a file nor a shipped recipe of the name {path}{near}; name a file, or one of "
-                f"{', '.join(Scheme)}"
-            ) from None
+    scheme = scheme_of(path)
+    if scheme is not None:
+        return Loaded(path, shipped(scheme), _SHIPPED, Wording(path))
+    if not path.suffix:
+        near = did_you_mean(str(path), list(map(str, Scheme)))
+        raise ConfigError(
+            f"--recipe {path} is neither a .yaml or .json file nor a shipped recipe{near}; name a file, or one of "
+            f"{', '.join(Scheme)}"
+        )
     content, folder = _Content.load(path).content, path.resolve().parent
     if not TOP_KEYS & content.keys():
         Recipe.from_dict(content, source=path, folder=folder)

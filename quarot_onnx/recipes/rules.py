@@ -120,7 +120,8 @@ def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
     if found is OutputFormat.NBITS:
         if activations.quantized:
             level = say.advised("accuracy_level", 4)
-            yield f"{here}: nbits leaves activations in float; leave out their bits ({level} computes with int8)"
+            float_bits = say.advised("activations.bits", FLOAT_BITS)
+            yield f"{here}: nbits leaves activations in float; use {float_bits} ({level} computes with int8), {_OUT}"
         if weights.group_size not in (None, *BLOCKS):
             known = ", ".join(map(str, BLOCKS))
             yield f"{say.named('weights.group_size')}: nbits has groups of {known}; use one of them, or {fake}"
@@ -135,8 +136,7 @@ def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
             yield f"{here}: w4a8 needs 8-bit activations; add {say.advised('activations.bits', 8)}, or use {blocked}"
         if not weights.per_channel:
             yield f"{say.named('weights.per_channel')}: w4a8 has a scale per channel; use {fake}, {_OUT}"
-    way = say.advised("activations.granularity", "tensor") if found is OutputFormat.QDQ else fake
-    yield from _integer_activations(recipe, say, f"use {way}")
+    yield from _integer_activations(recipe, say)
 
 
 def _plain(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -145,22 +145,26 @@ def _plain(recipe: Recipe, say: Wording) -> Iterator[str]:
         return
     bits = recipe.weights.resolved_bits
     if bits < 8:
-        yield f"{say.named('format')}: qdq holds weights of 8 bits, not {bits}; use w8, w4a8 or nbits, {_OUT}"
+        wide = say.advised("format", "w8" if recipe.activations.quantized else "nbits")
+        yield f"{say.named('format')}: qdq holds weights of 8 bits, not {bits}; use {wide}, {_OUT}"
     for name in ("lm_head", "embedding"):
         if getattr(recipe, name) is Precision.INT4:
             yield f"{say.named(name)}: qdq has 8 bits; use {say.advised(name, 'int8')}, {_OUT}"
 
 
-def _integer_activations(recipe: Recipe, say: Wording, way: str) -> Iterator[str]:
+def _integer_activations(recipe: Recipe, say: Wording) -> Iterator[str]:
     """Why onnxruntime cannot compute with the activations in integers."""
     found, activations = recipe.format, recipe.activations
     if not activations.quantized:
         return
+    way = f"use {say.advised('format', 'fake')}"
     if activations.bits < 8:
         yield f"{say.named('activations.bits')}: {found} has activations of 8 bits, not {activations.bits}; {way}"
     if activations.group_size is not None:
         yield f"{say.named('activations.group_size')}: {found} has one scale per token; {way}, {_OUT}"
     if not activations.symmetric and activations.granularity is QuantGranularity.Token:
+        if found is OutputFormat.QDQ:
+            way = f"use {say.advised('activations.granularity', 'tensor')}"
         yield f"{say.named('activations.symmetric')}: {found} has symmetric activations per token; {way}, {_OUT}"
 
 

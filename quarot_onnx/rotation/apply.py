@@ -1,6 +1,6 @@
-"""Carry out a plan: weights get recipes, norms get ones, online rotations get nodes.
+"""Carry out a plan: weights get transforms, norms get ones, online rotations get nodes.
 
-Nothing is computed here but the online factors; recipes are evaluated when the model is written.
+Nothing is computed here but the online factors; transforms are evaluated when the model is written.
 """
 
 from dataclasses import replace
@@ -47,7 +47,7 @@ class _Application:
         self._made: dict[ir.Value, list[tuple[WeightTransform, ir.Value]]] = {}
 
     def run(self, plan: Plan) -> None:
-        """Apply every edit; recipes capture the original tensors, so their order does not matter."""
+        """Apply every edit; transforms capture the original tensors, so their order does not matter."""
         for edit in plan.edits:
             if isinstance(edit, WeightEdit):
                 self._weight(edit)
@@ -59,23 +59,23 @@ class _Application:
                 self._heads(edit)
 
     def _weight(self, edit: WeightEdit) -> None:
-        """Replace one use of a weight; equal recipes share the result, the last other use takes the name over."""
-        source = edit.recipe.source.value
+        """Replace one use of a weight; equal transforms share the result, the last other use takes the name over."""
+        source = edit.transform.source.value
         old = edit.node.inputs[edit.index]
         assert old is not None
         name = source.name or "weight"
         made = self._made.setdefault(source, [])
-        value = next((value for recipe, value in made if recipe.same_as(edit.recipe)), None)
+        value = next((value for transform, value in made if transform.same_as(edit.transform)), None)
         alone = len(consumers(source)) == 1 and not source.is_graph_output()
         if value is None and old is source and alone and source.is_initializer():
             # The same value, with another tensor: the name stays.
-            tensor = edit.recipe.tensor(name)
+            tensor = edit.transform.tensor(name)
             source.const_value = tensor
             source.shape = ir.Shape(tensor.shape.numpy())
             return
         if value is None:
-            value = self._editor.initializer(f"{name}_rotated", edit.recipe.tensor(name))
-            made.append((edit.recipe, value))
+            value = self._editor.initializer(f"{name}_rotated", edit.transform.tensor(name))
+            made.append((edit.transform, value))
         self._editor.replace_input(edit.node, edit.index, value)
 
     def _gamma(self, norm: Norm) -> None:

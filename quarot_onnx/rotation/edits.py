@@ -14,11 +14,11 @@ from quarot_onnx.sites.model import Attention, Norm
 
 @dataclass(frozen=True, eq=False)
 class WeightEdit:
-    """Replace what enters ``node`` at ``index`` by a recipe's result."""
+    """Replace what enters ``node`` at ``index`` by a transform's result."""
 
     node: ir.Node
     index: int
-    recipe: WeightTransform
+    transform: WeightTransform
 
 
 @dataclass(frozen=True, eq=False)

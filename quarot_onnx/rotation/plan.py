@@ -47,7 +47,7 @@ def plan_rotation(sites: Sites, request: RotationRequest) -> Plan:
 
 
 class _Planner:
-    """Collects the steps of every weight, then makes one recipe of each."""
+    """Collects the steps of every weight, then makes one transform of each."""
 
     def __init__(self, sites: Sites, request: RotationRequest) -> None:
         given = {kind for kind, matrix in ((Kind.R1, request.r1), (Kind.R2, request.r2)) if matrix is not None}

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.quantization.grids import Grid
-from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Grid, Integers
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.grids import Steps, find_grid
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import HessianConfig
 from quarot_onnx.errors import CalibrationError, ConfigError
-from quarot_onnx.quantization.grids import Grid
-from quarot_onnx.quantization.scheme import Integers, QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.grids import Grid, Integers
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
 

@@ -62,7 +62,7 @@ class StageRunner:
 
         Args:
             model: The float model, its large weights external; it is not changed.
-            stages: From ``graph.blocks.find_stages``.
+            stages: From ``blocks.find_stages``.
             samples: Input name to array, for each sample. What their mask hides is not summed up.
             follow_float: Whether the float path is needed too (for the drift D).
             scratch: A folder for hidden states that do not fit into memory.

@@ -4,8 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import linear_graphs as graphs
+import numpy as np
+import onnx
 import pytest
 from command_line import Shell
+from onnx import helper
 from passed import Asks
 
 from quarot_onnx.cli import quantizing
@@ -258,7 +262,7 @@ def test_a_seed_that_does_nothing_is_told(
             "leave out one",
         ),
         ("--scheme w8 --w-bits 4", "--scheme w8 contradicts --w-bits 4", "leave out one"),
-        ("--w-bits 4 --percentile 99", "--percentile 99.0: activations stay in float", "--scheme w8a8-static"),
+        ("--w-bits 4 --percentile 99", "--percentile 99.0: activations stay in float", "granularity: tensor"),
         ("--percdamp 0.1", "--percdamp 0.1 goes with numbers of bits", "--w-bits"),
         ("--format fake", "--format fake goes with numbers of bits", "--w-bits"),
         ("--int8-down-proj --scheme w8", "--int8-down-proj goes with numbers of bits", "--w-bits"),
@@ -338,11 +342,52 @@ def test_every_scheme_is_shipped_and_no_other() -> None:
         ("--calib-method percentile", "--calib-method percentile: scales per token", "--scheme w8a8-static"),
         ("--scheme w8a8-static --percentile 99.9", "--percentile 99.9: add", "--calib-method percentile"),
         ("--scheme w8a8-dynamic --a-asym", "--a-asym: qdq has symmetric", "--scheme w8a8-static"),
-        ("--recipe w4a9", "neither a file nor a shipped recipe of the name w4a9 (did you mean 'w4a8'?)", "w4-block"),
-        ("--recipe w4a8 --w-bits 4", "--w-bits 4 and --recipe say the same thing twice: w4a8: weights.bits", "leave"),
+        ("--recipe w4a9", "--recipe w4a9 is neither", "(did you mean 'w4a8'?); name a file, or one of w8a8-dynamic"),
+        ("--recipe w4a8 --w-bits 4", "--recipe w4a8 contradicts --w-bits 4", "leave out one"),
+        ("--scheme w4a16 --format w4a8", "--format w4a8: w4a8 needs 8-bit activations", "add --scheme w4a8"),
+        ("--scheme w4a8 --format nbits", "--format nbits: nbits leaves activations in float", "use --scheme w4a16"),
+        ("--scheme w4-block --format w4a8", "the scheme w4-block: w4a8 has a scale per channel", "--format nbits"),
+        ("--scheme w4a16 --a-sym", "--a-sym: activations stay in float", "use --scheme w4a8"),
+        ("--w-bits 8 --a-bits 4 --format qdq", "--a-bits 4: qdq has activations of 8 bits", "use --format fake"),
+        ("--w-bits 8 --a-bits 8 --a-groupsize 16 --format qdq", "--a-groupsize 16: qdq has one scale", "--format fake"),
+        (
+            "--w-bits 8 --a-bits 8 --percentile 99",
+            "--percentile 99.0: scales per token",
+            "granularity: tensor in a recipe",
+        ),
+        ("--w-bits 4 --format qdq", "--format qdq: qdq holds weights of 8 bits, not 4", "use --format nbits"),
+        ("--w-bits 8 --format qdq --lm-head int4", "--lm-head int4: qdq has 8 bits", "use --lm-head int8"),
     ],
 )
 def test_refusals_around_schemes(refused_early: Callable[..., str], options: str, said: str, way_out: str) -> None:
     line = refused_early(*options.split())
     assert said in line
     assert way_out in line
+
+
+def test_a_name_of_a_scheme_is_never_a_folder(asks: Asks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README writes to w4a8/model.onnx; the next run may name the recipe w4a8."""
+    (tmp_path / "w4a8").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert asks("--recipe", "w4a8").config == asks("--scheme", "w4a8").config
+
+
+def test_options_change_a_recipe_that_is_named(asks: Asks) -> None:
+    assert (
+        asks("--recipe", "w4a8", "--lm-head", "float").config == asks("--scheme", "w4a8", "--lm-head", "float").config
+    )
+    assert asks("--recipe", "w8", "--no-rotate", "--format", "qdq").config.quarot is None
+
+
+def test_a_scheme_asks_for_no_head_where_there_is_none(asks: Asks, tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="only")]
+    source = tmp_path / "linear.onnx"
+    onnx.save(graphs.model(nodes, {"x": ["n", 24]}, {"y": ["n", 16]}, {"W": np.ones((24, 16), np.float32)}), source)
+    config = asks("--scheme", "w4a8", "--no-rotate", "--weights", "rtn", source=source).config
+    assert config.resolved_format == "w4a8"
+    assert config.layer_config_for("only", "MatMul") is not None
+
+
+def test_plain_8_bits_keep_their_format_beside_a_clip_ratio(asks: Asks) -> None:
+    plain = asks(*["--w-bits", "8", "--a-bits", "8", "--format", "qdq", "--no-w-clip", "--a-clip-ratio", "0.9"]).config
+    assert (plain.resolved_format, plain.rounding, plain.low_bit) == ("qdq", None, False)

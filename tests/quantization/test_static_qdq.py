@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.quant_utils import compute_scale_zp
+from ort_grids import SUBTRACTS_EXACTLY
 
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.config import QConfig
@@ -95,7 +96,10 @@ def test_grids_are_those_of_quantize_static(
         if per_channel and not w_sym:  # quantize_static makes these symmetric in silence; its formula does not
             other_q, other_grid = mine_q, channel_grids(graphs.weights()["W1" if node == "up" else "W2"])
         for mine, other in zip(mine_grid, other_grid, strict=True):
-            np.testing.assert_array_equal(mine, other)
+            if w_sym or SUBTRACTS_EXACTLY:
+                np.testing.assert_array_equal(mine, other)
+            else:
+                np.testing.assert_allclose(mine, other, rtol=2.0**-23)
         # onnxruntime divides in float32: a weight next to a half may fall to the other side.
         assert np.abs(mine_q.astype(int) - other_q.astype(int)).max() <= 1
         assert (mine_q == other_q).mean() > 0.98

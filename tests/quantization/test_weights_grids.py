@@ -167,3 +167,11 @@ def test_half_precision_weights_round_as_their_float32_values() -> None:
     single = round_to_nearest_weight(weight.astype(np.float32), WeightScheme(4), "w", clip=True)
     assert (half.integers == single.integers).all()
     assert (half.scale == single.scale).all()
+
+
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_a_large_weight_is_rounded_in_blocks_like_a_small_one(group_size: int | None) -> None:
+    weight = gaussian(500, 2000)  # four blocks of 2^18
+    found = round_to_nearest_weight(weight, WeightScheme(8, group_size=group_size), "w", clip=False)
+    scale = np.repeat(found.scale, group_size or 500, axis=0)[:500].astype(np.float64)
+    np.testing.assert_array_equal(found.integers, np.rint(weight / scale))

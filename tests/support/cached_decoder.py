@@ -90,12 +90,12 @@ class _Writer:
         """What is new, joined with the past."""
         key = f"present.{name}"
         if past:
-            self.inputs.append(_cache(f"past_key_values.{name}"))
+            self.inputs.append(_cache(f"past_key_values.{name}", "p"))
             new = self.op("Concat", [f"past_key_values.{name}", new], key, axis=2)
         elif present:
             new = self.op("Identity", [new], key)
         if present:
-            self.outputs.append(_cache(key))
+            self.outputs.append(_cache(key, "t"))
         return new
 
     def cross(self, x: str, layer: int, how: str) -> str:
@@ -104,10 +104,10 @@ class _Writer:
         names = [f"past_cross.{layer}.{part}" for part in ("key", "value")]
         if how == "made":
             names = [self.heads("encoder", f"c{part}{layer}") for part in "kv"]
-            self.outputs += map(_cache, names)
+            self.outputs += [_cache(made, "e") for made in names]
         else:
             self.rng.standard_normal((2, HIDDEN, HIDDEN))  # equal weights in both halves
-            self.inputs += map(_cache, names)
+            self.inputs += [_cache(given, "e") for given in names]
         return self.linear(self.context(query, *names, layer, "c"), f"Wco{layer}", f"co{layer}", HIDDEN, HIDDEN)
 
     def mlp(self, x: str, layer: int) -> str:
@@ -160,8 +160,8 @@ def _info(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _cache(name: str) -> onnx.ValueInfoProto:
-    return _info(name, TensorProto.FLOAT, ["b", HEADS, "p", HEAD_DIM])
+def _cache(name: str, length: str) -> onnx.ValueInfoProto:
+    return _info(name, TensorProto.FLOAT, ["b", HEADS, length, HEAD_DIM])
 
 
 def put_out(model: onnx.ModelProto, value: str, *nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT) -> str:

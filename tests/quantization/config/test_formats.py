@@ -136,6 +136,17 @@ def test_qdq_may_be_named_and_takes_roundings_too():
         QConfig(W4A8, output_format="qdq")
     with pytest.raises(ConfigError, match="asymmetric per-token activations need fake"):
         QConfig(QLayerConfig(token(UInt8Spec), Int8Spec()), output_format="qdq")
+    with pytest.raises(ConfigError, match="embeddings have 8 bits there, not 4"):
+        QConfig(W8, layer_type_config={W4: ["Gather"]}, output_format="qdq")
+
+
+@pytest.mark.parametrize("layer", [W4, W4G, QLayerConfig(token(UInt8Spec), Int8Spec())])
+def test_qdq_by_name_holds_for_nodes_by_name_beside_embeddings(layer):
+    """Only the graph knows whether such a name is an embedding's."""
+    with pytest.raises(ConfigError, match="specific_layer_config"):
+        QConfig(W8, {layer: ["/q"]}, OpTypesToQuantize=["MatMul", "Gather"], output_format="qdq").layer_config_for(
+            "/q", "MatMul"
+        )
 
 
 @pytest.mark.parametrize("spelling", ["w4a8", "W4A8", OutputFormat.W4A8, "OutputFormat.W4A8"])
