@@ -4,15 +4,32 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports a Hugging Face package: tests never reach for the network
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import exports
 import pytest
 from hypothesis import settings
 
+from quarot_onnx.sessions import runtime
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """onnxruntime's sessions take one thread unless a test says more: processes share the cores already."""
+    usual = runtime.session_options
+
+    def one(domains: frozenset[str], *, threads: int | None = None, **more: Any) -> object:
+        return usual(domains, threads=1 if threads is None else threads, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "session_options", one)
+        yield
 
 
 @pytest.fixture(scope="session")

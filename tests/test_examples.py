@@ -200,7 +200,7 @@ def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(qwen2_optimum.parent, folder / "onnx")
     shutil.copytree(ROOT / "rotation_configs", folder / "rotation_configs")
     for name in ("train.txt", "test.txt", "wikitext.txt"):
-        (folder / name).write_text(default_text()[:60_000], encoding="utf-8")
+        (folder / name).write_text(default_text()[:30_000], encoding="utf-8")
     return folder
 
 

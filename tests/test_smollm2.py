@@ -24,7 +24,8 @@ from quarot_onnx.sites.detect import detect
 
 WINDOWS, SEQ_LEN = 8, 256
 
-pytestmark = pytest.mark.slow
+# In one process, so that the model is rotated once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 EIGHT = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)
 
