@@ -66,3 +66,8 @@ def opset23() -> Path:
 def smollm2_export() -> Path:
     """SmolLM2-135M-Instruct, 539 MB: built in about a minute, then kept; for end-to-end tests only."""
     return exports.smollm2()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests go first, so that no process is left alone with one in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
