@@ -86,6 +86,17 @@ def test_an_error_costs_no_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_waits_for_no_configuration() -> None:
+    code = (
+        "import sys\n"
+        "from quarot_onnx.cli.running import run\n"
+        "status = run(['--help'])\n"
+        "sys.exit('pydantic' in sys.modules or 'numpy' in sys.modules or status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_closed_standard_streams_are_no_fault(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "rotated.onnx"
