@@ -7,11 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quarot_onnx.config import QConfig
-    from quarot_onnx.config.algorithm import GPTAQConfig, GPTQConfig, QronosConfig, QuarotConfig, RTNConfig
-    from quarot_onnx.config.choices import OutputFormat
-    from quarot_onnx.config.enums import CalibMethod, QuantGranularity, ScaleType
-    from quarot_onnx.config.spec import (
+    from quarot_onnx.config import (
+        CalibMethod,
+        GPTAQConfig,
+        GPTQConfig,
         Int2Spec,
         Int3Spec,
         Int4Spec,
@@ -19,7 +18,14 @@ if TYPE_CHECKING:
         Int6Spec,
         Int7Spec,
         Int8Spec,
+        OutputFormat,
+        QConfig,
         QLayerConfig,
+        QronosConfig,
+        QuantGranularity,
+        QuarotConfig,
+        RTNConfig,
+        ScaleType,
         UInt4Spec,
         UInt8Spec,
     )
@@ -28,30 +34,11 @@ if TYPE_CHECKING:
     from quarot_onnx.quantizer import ModelQuantizer
 
 _HOMES = {
-    "CalibMethod": "quarot_onnx.config.enums",
     "Check": "quarot_onnx.evaluation.check",
-    "GPTAQConfig": "quarot_onnx.config.algorithm",
-    "GPTQConfig": "quarot_onnx.config.algorithm",
-    "Int2Spec": "quarot_onnx.config.spec",
-    "Int3Spec": "quarot_onnx.config.spec",
-    "Int4Spec": "quarot_onnx.config.spec",
-    "Int5Spec": "quarot_onnx.config.spec",
-    "Int6Spec": "quarot_onnx.config.spec",
-    "Int7Spec": "quarot_onnx.config.spec",
-    "Int8Spec": "quarot_onnx.config.spec",
     "Limits": "quarot_onnx.evaluation.fidelity",
     "ModelQuantizer": "quarot_onnx.quantizer",
-    "OutputFormat": "quarot_onnx.config.choices",
-    "QConfig": "quarot_onnx.config",
-    "QLayerConfig": "quarot_onnx.config.spec",
-    "QronosConfig": "quarot_onnx.config.algorithm",
-    "QuantGranularity": "quarot_onnx.config.enums",
-    "QuarotConfig": "quarot_onnx.config.algorithm",
-    "RTNConfig": "quarot_onnx.config.algorithm",
-    "ScaleType": "quarot_onnx.config.enums",
-    "UInt4Spec": "quarot_onnx.config.spec",
-    "UInt8Spec": "quarot_onnx.config.spec",
 }
+"""What is no part of a configuration."""
 
 __all__ = [
     "CalibMethod",
@@ -82,6 +69,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "quarot_onnx.config")), name)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quarot_onnx.cli.quantize_options import QuantizeOptions
-from quarot_onnx.cli.typed import PLAIN, ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
+from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.config.choices import Precision, Scheme
+from quarot_onnx.config.choices import OutputFormat, Precision, Scheme
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
@@ -151,8 +151,9 @@ def _from_scheme(question: Question) -> Chosen:
     words = f"{'--scheme' if by_recipe is None else '--recipe'} {scheme}"
     if options.scheme is not None and options.recipe is not None:
         raise ConfigError(f"--scheme {scheme} contradicts --recipe {options.recipe}; leave out one of them")
-    data, plain = dict(shipped(scheme)), scheme in PLAIN
+    data = dict(shipped(scheme))
     del data["rotation"]
+    plain = data.get("format") == OutputFormat.QDQ
     for key, item in typed.items():
         if key in _BITS and not (key == "weights.method" and not plain):
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
@@ -163,7 +164,7 @@ def _from_scheme(question: Question) -> Chosen:
     if not plain and not sites.head:
         data["lm_head"] = Precision.FLOAT
     rotates = _rotates(question, ROTATION_SWITCHES if question.rotated else frozenset())
-    wording = OptionWording(typed, None, scheme)
+    wording = OptionWording(typed, None, scheme, plain=plain)
     recipe = parse(merged(_rotating(question), data, rotates=rotates), wording, None)
     refuse_contradictions(recipe, wording)
     return _carried_out(question, recipe, Parts.of(sites), recipe.rotation, wording)

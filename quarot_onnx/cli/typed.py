@@ -32,15 +32,12 @@ _OVERRIDING = frozenset(
 """What may be typed although a file says it too: what differs between one run and the next."""
 
 
-PLAIN = (Scheme.W8A8_DYNAMIC, Scheme.W8A8_STATIC, Scheme.W8)
-"""The schemes of plain 8-bit Q/DQ."""
-
 _SCHEMES = {
     ("activations.bits", 8): (Scheme.W4A8, Scheme.W8A8_DYNAMIC),
     ("activations.bits", 16): (Scheme.W4A16, Scheme.W8),
     ("activations.granularity", "tensor"): (Scheme.W8A8_STATIC, Scheme.W8A8_STATIC),
 }
-"""What to take instead of a scheme of low bits, and of a plain one, for a key to have a value."""
+"""What to take instead of a scheme of low bits, and of one of plain 8 bits, for a key to have a value."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +165,27 @@ def _flags() -> dict[str, str]:
 class OptionWording(Wording):
     """Options that were typed are named as typed; the rest as in the file beside them, or as options."""
 
-    def __init__(self, typed: Mapping[str, Typed], loaded: Loaded | None, scheme: Scheme | None = None) -> None:
-        """Speak of ``typed``; of ``loaded`` where there is a file; of ``scheme`` where options change one."""
+    def __init__(
+        self,
+        typed: Mapping[str, Typed],
+        loaded: Loaded | None,
+        scheme: Scheme | None = None,
+        *,
+        plain: bool = False,
+    ) -> None:
+        """Speak of ``typed``; of ``loaded`` where there is a file; of ``scheme`` where options change one.
+
+        Args:
+            typed: What was typed.
+            loaded: The file.
+            scheme: The scheme.
+            plain: Whether it writes plain 8 bits.
+        """
         super().__init__("command line" if loaded is None else loaded.source)
         self._typed = typed
         self._file = None if loaded is None else loaded.wording
         self._scheme = scheme
+        self._plain = plain
 
     def named(self, key: str) -> str:
         """The words that were typed, or the key in its file."""
@@ -201,7 +213,7 @@ class OptionWording(Wording):
         if file is not None:
             return file.advised(key, value)
         if self._scheme is not None and (key, value) in _SCHEMES:
-            return f"--scheme {_SCHEMES[key, value][self._scheme in PLAIN]}"
+            return f"--scheme {_SCHEMES[key, value][self._plain]}"
         if key not in _flags():
             return f"{key}: {value} in a recipe"
         return self.word(key) if isinstance(value, bool) else f"{self.word(key)} {value}"

@@ -27,7 +27,7 @@ from quarot_onnx.rotation_config.names import Names, Ref
 from quarot_onnx.rotation_config.places_r1 import NamedPair, r1_places, unproven
 from quarot_onnx.rotation_config.read_own import read_own
 from quarot_onnx.rotation_config.statements import Statements
-from quarot_onnx.sites.detect import Survey, refuse_hidden, refuse_quantized
+from quarot_onnx.sites.detect import Survey, refuse_quantized
 from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Kind, Sites
 
@@ -113,12 +113,7 @@ def read_sites(
     content = dict(path) if isinstance(path, Mapping) else _AnyFile.load(path).content
     dialect = _recognise(content, source)
     config = _CONFIGS[dialect].from_dict(content, source=source)
-    if asked or _needs_detection(config):
-        found = survey.sites
-        if not found.layers:
-            refuse_hidden(survey.model.graph)
-    else:
-        found = _undetected(survey.model)
+    found = survey.visible() if asked or _needs_detection(config) else _undetected(survey.model)
     try:
         stated = _stated(config, survey.model.graph, found)
     except ConfigError as error:

@@ -113,15 +113,23 @@ class Survey:
         """
         return understood(self.model)
 
-    def rotatable(self, *, split_cache: bool = False) -> Sites:
-        """As from ``detect``.
+    def visible(self) -> Sites:
+        """The sites of a graph that hides no decoder.
 
         Raises:
             ModelError: The graph is already quantized, or its decoder is out of sight.
         """
         if not self.sites.layers:
             refuse_hidden(self.model.graph)
-        return without_leaks(self.sites, self.model, split_cache=split_cache)
+        return self.sites
+
+    def rotatable(self, *, split_cache: bool = False) -> Sites:
+        """As from ``detect``.
+
+        Raises:
+            ModelError: The graph is already quantized, or its decoder is out of sight.
+        """
+        return without_leaks(self.visible(), self.model, split_cache=split_cache)
 
 
 def understood(model: ir.Model) -> Sites:
