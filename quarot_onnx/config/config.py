@@ -25,7 +25,7 @@ from quarot_onnx.config.algorithm import (
 )
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.enums import OpType
-from quarot_onnx.config.formats import Placed, misfit, placed, refuse_misfits, resolved, table_misfit
+from quarot_onnx.config.formats import Placed, level_misfit, misfit, placed, refuse_misfits, resolved, table_misfit
 from quarot_onnx.config.notes import format_notes, notes, rounding_notes
 from quarot_onnx.config.options import ALL_OPTIONS, IGNORED, sort_option
 from quarot_onnx.config.overrides import Overrides, rounded_as
@@ -174,13 +174,10 @@ class QConfig(WithoutPresets):
     def _check_format(self) -> None:
         self._check_rounding()
         found = self.resolved_format
-        if self.accuracy_level is not None and found is not OutputFormat.NBITS:
-            raise ValueError(
-                f"accuracy_level={self.accuracy_level} is for output_format='nbits', not "
-                f"{found}; set that, or leave it out"
-            )
         if self.low_bit or self.output_format is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
+        if self.accuracy_level is not None and (level := level_misfit(found)):
+            raise ValueError(f"accuracy_level={self.accuracy_level}: {level}")
 
     def _check_rounding(self) -> None:
         found = self._placed()

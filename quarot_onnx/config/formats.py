@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.data_type import DataType
 from quarot_onnx.config.enums import OpType, QuantGranularity
+from quarot_onnx.config.misfits import Misfit
 from quarot_onnx.config.rules import LayerRule
 from quarot_onnx.config.spec import QLayerConfig
 from quarot_onnx.config.tensor import QTensorConfig
@@ -33,24 +34,6 @@ BLOCKS = (16, 32, 64, 128, 256)
 GLOBAL = "global_config"
 
 _BLOCKS = "16, 32, 64, 128 or 256"
-_OUT = "or leave it out"
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """What a format cannot hold.
-
-    Attributes:
-        why: The reason, in words that files, options and Python share.
-        way_out: What to do in Python and in a file.
-    """
-
-    why: str
-    way_out: str
-
-    def __str__(self) -> str:
-        """Both, as errors have them."""
-        return f"{self.why}; {self.way_out}"
 
 
 @dataclass(frozen=True)
@@ -185,7 +168,9 @@ def is_new(config: QLayerConfig) -> bool:
     weight, activation = config.weight, config.activation
     if weight is None or weight.bits < 8 or weight.group_size is not None:
         return True
-    return activation is not None and (_activation_misfit(activation) is not None or activation.clip_ratio < 1)
+    return activation is not None and (
+        _activation_misfit(activation, OutputFormat.QDQ) is not None or activation.clip_ratio < 1
+    )
 
 
 def first_choice(config: QLayerConfig) -> OutputFormat:
@@ -212,27 +197,54 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
         single: Whether this is a rule for single layers beside a global configuration.
     """
     if config.output_tensors is not None and output_format is not OutputFormat.QDQ:
-        return Misfit(
-            "output_tensors goes only with plain 8-bit Q/DQ", "leave it out, or leave out rounding and output_format"
-        )
+        return Misfit("output_tensors", f"{output_format} leaves outputs in float", (_format(OutputFormat.QDQ),))
     if output_format is OutputFormat.FAKE:
         return None
-    weight = config.weight
+    weight, activation = config.weight, config.activation
     if weight is None:
-        return Misfit(
-            "activations beside weights in float need fake",
-            "use output_format='fake', give a weight, or exclude the nodes to leave all in float",
-        )
+        why = f"{output_format} does not hold activations beside weights in float"
+        return Misfit("format", why, (_format(OutputFormat.FAKE), ("weights.bits", 8)))
     if output_format is OutputFormat.NBITS:
         return _nbits_misfit(config, weight)
     if weight.group_size is not None:
-        return Misfit(f"group_size={weight.group_size} of the weight needs nbits or fake", f"use one of them, {_OUT}")
-    reason = None
+        ways = (_format(OutputFormat.NBITS),) if activation is None else ()
+        why = f"{output_format} has a scale per channel"
+        return Misfit("weights.group_size", why, (*ways, _format(OutputFormat.FAKE)))
+    found = None
     if output_format is OutputFormat.W4A8:
-        reason = _w4a8_misfit(config, weight, single=single)
+        found = _w4a8_misfit(config, weight, single=single)
     elif output_format is OutputFormat.QDQ and weight.bits < 8:
-        reason = Misfit(f"weights have 8 bits there, not {weight.bits}", "use w8, w4a8 or nbits, or name none")
-    return reason if reason or config.activation is None else _activation_misfit(config.activation)
+        wide = OutputFormat.NBITS if activation is None else OutputFormat.W8
+        found = Misfit("format", f"qdq holds weights of 8 bits, not {weight.bits}", (_format(wide),))
+    return found if found or activation is None else _activation_misfit(activation, output_format)
+
+
+def level_misfit(output_format: OutputFormat) -> Misfit | None:
+    """Why a format has no accuracy level; None where it has."""
+    if output_format is OutputFormat.NBITS:
+        return None
+    return Misfit("accuracy_level", f"only nbits has it, not {output_format}", (_format(OutputFormat.NBITS),))
+
+
+def table_misfit(weight: QTensorConfig | None, output_format: OutputFormat) -> Misfit | None:
+    """Why the table of an embedding cannot be stored so; None where it can."""
+    apart = (("embedding", "by itself"),)
+    if weight is None:
+        return Misfit("embedding", "embeddings have no activation to quantize", apart)
+    if output_format is OutputFormat.QDQ and weight.bits != 8:
+        return Misfit("embedding", f"qdq holds embeddings of 8 bits, not {weight.bits}", (("embedding", "int8"),))
+    if weight.bits not in {4, 8}:
+        return Misfit("embedding", f"embeddings have 4 or 8 bits, not {weight.bits}", apart)
+    if weight.bits == 8 and weight.group_size is not None:
+        return Misfit("embedding", "8-bit embeddings are per Channel (row), not in groups", apart)
+    if weight.group_size not in (None, *BLOCKS):
+        why = f"4-bit embeddings have a group_size of {_BLOCKS}, not {weight.group_size}"
+        return Misfit("embedding", why, apart)
+    return None
+
+
+def _format(wanted: OutputFormat) -> tuple[str, object]:
+    return "format", wanted.value
 
 
 def _described(weight: QTensorConfig | None) -> str:
@@ -241,51 +253,37 @@ def _described(weight: QTensorConfig | None) -> str:
 
 def _nbits_misfit(config: QLayerConfig, weight: QTensorConfig) -> Misfit | None:
     if config.activation is not None:
-        return Misfit(
-            "activations are not quantized there", "leave out activation and use accuracy_level=4 for int8 activations"
-        )
+        why = "nbits leaves activations in float (accuracy level 4 rounds them to int8 as it computes)"
+        return Misfit("format", why, (("activations.bits", 16),))
     if weight.group_size not in (None, *BLOCKS):
-        return Misfit(f"group_size={weight.group_size} of the weight is none of {_BLOCKS}", "use one of them, or fake")
+        why = f"nbits has groups of {_BLOCKS}, not {weight.group_size}"
+        return Misfit("weights.group_size", why, (_format(OutputFormat.FAKE),))
     return None
 
 
 def _w4a8_misfit(config: QLayerConfig, weight: QTensorConfig, *, single: bool) -> Misfit | None:
     if weight.bits > 4:
-        why = f"the weight has {weight.bits} bits"
-        return None if single else Misfit(why, "use w8, or a weight of 4 bits or fewer")
+        why = f"w4a8 holds weights of up to 4 bits, not {weight.bits}"
+        return None if single else Misfit("format", why, (_format(OutputFormat.W8),))
     if weight.quant_granularity is not QuantGranularity.Channel:
-        return Misfit("weights of 4 bits or fewer are per channel there", "use quant_granularity='Channel', w8 or fake")
+        ways = (_format(OutputFormat.W8), _format(OutputFormat.FAKE))
+        return Misfit("weights.per_channel", "w4a8 has a scale per channel", ways)
     if config.activation is None:
-        return Misfit(
-            "it needs 8-bit activations", "give activation=UInt8Spec(True, quant_granularity='Token'), or use nbits"
-        )
+        ways = (("activations.bits", 8), _format(OutputFormat.NBITS))
+        return Misfit("format", "w4a8 needs 8-bit activations", ways)
     return None
 
 
-def _activation_misfit(spec: QTensorConfig) -> Misfit | None:
+def _activation_misfit(spec: QTensorConfig, output_format: OutputFormat) -> Misfit | None:
     """Why onnxruntime cannot compute with an activation in integers."""
+    fake = _format(OutputFormat.FAKE)
     if spec.bits < 8:
-        return Misfit(f"activations have 8 bits there, not {spec.bits}", "use fake, or UInt8Spec")
+        why = f"{output_format} has activations of 8 bits, not {spec.bits}"
+        return Misfit("activations.bits", why, (fake, ("activations.bits", 8)), droppable=False)
     if spec.group_size is not None:
-        return Misfit(f"group_size={spec.group_size} of the activation needs fake", f"use it, {_OUT}")
+        return Misfit("activations.group_size", f"{output_format} has one scale per token", (fake,))
     if spec.quant_granularity is QuantGranularity.Token and not spec.symmetric:
-        return Misfit("asymmetric per-token activations need fake", "use it, or symmetric=True")
-    return None
-
-
-def table_misfit(weight: QTensorConfig | None, output_format: OutputFormat) -> Misfit | None:
-    """Why the table of an embedding cannot be stored so; None where it can."""
-    rule = "layer_type_config={...: ['Gather']}"
-    if weight is None:
-        return Misfit(
-            "embeddings have no activation to quantize", f"leave out Gather, or give them a rule with a weight: {rule}"
-        )
-    if output_format is OutputFormat.QDQ and weight.bits != 8:
-        return Misfit(f"embeddings have 8 bits there, not {weight.bits}", "use 8, or name another format")
-    if weight.bits not in {4, 8}:
-        return Misfit(f"embeddings have 4 or 8 bits, not {weight.bits}", f"give them a rule: {rule}")
-    if weight.bits == 8 and weight.group_size is not None:
-        return Misfit("8-bit embeddings are per Channel (row)", f"leave out group_size, or give them a rule: {rule}")
-    if weight.group_size not in (None, *BLOCKS):
-        return Misfit(f"4-bit embeddings have a group_size of {_BLOCKS}, not {weight.group_size}", "use one of them")
+        why = f"{output_format} has symmetric activations per token"
+        fixed = (("activations.granularity", "tensor"),) if output_format is OutputFormat.QDQ else ()
+        return Misfit("activations.symmetric", why, (*fixed, fake))
     return None

@@ -101,7 +101,7 @@ def format_notes(
         first = first_choice(deciding)
         reason = misfit(deciding, first)
         assert reason is not None, "what its first choice holds is not fake"
-        why = f"{first} does not hold it ({reason.why})"
+        why = reason.why
     return (f"the format fake was chosen, as {why}: float32 for studies, no smaller and no faster",)
 
 

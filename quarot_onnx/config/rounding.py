@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from quarot_onnx.config.algo import AlgoConfig
+from quarot_onnx.config.misfits import groups_across_channels, order_across_groups
 from quarot_onnx.config.numbers import refuse_disguised
 from quarot_onnx.config.tensor import GroupSize
 
@@ -57,10 +58,7 @@ class RoundingConfig(AlgoConfig):
     @model_validator(mode="after")
     def _groups_are_in_channels(self) -> Self:
         if self.per_channel is False and self.group_size is not None:
-            raise ValueError(
-                f"per_channel=False contradicts group_size={self.group_size}: groups lie within channels; "
-                "leave out one of them"
-            )
+            raise ValueError(f"per_channel=False: {groups_across_channels(self.group_size)}")
         return self
 
     @property
@@ -134,9 +132,7 @@ class HessianConfig(RoundingConfig):
     def refuse_order_with_groups(self, group_size: int | None) -> None:
         """Raise ValueError where the features of a group would be rounded apart from each other."""
         if self.act_order and group_size is not None and not self.static_groups:
-            raise ValueError(
-                f"act_order=True with group_size={group_size} needs static_groups=True; set it, or leave out act_order"
-            )
+            raise ValueError(f"act_order=True: {order_across_groups(group_size)}")
 
     @property
     def aq_calibration(self) -> bool:

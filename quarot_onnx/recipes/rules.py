@@ -1,12 +1,16 @@
 """Settings of a recipe that contradict each other, refused in the words of whoever wrote them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from quarot_onnx.config.choices import Method, OutputFormat, Precision
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
-from quarot_onnx.config.formats import BLOCKS
+from quarot_onnx.config.formats import chosen, level_misfit, misfit, table_misfit
+from quarot_onnx.config.misfits import groups_across_channels, order_across_groups
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
+from quarot_onnx.config.spec import Int4Spec, QLayerConfig
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.recipes.build import activation_spec, weight_spec
 from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 
@@ -23,7 +27,7 @@ def refuse_contradictions(recipe: Recipe, wording: Wording) -> None:
     Raises:
         ConfigError: Naming the setting, why it cannot be, and the way out.
     """
-    for check in (_bits, _type, _rounding, _groups, _activations, _plain, _format, _level, _down):
+    for check in (_bits, _type, _rounding, _groups, _activations, _format, _down):
         for message in check(recipe, wording):
             raise ConfigError(message)
 
@@ -40,9 +44,6 @@ def _bits(recipe: Recipe, say: Wording) -> Iterator[str]:
         yield f"{bits}: with 16 bits for weights and activations there is nothing to quantize; use {eight} or fewer"
     for name in sorted(weights.model_fields_set - {"bits", "method"}):
         yield f"{say.named(f'weights.{name}')}: weights of 16 bits stay in float; use {eight} or fewer, {_OUT}"
-    if recipe.format not in {None, OutputFormat.FAKE}:
-        here, fake = say.named("format"), say.advised("format", "fake")
-        yield f"{here}: activations beside weights of 16 bits, which stay in float, need {fake}; use it, {_OUT}"
 
 
 def _type(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -78,12 +79,10 @@ def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:
     weights = recipe.weights
     if weights.group_size is None:
         return
-    size = f"groups of {weights.group_size}"
     if weights.act_order and not weights.static_groups:
-        static = say.advised("weights.static_groups", True)  # noqa: FBT003 - a value
-        yield f"{say.named('weights.act_order')}: with {size} it needs static groups; add {static}, {_OUT}"
+        yield say.refused(order_across_groups(weights.group_size))
     if not weights.per_channel:
-        yield f"{say.named('weights.per_channel')}: {size} lie within channels; leave out one of them"
+        yield say.refused(groups_across_channels(weights.group_size))
 
 
 def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
@@ -112,67 +111,20 @@ def _calibrated(recipe: Recipe, say: Wording) -> Iterator[str]:
 
 
 def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
-    found, weights, activations = recipe.format, recipe.weights, recipe.activations
-    if found is None or found is OutputFormat.FAKE:
-        return
-    here, fake = say.named("format"), say.advised("format", "fake")
-    blocked = say.advised("format", "nbits")
-    if found is OutputFormat.NBITS:
-        if activations.quantized:
-            level = say.advised("accuracy_level", 4)
-            float_bits = say.advised("activations.bits", FLOAT_BITS)
-            yield f"{here}: nbits leaves activations in float; use {float_bits} ({level} computes with int8), {_OUT}"
-        if weights.group_size not in (None, *BLOCKS):
-            known = ", ".join(map(str, BLOCKS))
-            yield f"{say.named('weights.group_size')}: nbits has groups of {known}; use one of them, or {fake}"
-        return
-    if weights.group_size is not None:
-        yield f"{say.named('weights.group_size')}: {found} has a scale per channel; use {blocked} or {fake}, {_OUT}"
-    if found is OutputFormat.W4A8:
-        if weights.resolved_bits > 4:
-            wide = say.advised("format", "w8")
-            yield f"{here}: w4a8 holds weights of up to 4 bits, not {weights.resolved_bits}; use {wide}"
-        if not activations.quantized:
-            yield f"{here}: w4a8 needs 8-bit activations; add {say.advised('activations.bits', 8)}, or use {blocked}"
-        if not weights.per_channel:
-            yield f"{say.named('weights.per_channel')}: w4a8 has a scale per channel; use {fake}, {_OUT}"
-    yield from _integer_activations(recipe, say)
-
-
-def _plain(recipe: Recipe, say: Wording) -> Iterator[str]:
-    """What plain Q/DQ does not hold."""
-    if recipe.format is not OutputFormat.QDQ:
-        return
-    bits = recipe.weights.resolved_bits
-    if bits < 8:
-        wide = say.advised("format", "w8" if recipe.activations.quantized else "nbits")
-        yield f"{say.named('format')}: qdq holds weights of 8 bits, not {bits}; use {wide}, {_OUT}"
-    for name in ("lm_head", "embedding"):
-        if getattr(recipe, name) is Precision.INT4:
-            yield f"{say.named(name)}: qdq has 8 bits; use {say.advised(name, 'int8')}, {_OUT}"
-
-
-def _integer_activations(recipe: Recipe, say: Wording) -> Iterator[str]:
-    """Why onnxruntime cannot compute with the activations in integers."""
-    found, activations = recipe.format, recipe.activations
-    if not activations.quantized:
-        return
-    way = f"use {say.advised('format', 'fake')}"
-    if activations.bits < 8:
-        yield f"{say.named('activations.bits')}: {found} has activations of 8 bits, not {activations.bits}; {way}"
-    if activations.group_size is not None:
-        yield f"{say.named('activations.group_size')}: {found} has one scale per token; {way}, {_OUT}"
-    if not activations.symmetric and activations.granularity is QuantGranularity.Token:
-        if found is OutputFormat.QDQ:
-            way = f"use {say.advised('activations.granularity', 'tensor')}"
-        yield f"{say.named('activations.symmetric')}: {found} has symmetric activations per token; {way}, {_OUT}"
-
-
-def _level(recipe: Recipe, say: Wording) -> Iterator[str]:
-    others = recipe.format not in {None, OutputFormat.NBITS}
-    if recipe.accuracy_level is not None and (others or recipe.activations.quantized):
-        nbits = say.advised("format", "nbits")
-        yield f"{say.named('accuracy_level')}: only nbits has it, with activations in float; use {nbits}, {_OUT}"
+    """What the format does not hold; one that was not named is chosen to hold all."""
+    activation = activation_spec(recipe.activations)
+    layer = QLayerConfig(activation=activation, weight=weight_spec(recipe.weights, activation))
+    named = recipe.format
+    if named is not None and (found := misfit(layer, named)) is not None:
+        yield say.refused(found)
+    if named is OutputFormat.QDQ:
+        four = Int4Spec()
+        parts = {"lm_head": misfit(QLayerConfig(weight=four), named), "embedding": table_misfit(four, named)}
+        for name, found in parts.items():
+            if found is not None and getattr(recipe, name) is Precision.INT4:
+                yield say.refused(replace(found, key=name, ways=((name, "int8"),)))
+    if recipe.accuracy_level is not None and (level := level_misfit(named or chosen(layer))) is not None:
+        yield say.refused(level)
 
 
 def _down(recipe: Recipe, say: Wording) -> Iterator[str]:

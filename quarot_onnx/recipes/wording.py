@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from quarot_onnx.config.misfits import Misfit
 from quarot_onnx.config.strict import reason
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.own import Recipe
@@ -40,6 +41,10 @@ class Wording:
         """What to write for a key to have a value."""
         shown = str(value).lower() if isinstance(value, bool) else value
         return f"{self.word(key)}: {shown}"
+
+    def refused(self, misfit: Misfit) -> str:
+        """What does not go together, and what to write."""
+        return f"{self.named(misfit.key)}: {misfit.why}; {misfit.way_out(self.advised)}"
 
 
 def parse(data: Mapping[str, object], wording: Wording, folder: Path | None) -> Recipe:

@@ -1,5 +1,6 @@
 """Our own recipes: what they may say, what they become, and what is refused."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,11 @@ FOUR = {"bits": 4}
         ({"weights": {"bits": 16}, "activations": {"bits": 16}}, "weights.bits: with 16 bits", "weights.bits: 8"),
         ({"weights": {"bits": 16, "method": "rtn"}, "activations": FOUR}, "weights.method: weights", "weights.bits: 8"),
         ({"weights": {"symmetric": False}, "activations": FOUR}, "weights.symmetric: weights of 16", "weights.bits: 8"),
-        ({"activations": FOUR, "format": "w8"}, "format: activations beside weights of 16 bits", "format: fake"),
+        (
+            {"activations": FOUR, "format": "w8"},
+            "format: w8 does not hold activations beside weights in float",
+            "format: fake",
+        ),
         ({"weights": {"bits": 16, "method": "gptq"}}, "weights.method", "weights.bits: 8"),
         ({"weights": {"bits": 9}}, "weights.bits: 9: weights have 2 to 8 bits, or 16", "16"),
         ({"weights": FOUR, "activations": {"bits": 1}}, "activations.bits: 1: activations have 2 to 8 bits", "16"),
@@ -206,7 +211,7 @@ FOUR = {"bits": 4}
         ({"weights": {"bits": 4, "perc_damp": 2}}, "weights.perc_damp: 2", "less than or equal to 1"),
         ({"weights": {"bits": 4, "group_size": 1}}, "weights.group_size: 1", "-1, or leave it out"),
         ({"weights": {"bits": 4, "act_order": True, "group_size": 32}}, "act_order", "weights.static_groups: true"),
-        ({"weights": {"bits": 4, "per_channel": False, "group_size": 32}}, "weights.per_channel", "leave out one"),
+        ({"weights": {"bits": 4, "per_channel": False, "group_size": 32}}, "weights.per_channel", "leave it out"),
         ({"weights": FOUR, "activations": {"clip_ratio": 0.9}}, "activations.clip_ratio", "activations.bits: 8"),
         ({"weights": FOUR, "activations": {"bits": 4, "clip_ratio": 0}}, "activations.clip_ratio: 0", "greater"),
         (
@@ -233,7 +238,7 @@ FOUR = {"bits": 4}
         ({"weights": FOUR, "activations": {"bits": 8, "group_size": 4}, "format": "w8"}, "group_size", "format: fake"),
         ({"weights": {"bits": 4, "group_size": 32}, "format": "w8"}, "weights.group_size", "format: nbits"),
         ({"weights": {"bits": 4, "group_size": 48}, "format": "nbits"}, "weights.group_size", "128"),
-        ({"weights": FOUR, "activations": EIGHT, "format": "nbits"}, "format: nbits", "accuracy_level: 4"),
+        ({"weights": FOUR, "activations": EIGHT, "format": "nbits"}, "format: nbits", "activations.bits: 16"),
         (
             {"weights": {"bits": 4, "per_channel": False}, "activations": EIGHT, "format": "w4a8"},
             "weights.per_channel",
@@ -367,3 +372,39 @@ def test_shipped_recipes() -> None:
         assert (weight.bits, activation.bits, config.resolved_format, config.rounding.name) == expected[name]
         assert (config.quarot.r1, config.quarot.r2, config.quarot.r4) == (True, True, True)
         assert config.notes == ()
+
+
+@pytest.mark.parametrize("output_format", list(OutputFormat))
+def test_a_recipe_is_refused_where_its_configuration_is(output_format: OutputFormat) -> None:
+    """What a format cannot hold is said once: by the recipe in its keys, by QConfig in Python's, for one reason."""
+    weights = [
+        {"bits": bits, "per_channel": per_channel, **group}
+        for bits, per_channel in ((16, True), (2, True), (4, True), (4, False), (7, True), (8, True), (8, False))
+        for group in ({}, {"group_size": 32}, {"group_size": 48})
+        if bits != 16 and (per_channel or not group)
+    ]
+    activations = [
+        {},
+        *({"bits": bits, "granularity": where} for bits in (4, 8) for where in ("token", "tensor")),
+        {"bits": 8, "symmetric": False},
+        {"bits": 8, "group_size": 16},
+        {"bits": 8, "clip_ratio": 0.9},
+    ]
+    refused = 0
+    for given, inputs, level in itertools.product([*weights, {"bits": 16}], activations, (None, 4)):
+        if given == {"bits": 16} and not inputs:
+            continue
+        sections = {"weights": given, "activations": inputs, "format": output_format.value, "accuracy_level": level}
+        recipe = parse(sections, WORDS, None)
+        reason = ""
+        try:
+            quantization_config(recipe, PARTS, None, WORDS)
+        except ConfigError as error:
+            reason = str(error)
+        if reason:
+            refused += 1
+            said = refusal(**sections)
+            assert said.split(": ", 2)[2].partition("; ")[0] in reason, (said, reason)
+        else:
+            refuse_contradictions(recipe, WORDS)
+    assert refused or output_format is OutputFormat.FAKE

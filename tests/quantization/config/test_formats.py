@@ -78,11 +78,9 @@ def test_the_format_that_is_chosen(layer, expected):
 
 def test_the_choice_of_fake_is_told_in_words_that_all_users_know():
     (note,) = QConfig(QLayerConfig(token(Int4Spec), Int4Spec())).notes
-    assert note.startswith(
-        "the format fake was chosen, as w4a8 does not hold it (activations have 8 bits there, not 4)"
-    )
+    assert note.startswith("the format fake was chosen, as w4a8 has activations of 8 bits, not 4: float32")
     (note,) = QConfig(QLayerConfig(token(UInt8Spec), Int8Spec())).notes
-    assert "as w8 does not hold it (asymmetric per-token activations need fake)" in note
+    assert "as w8 has symmetric activations per token:" in note
 
 
 @pytest.mark.parametrize(
@@ -132,11 +130,13 @@ def test_qdq_may_be_named_and_takes_roundings_too():
     assert (
         QConfig(QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), output_format="qdq").resolved_format == "qdq"
     )
-    with pytest.raises(ConfigError, match="weights have 8 bits there, not 4; use w8, w4a8 or nbits"):
+    with pytest.raises(
+        ConfigError, match="qdq holds weights of 8 bits, not 4; use output_format='w8', or leave out output_format"
+    ):
         QConfig(W4A8, output_format="qdq")
-    with pytest.raises(ConfigError, match="asymmetric per-token activations need fake"):
+    with pytest.raises(ConfigError, match=r"qdq has symmetric activations per token; .*or use symmetric=True"):
         QConfig(QLayerConfig(token(UInt8Spec), Int8Spec()), output_format="qdq")
-    with pytest.raises(ConfigError, match="embeddings have 8 bits there, not 4"):
+    with pytest.raises(ConfigError, match="qdq holds embeddings of 8 bits, not 4; use weight=Int8Spec"):
         QConfig(W8, layer_type_config={W4: ["Gather"]}, output_format="qdq")
 
 
@@ -177,21 +177,41 @@ def test_formats_that_are_named(layer, output_format):
 @pytest.mark.parametrize(
     ("layer", "output_format", "message"),
     [
-        (W8A8, "w4a8", r"w4a8 does not take global_config with weight=Int8Spec\(Tensor\): .*use w8"),
-        (W4, "w4a8", "it needs 8-bit activations; .*or use nbits"),
-        (QLayerConfig(TOKEN, Int4Spec(group_size=128)), "w4a8", "group_size=128 of the weight needs nbits or fake"),
+        (W8A8, "w4a8", r"w4a8 does not take global_config with weight=Int8Spec\(Tensor\): .*use output_format='w8'"),
+        (W4, "w4a8", "w4a8 needs 8-bit activations; use activation=UInt8Spec.*output_format='nbits'"),
+        (
+            QLayerConfig(TOKEN, Int4Spec(group_size=128)),
+            "w4a8",
+            "a scale per channel; use output_format='fake', or leave",
+        ),
         (QLayerConfig(TOKEN, Int4Spec(quant_granularity="Tensor")), "w4a8", "use quant_granularity='Channel'"),
-        (QLayerConfig(token(Int4Spec), Int4Spec()), "w4a8", "8 bits there, not 4; use fake"),
-        (QLayerConfig(STATIC4, Int4Spec()), "w4a8", "8 bits there, not 4; use fake"),
-        (QLayerConfig(STATIC4, Int8Spec()), "w8", "8 bits there, not 4; use fake"),
-        (QLayerConfig(STATIC4, Int4Spec()), "nbits", "leave out activation"),
-        (QLayerConfig(STATIC4, Int4Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
-        (QLayerConfig(token(UInt8Spec), Int4Spec()), "w4a8", "asymmetric per-token .* fake; use it, or symmetric"),
-        (W4A8, "nbits", "leave out activation and use accuracy_level=4 for int8"),
-        (QLayerConfig(weight=Int4Spec(group_size=48)), "nbits", "none of 16, 32, 64, 128 or 256"),
-        (W4G, "w8", "group_size=128 of the weight needs nbits or fake"),
-        (QLayerConfig(token(Int8Spec, group_size=64), Int8Spec()), "w8", "group_size=64 of the activation needs fake"),
-        (QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), "fake", "output_tensors goes only with plain"),
+        (QLayerConfig(token(Int4Spec), Int4Spec()), "w4a8", "activations of 8 bits, not 4; use output_format='fake'"),
+        (QLayerConfig(STATIC4, Int4Spec()), "w4a8", "activations of 8 bits, not 4; use output_format='fake'"),
+        (QLayerConfig(STATIC4, Int8Spec()), "w8", "activations of 8 bits, not 4; use output_format='fake'"),
+        (QLayerConfig(STATIC4, Int4Spec()), "nbits", "use activation=None"),
+        (
+            QLayerConfig(STATIC4, Int4Spec(), output_tensors=STATIC),
+            "fake",
+            "leaves outputs in float; use output_format='qdq', or leave out output_t",
+        ),
+        (
+            QLayerConfig(token(UInt8Spec), Int4Spec()),
+            "w4a8",
+            "symmetric activations per token; use output_format='fake', or use symm",
+        ),
+        (W4A8, "nbits", "accuracy level 4 rounds them to int8 as it computes.; use activation=None"),
+        (QLayerConfig(weight=Int4Spec(group_size=48)), "nbits", "groups of 16, 32, 64, 128 or 256, not 48"),
+        (W4G, "w8", "scale per channel; use output_format='nbits' or output_format='fake', or leave out group"),
+        (
+            QLayerConfig(token(Int8Spec, group_size=64), Int8Spec()),
+            "w8",
+            "one scale per token; use output_format='fake', or leave out group_size",
+        ),
+        (
+            QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC),
+            "fake",
+            "leaves outputs in float; use output_format='qdq', or leave out output_t",
+        ),
         (W4, "w4a4", "output_format='w4a4': no OutputFormat has this name; use qdq or w4a8 or nbits or w8 or fake"),
     ],
 )
@@ -220,8 +240,12 @@ def test_accuracy_levels(level):
 @pytest.mark.parametrize(
     ("layer", "level", "message"),
     [
-        (W4A8, 4, "accuracy_level=4 is for output_format='nbits', not w4a8; set that, or leave it out"),
-        (W8, 0, "accuracy_level=0 is for output_format='nbits', not qdq"),
+        (
+            W4A8,
+            4,
+            "accuracy_level=4: only nbits has it, not w4a8; use output_format='nbits', or leave out accuracy_level",
+        ),
+        (W8, 0, "accuracy_level=0: only nbits has it, not qdq"),
         (W4, 5, "accuracy_level=5: .*less than or equal to 4"),
         (W4, True, "accuracy_level=True"),
     ],
@@ -265,7 +289,7 @@ def test_a_rule_by_name_is_for_a_linear_or_an_embedding():
     grouped = QLayerConfig(weight=Int4Spec(group_size=64))
     config = QConfig(W4A8, {grouped: ["/embed", "/head"]}, OpTypesToQuantize=["MatMul", "Gather"])
     assert config.layer_config_for("/embed", "Gather") == grouped
-    with pytest.raises(ConfigError, match="node '/head' is a MatMul: group_size=64 of the weight needs nbits or fake"):
+    with pytest.raises(ConfigError, match="node '/head' is a MatMul: w4a8 has a scale per channel; use"):
         config.layer_config_for("/head", "MatMul")
 
 

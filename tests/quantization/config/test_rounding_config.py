@@ -74,8 +74,12 @@ def test_what_each_needs():
         (GPTAQConfig, {"alpha": -0.1}, "alpha=-0.1: .*greater than or equal to 0"),
         (QronosConfig, {"name": "gptq"}, "name='gptq'"),
         (RTNConfig, {"block_size": 128}, "unknown key 'block_size'"),
-        (GPTQConfig, {"per_channel": False, "group_size": 64}, "per_channel=False contradicts group_size=64"),
-        (GPTQConfig, {"act_order": True, "group_size": 64}, "act_order=True with group_size=64 needs static_groups"),
+        (GPTQConfig, {"per_channel": False, "group_size": 64}, "per_channel=False: groups of 64 lie within channels"),
+        (
+            GPTQConfig,
+            {"act_order": True, "group_size": 64},
+            "act_order=True: with groups of 64 it needs static groups; use static_groups=True",
+        ),
     ],
 )
 def test_wrong_keywords_are_named(owner, keywords, message):
@@ -87,7 +91,10 @@ def test_wrong_keywords_are_named(owner, keywords, message):
 def test_act_order_with_the_groups_of_a_spec():
     grouped = QLayerConfig(weight=Int4Spec(group_size=32))
     for arguments in ((grouped,), (QLayerConfig(weight=Int8Spec()), {grouped: ["/a"]})):
-        with pytest.raises(ConfigError, match="act_order=True with group_size=32 needs static_groups=True; set it"):
+        with pytest.raises(
+            ConfigError,
+            match="groups of 32 it needs static groups; use static_groups=True, or leave out act_order",
+        ):
             QConfig(*arguments, algo_config=[GPTQConfig(act_order=True)])
         assert QConfig(*arguments, algo_config=[GPTQConfig(act_order=True, static_groups=True)]).low_bit
 
