@@ -17,15 +17,12 @@ class StoredWeight:
     Attributes:
         rounded: The integers of alpha · W: [in, out]; of a table's transpose, [hidden, rows].
         format: The form of storage.
-        block: Features per scale in MatMulNBits and GatherBlockQuantized, a power of 2 from 16 on, a divisor of the
-            scheme's group size; None: the largest one or, without groups, what suits the operator.
         accuracy_level: That of MatMulNBits: 4 rounds activations to 8 bits per block, 1 keeps them float32; None
             leaves it to onnxruntime, which keeps them.
     """
 
     rounded: RoundedWeight
     format: OutputFormat
-    block: int | None = None
     accuracy_level: int | None = None
 
     @property
@@ -44,13 +41,14 @@ class StoredWeight:
         return stored_bits(self.rounded.scheme.bits, self.format)
 
     def block_size(self, default: int) -> int:
-        """The block of the blocked operators, ``default`` for scales per channel."""
+        """Features per scale in MatMulNBits and GatherBlockQuantized: the largest block that a group is made of.
+
+        Args:
+            default: The block for scales per channel, a power of 2 from 16 on.
+        """
         group = self.rounded.scheme.group_size if self.grouped else None
-        # Without a wish the largest block that a group is made of: a power of 2 that divides it.
-        block = self.block or (default if group is None else min(group & -group, MAX_BLOCK))
-        assert block >= 16, (group, block)
-        assert block.bit_count() == 1, block
-        assert group is None or group % block == 0, (group, block)
+        block = default if group is None else min(group & -group, MAX_BLOCK)
+        assert block >= 16, group
         return block
 
 

@@ -110,34 +110,35 @@ def test_weight_only_runs_as_matmul_n_bits(form, bits, flags, group, features, t
         assert rounded_weights.initializer(path, "W_scale").shape == (OUT, -(-features // min(128, len(held))))
 
 
-@pytest.mark.parametrize("block", [16, 32, 64])
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_smaller_blocks_repeat_scales(per_channel: bool, block: int) -> None:
-    group = 128 if per_channel else None
-    weight = rounded_weights.quantized(
-        (160, OUT), WeightScheme(4, symmetric=False, group_size=group, per_channel=per_channel)
-    )
-    model, x = emitted(matmul(160), weight, NBITS, block=block, accuracy_level=1), sample(160)
-    close(graphs.run(model, {"x": x}), x, weight, None)
-    node = next(iter(model.graph))
-    assert node.attributes["block_size"].as_int() == block
-    assert node.inputs[2] is not None
-    assert node.inputs[2].shape == ir.Shape((OUT, 160 // block if block < 64 else 3))
-
-
 @pytest.mark.parametrize(("group", "block"), [(48, 16), (96, 32), (512, 256), (1024, 128)])
 def test_a_group_is_made_of_the_largest_blocks(group: int, block: int) -> None:
     weight = rounded_weights.quantized((600, OUT), WeightScheme(4, symmetric=False, group_size=group))
     model, x = emitted(matmul(600), weight, NBITS, accuracy_level=1), sample(600)
     close(graphs.run(model, {"x": x}), x, weight, None)
-    assert next(iter(model.graph)).attributes["block_size"].as_int() == block
+    node = next(iter(model.graph))
+    assert node.attributes["block_size"].as_int() == block
+    assert node.inputs[2] is not None
+    assert node.inputs[2].shape == ir.Shape((OUT, -(-600 // block)))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_without_groups_the_scale_is_repeated_for_every_block(per_channel: bool) -> None:
+    weight = rounded_weights.quantized((300, OUT), WeightScheme(4, symmetric=False, per_channel=per_channel))
+    model, x = emitted(matmul(300), weight, NBITS, accuracy_level=1), sample(300)
+    close(graphs.run(model, {"x": x}), x, weight, None)
+    node = next(iter(model.graph))
+    assert node.attributes["block_size"].as_int() == 128
+    assert node.inputs[2] is not None
+    assert node.inputs[2].shape == ir.Shape((OUT, 3))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("block", [32, 64, 128])
-def test_2_bits_stay_2_bits_where_they_are_multiplied_as_they_are(block: int, symmetric: bool, tmp_path: Path) -> None:
-    weight = rounded_weights.quantized((160, OUT), WeightScheme(2, symmetric=symmetric))
-    path = saved(emitted(matmul(160), weight, NBITS, block=block, accuracy_level=4), tmp_path)
+@pytest.mark.parametrize("group", [None, 32, 64])
+def test_2_bits_stay_2_bits_where_they_are_multiplied_as_they_are(
+    group: int | None, symmetric: bool, tmp_path: Path
+) -> None:
+    weight = rounded_weights.quantized((160, OUT), WeightScheme(2, group_size=group, symmetric=symmetric))
+    path = saved(emitted(matmul(160), weight, NBITS, accuracy_level=4), tmp_path)
     # Activations are rounded to ±127 steps of each block's maximum: half a step an element.
     x = sample(160)
     close(graphs.run(path, {"x": x}), x, weight, None, rtol=np.abs(x).max() / 254 / np.abs(x).mean(axis=1).min())
