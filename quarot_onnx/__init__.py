@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         QuarotConfig,
         RTNConfig,
         ScaleType,
+        SmoothQuantConfig,
         UInt4Spec,
         UInt8Spec,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "QuarotConfig",
     "RTNConfig",
     "ScaleType",
+    "SmoothQuantConfig",
     "UInt4Spec",
     "UInt8Spec",
 ]

@@ -5,20 +5,17 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.emission.apply import StoredWeights, apply_selection
-from quarot_onnx.evaluation.check import Check, CheckRun, prepare
+from quarot_onnx.evaluation.check import Check, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.io import model_io
@@ -27,13 +24,13 @@ from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
-from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
+from quarot_onnx.run.preparing import Run, Start, rotated, smoothed
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
-from quarot_onnx.run.workspace import Clock, Workspace, scratch_folder, workspace
+from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
@@ -165,7 +162,8 @@ def quantize(
     samples = lowbit.calibration_samples(config, data)
     lowbit.check_tokens(selection, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
-        run, kinds = _Run(work, checking, clock, progress), kinds_for(config)
+        run = Run(source, config, work, checking, given_inputs, verify, clock, progress)
+        kinds = kinds_for(config)
         plan = (
             None
             if rotating is None
@@ -174,15 +172,16 @@ def quantize(
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
-        start = _Start(source, selection, equivalence=None)
+        start = Start(source, selection)
         if plan is not None and rotating is not None:
-            start = _rotated(start, (plan, rotating), given_inputs, run, config, verify=verify)
+            start = rotated(start, plan, rotating, run)
+        if config.smoothing is not None:
+            start = smoothed(start, config.smoothing, run)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
         needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
-        notes = _quantized(start, config, run)
-        done = (plan, rotating) if plan is not None and rotating is not None else None
-        recipe = make_recipe(rotation=done, earlier=earlier, quantization=(config, start.selection))
+        notes = _quantized(start, run)
+        recipe = make_recipe(earlier=earlier, quantization=(config, start.selection))
         record(start.model, recipe)
         proof = {} if start.equivalence is None else {"equivalence": equivalence_record(start.equivalence)}
         saved = model_io.save(
@@ -198,62 +197,16 @@ def quantize(
             session_options=genai,
         )
         clock.lap("save")
-    of_rotation = plan.notes if plan is not None else rotation_notes(earlier, kinds)
+    of_rotation = () if plan is not None else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
-    notes = (*config.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
+    notes = (*config.notes, *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
     bos = None if data is None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
 
-@dataclass(frozen=True, eq=False)
-class _Start:
-    """What is quantized.
-
-    Attributes:
-        file: The float model's file, rotated where it is to be.
-        selection: What of it is quantized; the same model, loaded.
-        equivalence: The proof of its rotation.
-    """
-
-    file: str | Path
-    selection: Selection
-    equivalence: Equivalence | None
-
-    @property
-    def model(self) -> ir.Model:
-        """The model."""
-        return self.selection.survey.model
-
-
-def _rotated(
-    start: _Start,
-    done: tuple[Plan, QuarotConfig],
-    feeds: Sequence[Feeds] | None,
-    run: "_Run",
-    config: QConfig,
-    *,
-    verify: bool,
-) -> _Start:
-    """The model whose graph was rotated, written to the scratch folder and proved.
-
-    It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-    """
-    run.clock.lap("plan")
-    file = run.work.scratch / "rotated.onnx"
-    # The proof reads from the record which caches are rotated.
-    record(start.model, make_recipe(rotation=done))
-    model_io.save(start.model, file, progress=of_phase(run.progress, "rotate"))
-    run.clock.lap("rotate")
-    equivalence: Equivalence | None = None
-    if verify:
-        equivalence = prove(start.file, file, feeds, run.progress, run.checking.observe)
-        run.clock.lap("verify")
-    return _Start(file, select(Survey(model_io.load(file)), config), equivalence)
-
-
-def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
+def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     """Calibrate, round and quantize the model in place; what the user should know of that."""
-    selection, work = start.selection, run.work
+    selection, work, config = start.selection, run.work, run.config
     ranges = static_ranges.calibrate(
         start.file,
         selection,
@@ -276,17 +229,7 @@ def _quantized(start: _Start, config: QConfig, run: "_Run") -> tuple[str, ...]:
     return notes
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What the steps of a run share."""
-
-    work: Workspace
-    checking: CheckRun
-    clock: Clock
-    progress: PhaseProgress
-
-
-def _check(run: _Run, model: ir.Model, quantized: Path) -> dict[str, object]:
+def _check(run: Run, model: ir.Model, quantized: Path) -> dict[str, object]:
     """Compare the files that will be the output, written from ``model``, with the original."""
     run.clock.lap("quantize")
     run.progress("check", 0, None)

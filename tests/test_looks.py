@@ -1,4 +1,4 @@
-"""A run looks at each graph once: the original, and the rotated one."""
+"""A run looks at each graph once: the original, the rotated one, the smoothed one."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from quarot_onnx import pipeline
 from quarot_onnx.cli import choosing, main
+from quarot_onnx.run import preparing
 from quarot_onnx.sites import detect
 
 TWO_WINDOWS = ["--calib-samples", "3", "--calib-seq-len", "96"]
@@ -31,6 +32,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[int]]:
     select = counted("select", pipeline.select, lambda survey: survey.model)
     monkeypatch.setattr(detect, "understood", counted("understood", detect.understood, lambda model: model))
     monkeypatch.setattr(pipeline, "select", select)
+    monkeypatch.setattr(preparing, "select", select)
     monkeypatch.setattr(choosing, "select", select)
     return counts
 
@@ -41,6 +43,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[int]]:
         (["--scheme", "w8a8-dynamic", "--lm-head", "float", "--embedding", "int8"], 2),
         (["--scheme", "w8a8-static", "--no-rotate", *TWO_WINDOWS], 1),
         (["--w-bits", "4", "--weights", "gptq", "--int8-down-proj", "--embedding", "int8", *TWO_WINDOWS], 2),
+        (["--scheme", "w8a8-dynamic", "--smooth-alpha", "0.5", *TWO_WINDOWS], 3),
         (["--w-bits", "4", "--weights", "rtn", "--no-rotate", "--lm-head", "int8"], 1),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else str(value),

@@ -9,25 +9,19 @@ themselves: they are fetched in groups that fit a budget, and counted in histogr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
-from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.histogram import LogHistogram
-from quarot_onnx.calibration.inputs import FLOATS
-from quarot_onnx.calibration.padding import Padding, Sample
-from quarot_onnx.calibration.readers import DataReader, wrap
-from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, run_sample
+from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples, observing_session
+from quarot_onnx.calibration.padding import Sample
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.calibration.sample import not_finite, run_sample
 from quarot_onnx.config.enums import CalibMethod
-from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 from quarot_onnx.progress import Progress
-from quarot_onnx.sessions.skeleton import open_augmented
-
-_BUDGET = 512 << 20  # bytes of activations that are fetched at once
 
 
 @dataclass(frozen=True)
@@ -72,32 +66,15 @@ def collect_ranges(
     """
     if not 0 < percentile <= 100:
         raise CalibrationError(f"percentile {percentile} is outside (0, 100]")
-    if max_samples is not None and max_samples < 1:
-        raise CalibrationError(f"max_samples {max_samples} leaves nothing to calibrate on: ask for 1 or more")
     loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
-    _find_values(loaded, names)
-    rewindable, padding, count = wrap(reader), Padding(loaded), 0
-    total = rewindable.size
-    if total is not None and max_samples is not None:
-        total = min(total, max_samples)
+    find_values(loaded, names)
     observer: _MinMax | _Percentile
     if method is CalibMethod.MinMax:
         observer = _MinMax(loaded, names, threads)
     else:
         observer = _Percentile(loaded, names, threads, percentile)
-    for feeds in rewindable:
-        check_feeds(feeds, loaded)
-        check_ids(padding.tokens(feeds, count), rewindable.name, count)
-        for sample in padding.samples(feeds, count):
-            observer.observe(sample)
-        count += 1
-        if progress is not None:
-            progress(count, total)
-        if count == max_samples:
-            break
-    if count == 0:
-        raise rewindable.empty()
+    observe_samples(observer, loaded, reader, max_samples=max_samples, progress=progress)
     return observer.ranges()
 
 
@@ -108,7 +85,7 @@ class _MinMax:
         self._model, self._names, self._threads = model, names, threads
         self._parts: _Percentile | None = None
         self._low, self._high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-        self._session = _observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), threads)
+        self._session = observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), threads)
 
     def observe(self, sample: Sample) -> None:
         """Run one sample."""
@@ -137,18 +114,13 @@ class _Percentile:
     """Histograms of activations that are fetched group by group."""
 
     def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None, percentile: float) -> None:
-        self._model, self._names, self._threads, self._percentile = model, names, threads, percentile
         self._histograms = {name: LogHistogram() for name in names}
-        self._sizing = _observing_session(model, names, ("Size",), threads)
-        self._sizes: dict[object, list[int]] = {}
-        self._sessions: list[tuple[list[str], Any]] = []
+        self._fetched = Fetched(model, self._histograms, threads)
+        self._percentile = percentile
 
     def observe(self, sample: Sample) -> None:
         """Run one sample, once for every group of tensors."""
-        for group, session in self._fitting_sessions(sample.feeds, sample.number):
-            for name, values in zip(group, run_sample(session, sample.feeds, sample.number), strict=True):
-                if not self._histograms[name].add(sample.rows(values, name)):
-                    raise not_finite(name, sample.number)
+        self._fetched.observe(sample)
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """The bounds so far, from infinity down where nothing was seen."""
@@ -160,87 +132,6 @@ class _Percentile:
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
         return {name: _range(name, *bounds) for name, bounds in self.bounds().items()}
-
-    def _fitting_sessions(self, feeds: Feeds, sample: int) -> list[tuple[list[str], Any]]:
-        """Sessions whose outputs fit the budget; made anew when a sample is larger than those before it.
-
-        An output that is not fetched stays alive to the end of a run all the same, so a group needs its own session.
-        """
-        shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
-        if shapes not in self._sizes:
-            self._sizes[shapes] = [int(size) * 4 for size in run_sample(self._sizing, feeds, sample)]
-        sizes = dict(zip(self._names, self._sizes[shapes], strict=True))
-        fits = all(len(group) == 1 or sum(map(sizes.__getitem__, group)) <= _BUDGET for group, _ in self._sessions)
-        if not self._sessions or not fits:
-            self._sessions = []  # the old ones go before the new ones come
-            groups = _groups(sizes)
-            self._sessions = [
-                (group, _observing_session(self._model, group, (None,), self._threads)) for group in groups
-            ]
-        return self._sessions
-
-
-def _groups(sizes: dict[str, int]) -> list[list[str]]:
-    """Split tensors, in order, into groups of at most the budget or of one."""
-    groups: list[list[str]] = []
-    filled = _BUDGET
-    for name, size in sizes.items():
-        if filled + size > _BUDGET:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups
-
-
-def _observing_session(model: ir.Model, names: Sequence[str], ops: Sequence[str | None], threads: int | None) -> Any:
-    """A session whose outputs are what each op (None: the tensor itself) makes of each tensor, as float32."""
-    model = model.clone()
-    graph, values = model.graph, _find_values(model, names)
-    graph.outputs.clear()
-    for number, value in enumerate(values):
-        stem = f"quarot_calibration/{number}"
-        # The cast also gives every observed tensor an output of its own, whatever its name or use.
-        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{stem}/cast")
-        nodes = [cast]
-        for op in ops:
-            if op is None:
-                output = cast.outputs[0]
-            else:
-                attributes = {} if op == "Size" else {"keepdims": 0}
-                node = ir.node(op, [cast.outputs[0]], attributes, name=f"{stem}/{op}")
-                nodes.append(node)
-                output = node.outputs[0]
-                output.shape = ir.Shape([])
-            output.name = f"{stem}/{op or 'value'}"
-            output.dtype = ir.DataType.INT64 if op == "Size" else ir.DataType.FLOAT
-            graph.outputs.append(output)
-        producer = value.producer()
-        if producer is None:
-            graph.insert_before(graph[0], nodes)
-        else:
-            graph.insert_after(producer, nodes)
-    common_passes.RemoveUnusedNodesPass()(model)
-    return open_augmented(model, threads=threads)
-
-
-def _find_values(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
-    """The values of these names.
-
-    Raises:
-        CalibrationError: An unknown or non-float one.
-    """
-    known = {value.name: value for value in model.graph.inputs}
-    known |= {output.name: output for node in model.graph for output in node.outputs}
-    for name in names:
-        if name in model.graph.initializers or name not in known:
-            kind = "a weight" if name in model.graph.initializers else "not in the graph"
-            hint = did_you_mean(name, (other for other in known if other))
-            raise CalibrationError(f"tensor {name!r} is {kind}: ranges are taken of activations{hint}")
-        dtype = known[name].dtype
-        if dtype is not None and dtype not in FLOATS:
-            raise CalibrationError(f"tensor {name!r} is {dtype.name}: ranges are taken of float activations")
-    return [known[name] for name in names]
 
 
 def _range(name: str, low: float, high: float) -> Range:

@@ -31,6 +31,7 @@ _BESIDE_8_BITS = frozenset(
         "weights.symmetric",
         "weights.per_channel",
         "activations.symmetric",
+        "smoothing.alpha",
         "activations.calibration_method",
         "activations.percentile",
         "lm_head",

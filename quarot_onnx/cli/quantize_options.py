@@ -108,6 +108,23 @@ class ActivationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmoothingOptions:
+    """What moves from activations into weights."""
+
+    smooth_alpha: Annotated[
+        float | None,
+        Option(
+            metavar="A",
+            min=0,
+            max=1,
+            help="SmoothQuant's strength. Default: not smoothed.",
+            rich_help_panel=ACTIVATIONS,
+        ),
+        Key("smoothing.alpha"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """Calibration."""
 
@@ -221,6 +238,7 @@ class QuantizeOptions(
     CheckOptions,
     RotationOptions,
     CalibrationOptions,
+    SmoothingOptions,
     ActivationOptions,
     RoundingOptions,
     WeightOptions,

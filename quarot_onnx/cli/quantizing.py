@@ -126,9 +126,8 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
 
 
 def _needs_text(chosen: Chosen) -> bool:
-    """Whether ranges, or a rounding's statistics, are taken on text."""
-    rounding = chosen.config.rounding
-    return static_ranges.needs_calibration(chosen.selection) or (rounding is not None and rounding.needs_statistics)
+    """Whether ranges, or an algorithm's statistics, are taken on text."""
+    return static_ranges.needs_calibration(chosen.selection) or chosen.config.needs_samples
 
 
 def _reader(

@@ -46,6 +46,9 @@ def outcome(done: "Outcome") -> None:
     if isinstance(rotation, dict):
         counts = ", ".join(f"{kind} at {count}" for kind, count in rotation["counts"].items())
         say(f"rotated: {counts} places")
+    smoothing = done.recipe.get("smoothing")
+    if isinstance(smoothing, dict):
+        say(f"smoothed: {smoothing['places']} places")
     if done.equivalence is not None:
         e = done.equivalence
         top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         QuarotConfig,
         RoundingConfig,
         RTNConfig,
+        SmoothQuantConfig,
     )
     from quarot_onnx.config.choices import OutputFormat
     from quarot_onnx.config.config import QConfig
@@ -70,6 +71,7 @@ __all__ = [
     "RTNConfig",
     "RoundingConfig",
     "ScaleType",
+    "SmoothQuantConfig",
     "UInt2Spec",
     "UInt3Spec",
     "UInt4",

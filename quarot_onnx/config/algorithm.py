@@ -1,5 +1,6 @@
 """The algorithms of a quantization: QuaRot (Ashkboos et al. 2024, arXiv:2404.00456), then one of :mod:`.rounding`."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +17,8 @@ from pydantic import (
 )
 
 from quarot_onnx.config.algo import AlgoConfig
+from quarot_onnx.config.formats import Placed
+from quarot_onnx.config.misfits import smoothing_float_inputs
 from quarot_onnx.config.rounding import (
     ROUNDINGS,
     GPTAQConfig,
@@ -25,6 +28,7 @@ from quarot_onnx.config.rounding import (
     RoundingConfig,
     RTNConfig,
 )
+from quarot_onnx.config.smoothing import SmoothQuantConfig
 from quarot_onnx.errors import did_you_mean
 
 
@@ -119,7 +123,7 @@ class QuarotConfig(AlgoConfig):
         return ("seed has no effect: no Hadamard is random; add use_random_had (on the command line --random-had)",)
 
 
-_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig, **ROUNDINGS}
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig, "smooth_quant": SmoothQuantConfig, **ROUNDINGS}
 
 
 def as_algorithm(value: object, info: ValidationInfo) -> object:
@@ -145,16 +149,40 @@ def as_algorithm(value: object, info: ValidationInfo) -> object:
 
 
 def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
-    """Raise ValueError unless there is at most one rotation and then at most one rounding."""
-    rotations = [place for place, item in enumerate(algorithms) if isinstance(item, QuarotConfig)]
-    roundings = [place for place, item in enumerate(algorithms) if isinstance(item, RoundingConfig)]
-    if len(rotations) > 1:
-        raise ValueError("more than one QuarotConfig; rotate once")
-    if len(roundings) > 1:
-        names = " and ".join(algorithms[place].name for place in roundings)
+    """Raise ValueError unless there is at most one rotation, then at most one smoothing, then at most one rounding."""
+    kinds = (QuarotConfig, SmoothQuantConfig, RoundingConfig)
+    places = [next(place for place, kind in enumerate(kinds) if isinstance(item, kind)) for item in algorithms]
+    for place, once in enumerate(("more than one QuarotConfig; rotate once", "more than one SmoothQuantConfig")):
+        if places.count(place) > 1:
+            raise ValueError(once if place == 0 else f"{once}; smooth once")
+    if places.count(2) > 1:
+        names = " and ".join(item.name for item in algorithms if isinstance(item, RoundingConfig))
         raise ValueError(f"more than one rounding, {names}; give one of them")
-    if rotations and roundings and rotations[0] > roundings[0]:
-        raise ValueError("QuarotConfig after a rounding; rotate before rounding")
+    if places != sorted(places):
+        first = next(place for place, later in itertools.pairwise(places) if place > later)
+        before = ("", "the smoothing", "the rounding")[first]
+        raise ValueError(f"{before} stands too early; rotate, then smooth, then round")
+
+
+def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed]) -> None:
+    """Raise ValueError for an algorithm that has nothing to work on, or works on groups as it cannot.
+
+    Args:
+        algorithms: In any order.
+        layers: All layer configurations.
+    """
+    for item in algorithms:
+        if isinstance(item, RoundingConfig) and layers and all(layer.config.weight is None for layer in layers):
+            raise ValueError(
+                f"{item.name} has nothing to round: all weights stay in float; leave it out of algo_config, or give a "
+                "weight"
+            )
+        if isinstance(item, SmoothQuantConfig) and all(layer.config.activation is None for layer in layers):
+            raise ValueError(f"{item.name}: {smoothing_float_inputs()}")
+        if isinstance(item, HessianConfig):
+            for layer in layers:
+                if layer.linear and layer.config.weight is not None:
+                    item.refuse_order_with_groups(layer.config.weight.group_size)
 
 
 __all__ = [
@@ -166,6 +194,8 @@ __all__ = [
     "QuarotConfig",
     "RTNConfig",
     "RoundingConfig",
+    "SmoothQuantConfig",
     "as_algorithm",
     "refuse_disorder",
+    "refuse_idle",
 ]

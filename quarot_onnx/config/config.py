@@ -17,11 +17,12 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_v
 
 from quarot_onnx.config.algorithm import (
     AlgoConfig,
-    HessianConfig,
     QuarotConfig,
     RoundingConfig,
+    SmoothQuantConfig,
     as_algorithm,
     refuse_disorder,
+    refuse_idle,
 )
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.enums import OpType
@@ -172,24 +173,12 @@ class QConfig(WithoutPresets):
         return self
 
     def _check_format(self) -> None:
-        self._check_rounding()
+        refuse_idle(self.algo_config, self._placed())
         found = self.resolved_format
         if self.low_bit or self.output_format is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
         if self.accuracy_level is not None and (level := level_misfit(found)):
             raise ValueError(f"accuracy_level={self.accuracy_level}: {level}")
-
-    def _check_rounding(self) -> None:
-        found = self._placed()
-        if self.rounding is not None and found and all(item.config.weight is None for item in found):
-            raise ValueError(
-                f"{self.rounding.name} has nothing to round: all weights stay in float; leave it out of algo_config, "
-                "or give a weight"
-            )
-        if isinstance(self.rounding, HessianConfig):
-            for item in found:
-                if item.linear and item.config.weight is not None:
-                    self.rounding.refuse_order_with_groups(item.config.weight.group_size)
 
     def _placed(self) -> list[Placed]:
         return placed(self.global_config, self.specific_layer_config, self.layer_type_config, self.op_types_to_quantize)
@@ -198,6 +187,11 @@ class QConfig(WithoutPresets):
     def quarot(self) -> QuarotConfig | None:
         """The QuaRot configuration among the algorithms."""
         return next((item for item in self.algo_config if isinstance(item, QuarotConfig)), None)
+
+    @property
+    def smoothing(self) -> SmoothQuantConfig | None:
+        """The SmoothQuant configuration among the algorithms."""
+        return next((item for item in self.algo_config if isinstance(item, SmoothQuantConfig)), None)
 
     @property
     def rounding(self) -> RoundingConfig | None:
@@ -214,6 +208,12 @@ class QConfig(WithoutPresets):
         onnxruntime has no way to compute it in integers, as with activations beside weights in float.
         """
         return resolved(self._placed(), self.output_format, rounds=self.rounding is not None)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether an algorithm takes statistics of calibration samples."""
+        rounds = self.rounding is not None and self.rounding.needs_statistics
+        return rounds or self.smoothing is not None
 
     @property
     def low_bit(self) -> bool:

@@ -19,6 +19,7 @@ _PYTHON: dict[tuple[str, object], str] = {
 """Settings whose names in Python are not the last part of their key."""
 
 _DROPPED = {
+    "smoothing.alpha": "leave out SmoothQuantConfig",
     "format": "leave out output_format",
     "embedding": "leave out Gather",
     "weights.per_channel": "use quant_granularity='Channel'",
@@ -72,6 +73,13 @@ class Misfit:
 def groups_across_channels(group_size: int) -> Misfit:
     """Groups beside one scale for the whole weight."""
     return Misfit("weights.per_channel", f"groups of {group_size} lie within channels, which have scales of their own")
+
+
+def smoothing_float_inputs() -> Misfit:
+    """SmoothQuant where no activation is quantized."""
+    return Misfit(
+        "smoothing.alpha", "activations stay in float, which have nothing to gain", (("activations.bits", 8),)
+    )
 
 
 def order_across_groups(group_size: int) -> Misfit:

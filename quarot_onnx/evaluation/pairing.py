@@ -2,8 +2,9 @@
 
 Every float output of the first is compared with its namesake in the second. A rotation may change one thing alone, the
 caches: R2 rotates the heads of V, R3 those of K. What the record in a model's metadata states is undone before its
-caches are compared. Where neither model has a record, the caches that the graph takes back are compared up to some
-rotation of the heads, by the products of all pairs of positions: (X R)(X R)ᵀ = X Xᵀ.
+caches are compared; those that SmoothQuant has scaled are left out. Where neither model has a record, the caches that
+the graph takes back are compared up to some rotation of the heads, by the products of all pairs of positions:
+(X R)(X R)ᵀ = X Xᵀ.
 """
 
 from collections.abc import Mapping
@@ -91,9 +92,12 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
         if other is None:
             left[name] = "the second model has no such output"
             continue
+        if records[0].scales(name) or records[1].scales(other):
+            left[name] = "SmoothQuant has scaled it"
+            continue
         cache = name in own or name in records[0] or other in records[1]
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
-    paired = {item.other for item in outputs}
+    paired = {item.other for item in outputs} | {by_place.get(name, name) for name in left}
     left |= {name: "the first model has no such output" for name in names_b if name not in paired}
     return Pairing(tuple(outputs), left)
 
@@ -124,10 +128,16 @@ class _Caches:
         content: Mapping[str, Any] = rotation if isinstance(rotation, dict) else {}
         self.known = isinstance(content.get("caches"), dict)
         self._caches: Mapping[str, str] = content.get("caches") or {}
+        smoothing = recipe.get("smoothing")
+        self._scaled = frozenset(smoothing["caches"] if isinstance(smoothing, dict) else ())
         self._rotations: Mapping[str, Any] = content.get("rotations") or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._caches
+
+    def scales(self, name: str) -> bool:
+        """Whether a smoothing has scaled what an output carries."""
+        return name in self._scaled
 
     def of(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
         """The rotation of an output, name and record."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.config.algorithm import ConfigPath, QuarotConfig
+from quarot_onnx.config.algorithm import ConfigPath, QuarotConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
@@ -171,6 +171,7 @@ class Recipe(FileConfig):
 
     Attributes:
         rotation: Which rotations; None, where it is left out, for none.
+        smoothing: How strongly SmoothQuant scales, after the rotation; None, where it is left out, for not at all.
         weights: How weights are rounded.
         activations: How their inputs are.
         lm_head: How the head is stored; None for float.
@@ -184,6 +185,7 @@ class Recipe(FileConfig):
     """
 
     rotation: QuarotConfig | None = None
+    smoothing: SmoothQuantConfig | None = None
     weights: Weights = Field(default_factory=Weights)
     activations: Activations = Field(default_factory=Activations)
     lm_head: Annotated[Precision | None, _optional(Precision)] = None
@@ -197,15 +199,16 @@ class Recipe(FileConfig):
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse a section without content: it could mean nothing, or the defaults."""
-        for name in ("rotation", "weights", "activations", "calibration"):
+        for name in ("rotation", "smoothing", "weights", "activations", "calibration"):
             if name in data and data[name] is None:
                 raise ValueError(f"the section {name} is empty; write {name}: {{}} for its defaults, or take it out")
         return data
 
     def to_dict(self, *, folder: Path | None = None) -> dict[str, Any]:
-        """Plain data, as in `Strict.to_dict`; without a rotation the section is left out, as in a file."""
+        """Plain data, as in `Strict.to_dict`; without rotation or smoothing the section is left out, as in a file."""
         data = super().to_dict(folder=folder)
-        return data if self.rotation is not None else {key: value for key, value in data.items() if key != "rotation"}
+        absent = {key for key in ("rotation", "smoothing") if getattr(self, key) is None}
+        return {key: value for key, value in data.items() if key not in absent}
 
 
 __all__ = ["FLOAT_BITS", "Activations", "Calibration", "Recipe", "Weights"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from quarot_onnx.config.choices import Method, OutputFormat, Precision
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.formats import chosen, level_misfit, misfit, table_misfit
-from quarot_onnx.config.misfits import groups_across_channels, order_across_groups
+from quarot_onnx.config.misfits import groups_across_channels, order_across_groups, smoothing_float_inputs
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.config.spec import Int4Spec, QLayerConfig
 from quarot_onnx.errors import ConfigError
@@ -87,6 +87,8 @@ def _groups(recipe: Recipe, say: Wording) -> Iterator[str]:
 
 def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
     activations = recipe.activations
+    if recipe.smoothing is not None and not activations.quantized:
+        yield say.refused(smoothing_float_inputs())
     if not activations.quantized:
         for name in sorted(activations.model_fields_set - {"bits"}):
             calibrated = name in {"calibration_method", "percentile"}

@@ -50,7 +50,7 @@ class _Application:
         """Apply every edit; transforms capture the original tensors, so their order does not matter."""
         for edit in plan.edits:
             if isinstance(edit, WeightEdit):
-                self._weight(edit)
+                self._weight(edit, plan.suffix)
             elif isinstance(edit, GammaEdit):
                 self._gamma(edit.norm)
             elif isinstance(edit, OnlineEdit):
@@ -58,7 +58,7 @@ class _Application:
             else:
                 self._heads(edit)
 
-    def _weight(self, edit: WeightEdit) -> None:
+    def _weight(self, edit: WeightEdit, suffix: str) -> None:
         """Replace one use of a weight; equal transforms share the result, the last other use takes the name over."""
         source = edit.transform.source.value
         old = edit.node.inputs[edit.index]
@@ -74,7 +74,7 @@ class _Application:
             source.shape = ir.Shape(tensor.shape.numpy())
             return
         if value is None:
-            value = self._editor.initializer(f"{name}_rotated", edit.transform.tensor(name))
+            value = self._editor.initializer(f"{name}_{suffix}", edit.transform.tensor(name))
             made.append((edit.transform, value))
         self._editor.replace_input(edit.node, edit.index, value)
 

@@ -1,4 +1,4 @@
-"""A rotation of a model as data: small edits that are carried out together or not at all."""
+"""A rotation or a smoothing of a model as data: small edits that are carried out together or not at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +58,7 @@ class Plan:
         counts: Sites rotated, by kind.
         caches: The rotation of every output that carries a cache R2 or R3 changes, by the output's name.
         notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
+        suffix: What the name of an initializer gets where the original stays in use.
     """
 
     edits: tuple[Edit, ...]
@@ -65,6 +66,7 @@ class Plan:
     counts: Mapping[str, int]
     notes: tuple[str, ...]
     caches: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = "rotated"
 
     def record(self) -> dict[str, object]:
         """What was done, for the output's metadata: JSON types only."""

@@ -13,17 +13,15 @@ Liu et al. 2024, section 3.1):
 
 from collections.abc import Callable
 
-import onnx_ir as ir
-
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.graph.linear import WEIGHT_INPUT, Linear
-from quarot_onnx.graph.query import Constant
+from quarot_onnx.graph.linear import Linear
 from quarot_onnx.hadamard.online import OnlineFactors
 from quarot_onnx.hadamard.orders import missing, usual_block
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation.edits import Edit, GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
 from quarot_onnx.rotation.request import Demand, RotationRequest
-from quarot_onnx.rotation.transform import Rotate, Scale, Step, WeightTransform
+from quarot_onnx.rotation.steps import WeightSteps
+from quarot_onnx.rotation.transform import Rotate, Scale, Step
 from quarot_onnx.sites.feasible import feasible, why_not
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites, grouped
 
@@ -53,7 +51,7 @@ class _Planner:
         given = {kind for kind, matrix in ((Kind.R1, request.r1), (Kind.R2, request.r2)) if matrix is not None}
         self._sites = feasible(sites, request.block_sizes, given)
         self._request = request
-        self._steps: dict[tuple[ir.Node, int], tuple[Constant, bool, list[Step]]] = {}
+        self._steps = WeightSteps()
         self._others: list[Edit] = []
         self._rotations: dict[str, Rotation] = {}
         self._factors: dict[str, OnlineFactors] = {}
@@ -68,11 +66,9 @@ class _Planner:
             if self._request.wants(kind):
                 self._kind(kind, make)
         self._pairs()
-        weights = [
-            WeightEdit(node, index, WeightTransform(constant, tuple(steps), stored_transposed=stored))
-            for (node, index), (constant, stored, steps) in self._steps.items()
-        ]
-        return Plan((*weights, *self._others), self._rotations, self._counts, tuple(self._notes), self._caches)
+        return Plan(
+            (*self._steps.edits(), *self._others), self._rotations, self._counts, tuple(self._notes), self._caches
+        )
 
     def _check_matrix_dim(self) -> None:
         wanted, hidden = self._request.r_matrix_dim, self._sites.hidden_size
@@ -108,15 +104,15 @@ class _Planner:
         rotation = self._rotations["R1"]
         write = Rotate(1, rotation)
         for embedding in sites.embeddings:
-            self._add(embedding.node, 0, embedding.table, write)
+            self._steps.add(embedding.node, 0, embedding.table, write)
         for linear in sites.writers:
-            self._weight(linear, write)
+            self._steps.weight(linear, write)
             self._bias(linear, write)
         for site in sites.norms:
             for linear in site.readers:
                 if site.norm.gamma is not None:
-                    self._weight(linear, Scale(0, site.norm.gamma.tensor, site.norm.gamma_offset))
-                self._weight(linear, Rotate(0, rotation))
+                    self._steps.weight(linear, Scale(0, site.norm.gamma.tensor, site.norm.gamma_offset))
+                self._steps.weight(linear, Rotate(0, rotation))
             if site.norm.gamma is not None:
                 self._others.append(GammaEdit(site.norm))
         return len(sites.norms)
@@ -132,9 +128,9 @@ class _Planner:
             assert attention.value is not None
             assert attention.output is not None
             step = Rotate(1, self._rotations[name], attention.value_start, attention.value_stop)
-            self._weight(attention.value, step)
+            self._steps.weight(attention.value, step)
             self._bias(attention.value, step)
-            self._weight(attention.output, Rotate(0, self._rotations[name]))
+            self._steps.weight(attention.output, Rotate(0, self._rotations[name]))
             self._cache(attention.value_cache, name)
             done += 1
         return done
@@ -179,9 +175,9 @@ class _Planner:
         if name not in self._factors:
             self._factors[name] = self._rotations[name].online()
         factors = self._factors[name]
-        self._weight(linear, Rotate(0, self._rotations[name]))
+        self._steps.weight(linear, Rotate(0, self._rotations[name]))
         if factors.weight_scale != 1.0:
-            self._weight(linear, Scale(0, None, factor=factors.weight_scale))
+            self._steps.weight(linear, Scale(0, None, factor=factors.weight_scale))
         self._others.append(OnlineEdit(linear, factors, kind))
         return True
 
@@ -211,15 +207,9 @@ class _Planner:
         self._rotations[name] = given or Rotation.hadamard(size, seed=seed, block_size=block)
         return True
 
-    def _add(self, node: ir.Node, index: int, constant: Constant, step: Step, *, stored: bool = False) -> None:
-        self._steps.setdefault((node, index), (constant, stored, []))[2].append(step)
-
-    def _weight(self, linear: Linear, step: Step) -> None:
-        self._add(linear.node, WEIGHT_INPUT, linear.weight, step, stored=linear.stored_transposed)
-
     def _bias(self, linear: Linear, step: Step) -> None:
         if linear.bias is None:
             return
         if linear.bias_is_spread:
             raise ConfigError(f"the bias of {linear.name} is one number for all outputs and cannot be rotated")
-        self._add(linear.bias.node, linear.bias.index, linear.bias.constant, step)
+        self._steps.add(linear.bias.node, linear.bias.index, linear.bias.constant, step)

@@ -3,6 +3,7 @@
 Steps act on W: [in, out] (a table: [rows, hidden]; a bias: [1, out]) in float64, in their order:
 
 * Scale along an axis by a vector, for diag(γ) W;
+* Shift by a number, for a γ that is stored as γ - 1;
 * Rotate one axis, or the heads within a part of it: W R along axis 1, Rᵀ W along axis 0.
 
 Rounding to the weight's type comes once, at the end (a float16 weight is not rounded between γ and R).
@@ -41,6 +42,19 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Add ``by`` to everything."""
+
+    by: float
+    axis: int = 1
+
+    def apply(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The shifted array; ``x`` may be changed in place."""
+        x += self.by
+        return x
+
+
+@dataclass(frozen=True)
 class Rotate:
     """Rotate ``axis`` between ``start`` and ``stop`` in runs of ``rotation.size``."""
 
@@ -64,7 +78,7 @@ class Rotate:
         return x
 
 
-Step = Scale | Rotate
+Step = Scale | Shift | Rotate
 
 
 @dataclass(frozen=True, eq=False)

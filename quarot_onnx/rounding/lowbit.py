@@ -66,6 +66,10 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
         raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
     for odd in odd_groups(selection):
         raise ConfigError(odd.message(f"group_size={odd.size} of the {odd.what}"))
+    if reader is None and config.smoothing is not None:
+        raise CalibrationError(
+            f"{config.smoothing.name} needs calibration data: pass a CalibrationDataReader, or leave it out"
+        )
     if config.rounding is None or not config.rounding.needs_statistics:
         return
     if reader is None:
@@ -77,12 +81,12 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
 
 
 def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feeds]:
-    """The samples that the method asks for; none where it needs no statistics.
+    """The samples that the algorithms ask for; none where they need no statistics.
 
     Raises:
         CalibrationError: The reader is empty.
     """
-    if reader is None or config.rounding is None or not config.rounding.needs_statistics:
+    if reader is None or not config.needs_samples:
         return []
     checked = wrap(reader)
     checked.require_sample()

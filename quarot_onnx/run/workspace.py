@@ -21,7 +21,7 @@ class Workspace:
     Attributes:
         scratch: A folder on the output's disk.
         checkpoint: What a killed run goes on from; None where nothing takes long.
-        samples: Calibration samples for rounding.
+        samples: Calibration samples for algorithms.
         reader: The calibration data; reads from `samples` where there are any, since a reader may be read only once.
     """
 
@@ -36,15 +36,15 @@ def workspace(
     target: Path, config: QConfig, sources: list[Path], samples: list[Feeds], reader: DataReader | None
 ) -> Iterator[Workspace]:
     """A scratch folder, or for weights that are rounded beforehand a checkpoint that outlives an interrupted run."""
+    again = SampleReader(samples) if samples else reader
     if not config.low_bit:
         with scratch_folder(target) as scratch:
-            yield Workspace(scratch, None, [], reader)
+            yield Workspace(scratch, None, samples, again)
         return
     with (
         run_folder(target) as folder,
         open_checkpoint(folder.path, lowbit.fingerprint(sources, config, samples)) as checkpoint,
     ):
-        again = SampleReader(samples) if samples else reader
         yield Workspace(folder.scratch, checkpoint, samples, again)
 
 

@@ -10,7 +10,7 @@ from quarot_onnx.cli import gptaq_options, typed
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.recipes.own import Activations, Calibration, Recipe, Weights
 
 CLI = Path(typed.__file__).parent
@@ -34,7 +34,13 @@ def test_every_option_is_a_key_of_a_recipe_or_read_by_name(options: type) -> Non
 
 @pytest.mark.parametrize("options", [QuantizeOptions, RotateOptions])
 def test_every_key_of_an_option_is_one_of_a_recipe(options: type) -> None:
-    sections = {"rotation": QuarotConfig, "weights": Weights, "activations": Activations, "calibration": Calibration}
+    sections = {
+        "rotation": QuarotConfig,
+        "smoothing": SmoothQuantConfig,
+        "weights": Weights,
+        "activations": Activations,
+        "calibration": Calibration,
+    }
     for option in typed.declared(options):
         section, _, key = option.key.rpartition(".")
         assert key in (sections[section] if section else Recipe).model_fields, option.name

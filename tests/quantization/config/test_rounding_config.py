@@ -102,7 +102,7 @@ def test_act_order_with_the_groups_of_a_spec():
 @pytest.mark.parametrize(
     ("algorithms", "message"),
     [
-        ([GPTQConfig(), QuarotConfig()], "QuarotConfig after a rounding; rotate before rounding"),
+        ([GPTQConfig(), QuarotConfig()], "the rounding stands too early; rotate, then smooth, then round"),
         ([GPTQConfig(), RTNConfig()], "more than one rounding, gptq and rtn; give one of them"),
         ([QuarotConfig(), QuarotConfig(), GPTQConfig()], "more than one QuarotConfig; rotate once"),
         ([RoundingConfig(name="gptq")], "RoundingConfig is a base class; use GPTQConfig"),

@@ -1,0 +1,63 @@
+"""The largest magnitude of every channel of activations over calibration samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.io import model_io
+from quarot_onnx.progress import Progress
+
+
+class _Peaks:
+    """max|x| along the last axis."""
+
+    def __init__(self) -> None:
+        self.found: NDArray[np.float64] | None = None
+
+    def add(self, values: NDArray[np.float32]) -> bool:
+        """Take in rows [..., channels]; False where a value is not finite."""
+        rows = np.abs(values.reshape(-1, values.shape[-1]))
+        peaks = rows.max(axis=0, initial=0).astype(np.float64)
+        self.found = peaks if self.found is None else np.maximum(self.found, peaks)
+        return bool(np.isfinite(peaks).all())
+
+
+def collect_peaks(
+    model: str | Path,
+    tensor_names: Sequence[str],
+    reader: DataReader,
+    *,
+    max_samples: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """max|x_j| of activations over the samples of a reader.
+
+    Args:
+        model: The ONNX file.
+        tensor_names: Graph inputs or node outputs, float, channels along the last axis.
+        reader: Any calibration reader; samples may differ in length.
+        max_samples: Stop after so many samples; None for all.
+        progress: Called after every sample.
+
+    Returns:
+        Tensor name to peaks, [channels].
+
+    Raises:
+        CalibrationError: As for ``collect_ranges``.
+        ModelError: The model cannot be loaded.
+    """
+    loaded, names = model_io.load(model), list(dict.fromkeys(tensor_names))
+    find_values(loaded, names)
+    takers = {name: _Peaks() for name in names}
+    observe_samples(Fetched(loaded, takers, None), loaded, reader, max_samples=max_samples, progress=progress)
+    peaks = {}
+    for name, taker in takers.items():
+        if taker.found is None:
+            raise CalibrationError(f"activation {name!r} was empty in every sample: calibrate with longer samples")
+        peaks[name] = taker.found
+    return peaks

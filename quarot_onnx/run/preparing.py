@@ -1,0 +1,104 @@
+"""The float model made ready to be quantized: rotated, smoothed, written to the scratch folder, and proved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.smoothing import SmoothQuantConfig
+from quarot_onnx.evaluation.check import CheckRun
+from quarot_onnx.evaluation.equivalence import Equivalence
+from quarot_onnx.io import model_io
+from quarot_onnx.progress import PhaseProgress, of_phase
+from quarot_onnx.quantization.select import Selection, select
+from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.run.provenance import make_recipe, record, recorded
+from quarot_onnx.run.smoothing import smooth_in_place
+from quarot_onnx.run.turning import prove
+from quarot_onnx.run.workspace import Clock, Workspace
+from quarot_onnx.sites.detect import Survey
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the steps of a run share.
+
+    Attributes:
+        source: The original's file.
+        config: What is asked for.
+        work: The scratch folder, the checkpoint, the calibration data.
+        checking: The check of the quantized model.
+        feeds: Inputs of the proof; None for those that a rule makes.
+        verify: Whether the changed float model is compared with the original.
+        clock: Seconds of each phase.
+        progress: Called as the work goes on.
+    """
+
+    source: str | Path
+    config: QConfig
+    work: Workspace
+    checking: CheckRun
+    feeds: Sequence[Feeds] | None
+    verify: bool
+    clock: Clock
+    progress: PhaseProgress
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is quantized.
+
+    Attributes:
+        file: The float model's file, rotated and smoothed where it is to be.
+        selection: What of it is quantized; the same model, loaded.
+        equivalence: The proof that nothing else changed.
+        notes: What the user should know of how it was made.
+    """
+
+    file: str | Path
+    selection: Selection
+    equivalence: Equivalence | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> ir.Model:
+        """The model."""
+        return self.selection.survey.model
+
+
+def rotated(start: Start, plan: Plan, config: QuarotConfig, run: Run) -> Start:
+    """The model whose graph was rotated, written and proved; what is smoothed next is proved then, both at once.
+
+    It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
+    """
+    run.clock.lap("plan")
+    # The proof reads from the record which caches are rotated.
+    record(start.model, make_recipe(rotation=(plan, config)))
+    return _written(start, plan, run, "rotate", prove_now=run.config.smoothing is None)
+
+
+def smoothed(start: Start, config: SmoothQuantConfig, run: Run) -> Start:
+    """The model with scales moved from activations into weights, written and proved."""
+    assert run.work.reader is not None, "refused before"
+    progress = of_phase(run.progress, "smooth")
+    plan = smooth_in_place(
+        start.file, start.selection, config, run.work.reader, run.config.calib_data_size, progress=progress
+    )
+    record(start.model, make_recipe(earlier=recorded(start.model), smoothing=(plan, config)))
+    return _written(start, plan, run, "smooth", prove_now=True)
+
+
+def _written(start: Start, plan: Plan, run: Run, phase: str, *, prove_now: bool) -> Start:
+    file = run.work.scratch / f"{plan.suffix}.onnx"
+    model_io.save(start.model, file, progress=of_phase(run.progress, phase))
+    run.clock.lap(phase)
+    equivalence: Equivalence | None = None
+    if run.verify and prove_now:
+        equivalence = prove(run.source, file, run.feeds, run.progress, run.checking.observe)
+        run.clock.lap("verify")
+    selection = select(Survey(model_io.load(file)), run.config)
+    return Start(file, selection, equivalence, (*start.notes, *plan.notes))

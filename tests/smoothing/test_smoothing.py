@@ -1,0 +1,220 @@
+"""SmoothQuant: the float model computes the same, its activations are smoother, and what cannot be done is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import exports
+import numpy as np
+import onnxruntime
+import pytest
+from command_line import run
+from lowbit_runs import text_reader
+from rotating import check_equivalent, rotate
+
+from quarot_onnx import GPTQConfig, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, SmoothQuantConfig, UInt8Spec
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.peaks import collect_peaks
+from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.config import Int8Spec
+from quarot_onnx.errors import ConfigError, InputError
+from quarot_onnx.graph.linear import Linear, linears
+from quarot_onnx.io import model_io
+from quarot_onnx.quantization.select import Selection, select
+from quarot_onnx.rotation.edits import Plan
+from quarot_onnx.run.provenance import make_recipe, record, recorded
+from quarot_onnx.run.smoothing import smooth_in_place
+from quarot_onnx.sites.detect import Survey
+from quarot_onnx.smoothing.places import find_places
+
+O, D, G = exports.optimum_export, exports.dynamo_export, exports.genai_like  # noqa: E741
+
+EXPORTS: dict[str, tuple[Callable[[], Path], int]] = {
+    "optimum llama": (lambda: O("llama"), 9),
+    "optimum tied": (lambda: O("llama", tied=True), 9),
+    "optimum fp16": (lambda: O("llama", dtype="fp16"), 9),
+    "optimum qwen2": (lambda: O("qwen2"), 9),
+    "optimum phi3": (lambda: O("phi3"), 7),
+    "optimum gemma3": (lambda: O("gemma3_text"), 4),
+    "dynamo llama": (lambda: D("llama"), 9),
+    "dynamo cache": (lambda: D("qwen2", with_cache=True), 9),
+    "opset 23 operators": (exports.opset23_module_export, 9),
+    "genai": (G, 9),
+    "genai q, k, v bias": (lambda: G(packed_qkv=False, bias=True), 9),
+    "genai packed bias": (lambda: G(bias=True), 9),
+    "genai fp16": (lambda: G(dtype="fp16"), 9),
+}
+STATIC = QConfig(QLayerConfig(UInt8Spec(), Int8Spec()))
+
+
+def samples(path: Path) -> SampleReader:
+    """Two feeds of random tokens."""
+    inputs = ModelInputs.from_path(path)
+    rng = np.random.default_rng(0)
+    length = inputs.lengths.seq or 24
+    return SampleReader([inputs.feed(rng.integers(5, 200, (inputs.lengths.batch or 1, length))) for _ in range(2)])
+
+
+def smoothed(source: Path, folder: Path, alpha: float = 0.5) -> tuple[Path, Selection, Plan]:
+    """Smooth ``source`` into ``folder``."""
+    selection = select(Survey(model_io.load(source)), STATIC)
+    config = SmoothQuantConfig(alpha)
+    plan = smooth_in_place(source, selection, config, samples(source))
+    model = selection.survey.model
+    record(model, make_recipe(earlier=recorded(model), smoothing=(plan, config)))
+    target = folder / "smoothed" / "model.onnx"
+    model_io.save(model, target, companions_from=source.parent)
+    return target, selection, plan
+
+
+def found(path: Path) -> dict[str, Linear]:
+    return {linear.name: linear for linear in linears(model_io.load(path).graph)}
+
+
+def weight(linear: Linear) -> np.ndarray:
+    array = model_io.read_array(linear.weight.tensor).astype(np.float64)
+    return array.T if linear.weight.transposed else array
+
+
+@pytest.mark.parametrize("rotates", [False, True], ids=["alone", "rotated"])
+@pytest.mark.parametrize("case", EXPORTS)
+def test_the_float_model_computes_the_same(case: str, rotates: bool, tmp_path: Path) -> None:
+    make, places = EXPORTS[case]
+    source = make()
+    start = source
+    if rotates:
+        start, _, plan = rotate(source, tmp_path)
+        model = model_io.load(start)
+        record(model, make_recipe(rotation=(plan, QuarotConfig())))
+        start = tmp_path / "recorded" / "model.onnx"
+        model_io.save(model, start, companions_from=source.parent)
+        places -= 0 if case == "optimum phi3" else plan.counts["R4"]  # phi3's were no places before
+    target, _, plan = smoothed(start, tmp_path)
+    assert plan.counts == {"places": places}
+    check_equivalent(source, target)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_scales_are_those_of_the_paper(alpha: float, tmp_path: Path) -> None:
+    """Equation 4, by hand, for a norm's readers: the inputs of each, and one scale for all of them."""
+    source = O("llama")
+    target, _, _ = smoothed(source, tmp_path, alpha)
+    before, after = found(source), found(target)
+    for kind in ("q_proj", "gate_proj"):
+        names = [name for name in before if "layers.1/" in name and kind in name]
+        group = {"q_proj": ("q_proj", "k_proj", "v_proj"), "gate_proj": ("gate_proj", "up_proj")}[kind]
+        (first,) = names
+        readers = [name for name in before if "layers.1/" in name and any(word in name for word in group)]
+        assert len(readers) == len(group)
+        value = before[first].input.name or ""
+        peaks = collect_peaks(source, [value], samples(source))[value]
+        rows = np.max([np.abs(weight(before[name])).max(axis=1) for name in readers], axis=0)
+        scale = peaks**alpha / rows ** (1 - alpha)
+        scale /= np.exp(np.log(scale).mean())
+        for name in readers:
+            if "v_proj" in name or "up_proj" in name:
+                continue  # their columns are scaled, too
+            np.testing.assert_allclose(weight(after[name]), scale[:, None] * weight(before[name]), rtol=1e-6)
+        value_after = after[first].input.name or ""
+        np.testing.assert_allclose(
+            collect_peaks(target, [value_after], samples(target))[value_after], peaks / scale, rtol=1e-4
+        )
+
+
+def test_an_outlier_channel_gets_smaller(tmp_path: Path) -> None:
+    source = O("llama")
+    model = model_io.load(source)
+    survey = Survey(model)
+    gamma = survey.sites.norms[1].norm.gamma
+    assert gamma is not None
+    array = model_io.read_array(gamma.tensor).copy()
+    array[3] *= 200
+    assert gamma.value is not None
+    gamma.value.const_value = model_io.lazy_tensor(
+        lambda: array, dtype=gamma.dtype, shape=array.shape, name=gamma.value.name
+    )
+    spiked = tmp_path / "spiked" / "model.onnx"
+    model_io.save(model, spiked, companions_from=source.parent)
+    target, _, _ = smoothed(spiked, tmp_path)
+
+    def spread(path: Path) -> float:
+        sites = Survey(model_io.load(path)).sites
+        value = sites.norms[1].readers[0].input.name or ""
+        peaks = collect_peaks(path, [value], samples(path))[value]
+        return float(peaks.max() / np.median(peaks))
+
+    assert spread(target) < spread(spiked) / 4
+
+
+def test_only_linears_whose_inputs_are_quantized_count() -> None:
+    survey = Survey(model_io.load(O("llama")))
+    for config, places, reasons in (
+        (QConfig(QLayerConfig(UInt8Spec(), Int8Spec()), exclude=["*down_proj*", "*o_proj*"]), 5, 0),
+        (QConfig(QLayerConfig(weight=Int8Spec())), 0, 0),
+    ):
+        got, refused = find_places(survey.rotatable(), select(survey, config))
+        assert (len(got), len(refused)) == (places, reasons)
+
+
+def test_down_behind_an_online_rotation_is_told_of(tmp_path: Path) -> None:
+    rotated, _, _ = rotate(O("llama"), tmp_path)
+    _, _, plan = smoothed(rotated, tmp_path)
+    assert any("1 more, as the online rotation (R4) lies before it" in note for note in plan.notes)
+
+
+def test_one_config_one_recipe_one_command_line_the_same_bytes(llama_optimum: Path, tmp_path: Path) -> None:
+    common = ["--calib-samples", "4", "--calib-seq-len", "64", "--no-check", "--quiet"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "rotation: {r4: false}\nsmoothing: {alpha: 0.4}\nweights: {method: gptq, bits: 8}\n"
+        "activations: {bits: 8, granularity: tensor, symmetric: false}\nlm_head: float\nformat: w8\n"
+    )
+    assert run(["quantize", str(llama_optimum), str(tmp_path / "a/m.onnx"), "--recipe", str(recipe), *common]) == 0
+    quantized = ["quantize", str(llama_optimum), str(tmp_path / "b/m.onnx")]
+    assert run([*quantized, *["--scheme", "w8a8-static", "--no-r4", "--smooth-alpha", "0.4"], *common]) == 0
+    layer = QLayerConfig(UInt8Spec(), UInt8Spec(symmetric=True, quant_granularity="Channel"))
+    head = next(linear.name for linear in Survey(model_io.load(llama_optimum)).sites.head)
+    algorithms = [QuarotConfig(r4=False), SmoothQuantConfig(0.4), GPTQConfig()]
+    config = QConfig(layer, exclude=[head], algo_config=algorithms, output_format="w8")
+    ModelQuantizer(config).quantize_model(
+        llama_optimum, tmp_path / "c/m.onnx", text_reader(llama_optimum, 4, 64), check=None
+    )
+    data = [sorted((tmp_path / name).glob("m.onnx*")) for name in ("a", "c")]
+    assert [path.read_bytes() for path in data[0]] == [path.read_bytes() for path in data[1]]
+    onnxruntime.InferenceSession(str(tmp_path / "b/m.onnx"), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"global_config": QLayerConfig(weight=Int8Spec())},
+            "smooth_quant: activations stay in float.*leave out Smooth",
+        ),
+        ({"algo_config": [GPTQConfig(), SmoothQuantConfig()]}, "rounding stands too early; rotate, then smooth"),
+        ({"algo_config": [SmoothQuantConfig(), QuarotConfig()]}, "smoothing stands too early; rotate, then smooth"),
+        ({"algo_config": [SmoothQuantConfig(), SmoothQuantConfig()]}, "more than one SmoothQuantConfig; smooth once"),
+    ],
+    ids=str,
+)
+def test_configurations_that_make_no_sense(arguments: dict, message: str) -> None:
+    full = {"global_config": QLayerConfig(UInt8Spec(), Int8Spec()), "algo_config": [SmoothQuantConfig()]}
+    with pytest.raises(ConfigError, match=message):
+        QConfig(**(full | arguments))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, "0.5", True])
+def test_alpha_is_a_part(alpha: object) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        SmoothQuantConfig(alpha)
+
+
+def test_data_are_needed_and_a_place(llama_optimum: Path, tmp_path: Path) -> None:
+    token = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int8Spec())
+    config = QConfig(token, algo_config=[SmoothQuantConfig()])
+    target = tmp_path / "q.onnx"
+    with pytest.raises(InputError, match="smooth_quant needs calibration data"):
+        ModelQuantizer(config).quantize_model(llama_optimum, target)
+    neox = O("gpt_neox")
+    with pytest.raises(ConfigError, match=r"nothing to smooth \(/gpt_neox.*leave out SmoothQuantConfig"):
+        ModelQuantizer(config).quantize_model(neox, target, text_reader(neox))
+    assert not list(tmp_path.iterdir())
