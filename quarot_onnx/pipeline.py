@@ -27,7 +27,7 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.preparing import Run, Start, rotated, smoothed
+from quarot_onnx.run.preparing import Run, Start, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
@@ -160,7 +160,7 @@ def quantize(
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
-    lowbit.check_tokens(selection, samples, "" if data is None else data.name)
+    lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress)
         kinds = kinds_for(config)
@@ -172,11 +172,8 @@ def quantize(
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
-        start = Start(source, selection)
-        if plan is not None and rotating is not None:
-            start = rotated(start, plan, rotating, run)
-        if config.smoothing is not None:
-            start = smoothed(start, config.smoothing, run)
+        rotation = None if plan is None or rotating is None else (plan, rotating)
+        start = prepared(Start(source, selection), rotation, run)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
         needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()

@@ -9,3 +9,8 @@ class AlgoConfig(FileConfig):
     unlisted = ("name",)  # whoever gets to see the keys has named the algorithm already, or need not
 
     name: str
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it measures the model on calibration data."""
+        return False

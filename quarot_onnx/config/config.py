@@ -212,8 +212,7 @@ class QConfig(WithoutPresets):
     @property
     def needs_samples(self) -> bool:
         """Whether an algorithm takes statistics of calibration samples."""
-        rounds = self.rounding is not None and self.rounding.needs_statistics
-        return rounds or self.smoothing is not None
+        return any(item.needs_statistics for item in self.algo_config)
 
     @property
     def low_bit(self) -> bool:

@@ -22,5 +22,10 @@ class SmoothQuantConfig(AlgoConfig):
     name: Literal["smooth_quant"] = "smooth_quant"
     alpha: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.5
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Yes."""
+        return True
+
 
 __all__ = ["SmoothQuantConfig"]

@@ -101,7 +101,7 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
         specific_layer_config=rules,
         layer_type_config=tables,
         exclude=[*([name for name, _ in parts.head] if head is Precision.FLOAT else ()), *recipe.exclude],
-        algo_config=[item for item in (rotation, recipe.smoothing, *roundings) if item is not None],
+        algo_config=[*([] if rotation is None else [rotation]), *recipe.transforms, *roundings],
         OpTypesToQuantize=types,
         output_format=named,
         accuracy_level=recipe.accuracy_level,

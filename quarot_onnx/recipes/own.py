@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.config.algorithm import ConfigPath, QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import AlgoConfig, ConfigPath, QuarotConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
@@ -195,6 +195,11 @@ class Recipe(FileConfig):
     accuracy_level: int | None = Field(default=None, ge=0, le=4, strict=True)
     exclude: tuple[Pattern, ...] = ()
     calibration: Calibration = Field(default_factory=Calibration)
+
+    @property
+    def transforms(self) -> tuple[AlgoConfig, ...]:
+        """What is done to the float model after its rotation, in order."""
+        return () if self.smoothing is None else (self.smoothing,)
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -66,17 +66,13 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
         raise ModelError(f"{count} nodes of the graph are named {name!r}: give each a name of its own, or none")
     for odd in odd_groups(selection):
         raise ConfigError(odd.message(f"group_size={odd.size} of the {odd.what}"))
-    if reader is None and config.smoothing is not None:
-        raise CalibrationError(
-            f"{config.smoothing.name} needs calibration data: pass a CalibrationDataReader, or leave it out"
-        )
-    if config.rounding is None or not config.rounding.needs_statistics:
+    asking = next((item for item in config.algo_config if item.needs_statistics), None)
+    if asking is None:
         return
     if reader is None:
-        raise CalibrationError(
-            f"{config.rounding.name} needs calibration data: pass a CalibrationDataReader, or round to nearest "
-            "(RTNConfig, on the command line --weights rtn)"
-        )
+        nearest = "round to nearest (RTNConfig, on the command line --weights rtn)"
+        way = nearest if asking is config.rounding else "leave it out"
+        raise CalibrationError(f"{asking.name} needs calibration data: pass a CalibrationDataReader, or {way}")
     wrap(reader)
 
 
@@ -93,18 +89,21 @@ def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feed
     return list(islice(checked, config.calib_data_size))
 
 
-def check_tokens(selection: Selection, samples: list[Feeds], reader: str = "the calibration reader") -> None:
+def check_tokens(
+    selection: Selection, config: QConfig, samples: list[Feeds], reader: str = "the calibration reader"
+) -> None:
     """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
 
     Args:
         selection: What will be quantized.
+        config: How; nothing is refused where its rounding needs no statistics.
         samples: From `calibration_samples`.
         reader: The class of the reader that they come from, for messages.
 
     Raises:
         CalibrationError: They hold fewer visible tokens than a Linear has columns, or negative ids.
     """
-    if not samples:
+    if not samples or config.rounding is None or not config.rounding.needs_statistics:
         return
     padding = Padding(selection.survey.model)
     ids = [padding.tokens(feeds, number) for number, feeds in enumerate(samples)]

@@ -70,7 +70,22 @@ class Start:
         return self.selection.survey.model
 
 
-def rotated(start: Start, plan: Plan, config: QuarotConfig, run: Run) -> Start:
+def prepared(start: Start, rotation: tuple[Plan, QuarotConfig] | None, run: Run) -> Start:
+    """Every step that the configuration asks for, the rotation first.
+
+    Args:
+        start: The original, its graph rotated already where it is to be.
+        rotation: What was done to the graph, and what was asked for.
+        run: What the steps share.
+    """
+    if rotation is not None:
+        start = _rotated(start, *rotation, run)
+    if run.config.smoothing is not None:
+        start = _smoothed(start, run.config.smoothing, run)
+    return start
+
+
+def _rotated(start: Start, plan: Plan, config: QuarotConfig, run: Run) -> Start:
     """The model whose graph was rotated, written and proved; what is smoothed next is proved then, both at once.
 
     It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
@@ -81,7 +96,7 @@ def rotated(start: Start, plan: Plan, config: QuarotConfig, run: Run) -> Start:
     return _written(start, plan, run, "rotate", prove_now=run.config.smoothing is None)
 
 
-def smoothed(start: Start, config: SmoothQuantConfig, run: Run) -> Start:
+def _smoothed(start: Start, config: SmoothQuantConfig, run: Run) -> Start:
     """The model with scales moved from activations into weights, written and proved."""
     assert run.work.reader is not None, "refused before"
     progress = of_phase(run.progress, "smooth")

@@ -11,11 +11,20 @@ from command_line import run
 from lowbit_runs import text_reader
 from rotating import check_equivalent, rotate
 
-from quarot_onnx import GPTQConfig, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, SmoothQuantConfig, UInt8Spec
+from quarot_onnx import (
+    GPTQConfig,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    QuarotConfig,
+    RTNConfig,
+    SmoothQuantConfig,
+    UInt8Spec,
+)
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.peaks import collect_peaks
 from quarot_onnx.calibration.readers import SampleReader
-from quarot_onnx.config import Int8Spec
+from quarot_onnx.config import Int4Spec, Int8Spec
 from quarot_onnx.errors import ConfigError, InputError
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.io import model_io
@@ -218,3 +227,12 @@ def test_data_are_needed_and_a_place(llama_optimum: Path, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"nothing to smooth \(/gpt_neox.*leave out SmoothQuantConfig"):
         ModelQuantizer(config).quantize_model(neox, target, text_reader(neox))
     assert not list(tmp_path.iterdir())
+
+
+def test_peaks_need_fewer_tokens_than_a_hessian(llama_optimum: Path, tmp_path: Path) -> None:
+    token = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int4Spec())
+    config = QConfig(token, algo_config=[SmoothQuantConfig(), RTNConfig()])
+    ModelQuantizer(config).quantize_model(
+        llama_optimum, tmp_path / "q.onnx", text_reader(llama_optimum, 1, 8), check=None
+    )
+    assert (recorded(model_io.load(tmp_path / "q.onnx")) or {})["smoothing"]["places"] == 9
