@@ -211,11 +211,14 @@ def test_what_rounding_asks_for_is_not_asked_of_weights_in_float() -> None:
 def test_tokens_are_counted_for_weights_that_are_rounded(llama_optimum: Path) -> None:
     model, layer = model_io.load(llama_optimum), QLayerConfig(UInt4Spec(quant_granularity="Token"), Int4Spec())
     samples = [{"input_ids": np.zeros((1, 100), np.int64)}]
+    rounded = QConfig(layer, algo_config=[GPTQConfig()])
     with pytest.raises(CalibrationError, match=r"100 calibration tokens are too few: .*o_proj"):
-        lowbit.check_tokens(select(Survey(model), QConfig(layer)), samples)
+        lowbit.check_tokens(select(Survey(model), rounded), rounded, samples)
     in_float = QLayerConfig(UInt4Spec(quant_granularity="Token"), None)
-    narrow = QConfig(layer, {in_float: ["*/o_proj/MatMul", "*/down_proj/MatMul"]}, output_format="fake")
-    lowbit.check_tokens(select(Survey(model), narrow), samples)
+    narrow = QConfig(
+        layer, {in_float: ["*/o_proj/MatMul", "*/down_proj/MatMul"]}, output_format="fake", algo_config=[GPTQConfig()]
+    )
+    lowbit.check_tokens(select(Survey(model), narrow), narrow, samples)
 
 
 def test_a_head_in_8_bits_beside_weights_in_float(llama_optimum: Path, tmp_path: Path) -> None:
