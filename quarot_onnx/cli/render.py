@@ -42,13 +42,14 @@ def outcome_record(outcome: "Outcome") -> dict[str, object]:
 
 def outcome(done: "Outcome") -> None:
     """What was rotated, how exact it was, what was written."""
+    from quarot_onnx.graph.metadata import transforms_of  # noqa: PLC0415 - the run has imported it already
+
     rotation = done.recipe.get("rotation")
     if isinstance(rotation, dict):
         counts = ", ".join(f"{kind} at {count}" for kind, count in rotation["counts"].items())
         say(f"rotated: {counts} places")
-    smoothing = done.recipe.get("smoothing")
-    if isinstance(smoothing, dict):
-        say(f"smoothed: {smoothing['places']} places")
+    for entry in transforms_of(done.recipe):
+        say(f"{entry['name']}: at {entry['places']} places")
     if done.equivalence is not None:
         e = done.equivalence
         top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"

@@ -19,7 +19,6 @@ from quarot_onnx.config.algorithm import (
     AlgoConfig,
     QuarotConfig,
     RoundingConfig,
-    SmoothQuantConfig,
     as_algorithm,
     refuse_disorder,
     refuse_idle,
@@ -187,11 +186,6 @@ class QConfig(WithoutPresets):
     def quarot(self) -> QuarotConfig | None:
         """The QuaRot configuration among the algorithms."""
         return next((item for item in self.algo_config if isinstance(item, QuarotConfig)), None)
-
-    @property
-    def smoothing(self) -> SmoothQuantConfig | None:
-        """The SmoothQuant configuration among the algorithms."""
-        return next((item for item in self.algo_config if isinstance(item, SmoothQuantConfig)), None)
 
     @property
     def rounding(self) -> RoundingConfig | None:

@@ -2,9 +2,9 @@
 
 Every float output of the first is compared with its namesake in the second. A rotation may change one thing alone, the
 caches: R2 rotates the heads of V, R3 those of K. What the record in a model's metadata states is undone before its
-caches are compared; those that SmoothQuant has scaled are left out. Where neither model has a record, the caches that
-the graph takes back are compared up to some rotation of the heads, by the products of all pairs of positions:
-(X R)(X R)ᵀ = X Xᵀ.
+caches are compared; those that a transform (SmoothQuant) has scaled are left out. Where neither model has a record, the
+caches that the graph takes back are compared up to some rotation of the heads, by the products of all pairs of
+positions: (X R)(X R)ᵀ = X Xᵀ.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.graph.metadata import recorded
+from quarot_onnx.graph.metadata import recorded, transforms_of
 from quarot_onnx.hadamard.rotation import Rotation
 
 
@@ -93,7 +93,7 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
             left[name] = "the second model has no such output"
             continue
         if records[0].scales(name) or records[1].scales(other):
-            left[name] = "SmoothQuant has scaled it"
+            left[name] = "a transform has scaled it"
             continue
         cache = name in own or name in records[0] or other in records[1]
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
@@ -128,15 +128,14 @@ class _Caches:
         content: Mapping[str, Any] = rotation if isinstance(rotation, dict) else {}
         self.known = isinstance(content.get("caches"), dict)
         self._caches: Mapping[str, str] = content.get("caches") or {}
-        smoothing = recipe.get("smoothing")
-        self._scaled = frozenset(smoothing["caches"] if isinstance(smoothing, dict) else ())
+        self._scaled = frozenset(name for entry in transforms_of(recipe) for name in entry["caches"])
         self._rotations: Mapping[str, Any] = content.get("rotations") or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._caches
 
     def scales(self, name: str) -> bool:
-        """Whether a smoothing has scaled what an output carries."""
+        """Whether a transform has scaled what an output carries."""
         return name in self._scaled
 
     def of(self, name: str) -> tuple[str, Mapping[str, Any]] | None:

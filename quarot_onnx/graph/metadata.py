@@ -1,7 +1,8 @@
 """The recipe that an earlier run wrote into a model, read back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -27,3 +28,9 @@ def recorded(model: ir.Model) -> Mapping[str, object] | None:
     if not isinstance(found, dict):
         raise ModelError(f"the model's metadata entry {RECIPE_KEY} is no JSON object; export it anew")
     return found
+
+
+def transforms_of(recipe: Mapping[str, object] | None) -> Sequence[Mapping[str, Any]]:
+    """What a recipe says was done to the float model after its rotation, in order: name, places, caches, config."""
+    found = (recipe or {}).get("transforms")
+    return found if isinstance(found, list) else ()

@@ -1,15 +1,15 @@
 """The float model made ready to be quantized: rotated, smoothed, written to the scratch folder, and proved."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QuarotConfig
-from quarot_onnx.config.smoothing import SmoothQuantConfig
+from quarot_onnx.config.algorithm import AlgoConfig, QuarotConfig, SmoothQuantConfig
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
@@ -71,44 +71,43 @@ class Start:
 
 
 def prepared(start: Start, rotation: tuple[Plan, QuarotConfig] | None, run: Run) -> Start:
-    """Every step that the configuration asks for, the rotation first.
+    """Every step that the configuration asks for, the rotation first; the last one is proved, and with it all.
 
     Args:
         start: The original, its graph rotated already where it is to be.
         rotation: What was done to the graph, and what was asked for.
         run: What the steps share.
     """
+    steps = [(item, *_STEPS[type(item)]) for item in run.config.algo_config if type(item) in _STEPS]
     if rotation is not None:
-        start = _rotated(start, *rotation, run)
-    if run.config.smoothing is not None:
-        start = _smoothed(start, run.config.smoothing, run)
+        run.clock.lap("plan")
+        # The proof reads from the record which caches are rotated.
+        record(start.model, make_recipe(rotation=rotation))
+        # It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
+        start = _written(start, rotation[0], run, "rotate", prove_now=not steps)
+    for number, (config, phase, step) in enumerate(steps, 1):
+        plan = step(start, config, run)
+        record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, config)))
+        start = _written(start, plan, run, phase, prove_now=number == len(steps))
     return start
 
 
-def _rotated(start: Start, plan: Plan, config: QuarotConfig, run: Run) -> Start:
-    """The model whose graph was rotated, written and proved; what is smoothed next is proved then, both at once.
-
-    It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-    """
-    run.clock.lap("plan")
-    # The proof reads from the record which caches are rotated.
-    record(start.model, make_recipe(rotation=(plan, config)))
-    return _written(start, plan, run, "rotate", prove_now=run.config.smoothing is None)
-
-
-def _smoothed(start: Start, config: SmoothQuantConfig, run: Run) -> Start:
-    """The model with scales moved from activations into weights, written and proved."""
+def _smooth(start: Start, config: Any, run: Run) -> Plan:
+    """Scales moved from activations into weights."""
     assert run.work.reader is not None, "refused before"
     progress = of_phase(run.progress, "smooth")
-    plan = smooth_in_place(
-        start.file, start.selection, config, run.work.reader, run.config.calib_data_size, progress=progress
-    )
-    record(start.model, make_recipe(earlier=recorded(start.model), smoothing=(plan, config)))
-    return _written(start, plan, run, "smooth", prove_now=True)
+    reader, limit = run.work.reader, run.config.calib_data_size
+    return smooth_in_place(start.file, start.selection, config, reader, limit, progress=progress)
+
+
+_STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]] = {
+    SmoothQuantConfig: ("smooth", _smooth),
+}
+"""What is done to the float model after its rotation: the phase, and the function that edits the graph."""
 
 
 def _written(start: Start, plan: Plan, run: Run, phase: str, *, prove_now: bool) -> Start:
-    file = run.work.scratch / f"{plan.suffix}.onnx"
+    file = run.work.scratch / f"{phase}.onnx"
     model_io.save(start.model, file, progress=of_phase(run.progress, phase))
     run.clock.lap(phase)
     equivalence: Equivalence | None = None

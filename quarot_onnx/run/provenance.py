@@ -4,7 +4,7 @@
 
     {"version": "0.1.0",
      "rotation": {"counts": {"R1": 61, ...}, "rotations": {"R1": {..., "seed": 0}, ...}, "notes": [...]},
-     "smoothing": {"places": 90, "caches": ["present.0.value", ...], "config": {"alpha": 0.5, ...}},
+     "transforms": [{"name": "smooth_quant", "places": 90, "caches": ["present.0.value", ...], "config": {...}}],
      "quantization": {"config": {...}, "linears": 211, "embeddings": 0}}
 
 It lies in the model's metadata_props under ``RECIPE_KEY`` and, with the proof of the rotation and a list of what was
@@ -18,9 +18,9 @@ from importlib.metadata import version
 import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import AlgoConfig, QuarotConfig
 from quarot_onnx.errors import ConfigError, ModelError
-from quarot_onnx.graph.metadata import RECIPE_KEY, recorded
+from quarot_onnx.graph.metadata import RECIPE_KEY, recorded, transforms_of
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.sites.model import Kind
@@ -45,27 +45,28 @@ def make_recipe(
     *,
     rotation: tuple[Plan, QuarotConfig] | None = None,
     earlier: Record | None = None,
-    smoothing: tuple[Plan, SmoothQuantConfig] | None = None,
+    transform: tuple[Plan, AlgoConfig] | None = None,
     quantization: tuple[QConfig, Selection] | None = None,
 ) -> dict[str, object]:
     """What was done, JSON types only.
 
     Args:
         rotation: The rotations of this run, and what was asked for.
-        earlier: The recipe of what this step starts from, whose rotation and smoothing live on.
-        smoothing: The smoothing of this run, and what was asked for.
+        earlier: The recipe of what this step starts from, whose rotation and transforms live on.
+        transform: What was done to the float model after its rotation, and what was asked for.
         quantization: What this run quantized.
     """
     recipe: dict[str, object] = {"version": version("quarot-onnx")}
     if rotation is not None:
         plan, asked = rotation
         recipe["rotation"] = plan.record() | {"config": asked.to_dict()}
-    for step in ("rotation", "smoothing"):
+    for step in ("rotation", "transforms"):
         if earlier is not None and earlier.get(step) is not None:
             recipe[step] = earlier[step]
-    if smoothing is not None:
-        plan, strength = smoothing
-        recipe["smoothing"] = {**plan.counts, "caches": sorted(plan.caches), "config": strength.to_dict()}
+    if transform is not None:
+        done, wanted = transform
+        entry = {"name": wanted.name, **done.counts, "caches": sorted(done.caches), "config": wanted.to_dict()}
+        recipe["transforms"] = [*transforms_of(earlier), entry]
     if quantization is not None:
         config, selection = quantization
         recipe["quantization"] = {

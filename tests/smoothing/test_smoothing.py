@@ -69,7 +69,7 @@ def smoothed(source: Path, folder: Path, alpha: float = 0.5) -> tuple[Path, Sele
     config = SmoothQuantConfig(alpha)
     plan = smooth_in_place(source, selection, config, samples(source))
     model = selection.survey.model
-    record(model, make_recipe(earlier=recorded(model), smoothing=(plan, config)))
+    record(model, make_recipe(earlier=recorded(model), transform=(plan, config)))
     target = folder / "smoothed" / "model.onnx"
     model_io.save(model, target, companions_from=source.parent)
     return target, selection, plan
@@ -235,4 +235,4 @@ def test_peaks_need_fewer_tokens_than_a_hessian(llama_optimum: Path, tmp_path: P
     ModelQuantizer(config).quantize_model(
         llama_optimum, tmp_path / "q.onnx", text_reader(llama_optimum, 1, 8), check=None
     )
-    assert (recorded(model_io.load(tmp_path / "q.onnx")) or {})["smoothing"]["places"] == 9
+    assert (recorded(model_io.load(tmp_path / "q.onnx")) or {})["transforms"][0]["places"] == 9
