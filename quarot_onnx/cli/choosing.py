@@ -25,20 +25,20 @@ CALIBRATION = "calibration."
 
 _ROTATION, _SEED = "rotation.", "rotation.seed"
 _BITS = ("weights.method", "weights.bits", "activations.bits")
+_OF_BITS = frozenset({"weights", "activations", "int8_down_proj", "format", "accuracy_level"})
+"""Sections and keys that say how many bits there are, or go with few; the others go with every scheme."""
+
 _BESIDE_8_BITS = frozenset(
     {
         "weights.type",
         "weights.symmetric",
         "weights.per_channel",
         "activations.symmetric",
-        "smoothing.alpha",
         "activations.calibration_method",
         "activations.percentile",
-        "lm_head",
-        "embedding",
-        "exclude",
     }
 )
+"""What of them goes with the schemes of plain 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _from_scheme(question: Question) -> Chosen:
     for key, item in typed.items():
         if key in _BITS and not (key == "weights.method" and not plain):
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
-        beside = key in _BESIDE_8_BITS or key.startswith((CALIBRATION, _ROTATION)) or data.get(key) == item.value
+        beside = key in _BESIDE_8_BITS or key.partition(".")[0] not in _OF_BITS or data.get(key) == item.value
         if plain and not beside:
             raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
     sites = question.survey.sites if plain else question.survey.rotatable()

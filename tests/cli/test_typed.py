@@ -14,9 +14,9 @@ from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.recipes.own import Activations, Calibration, Recipe, Weights
 
 CLI = Path(typed.__file__).parent
-KEYS = {*typed._METHODS, *typed._AQ.values()}
+KEYS = {*typed._METHODS, *typed._AQ.values(), "exclude"}
 OTHERWISE = {
-    "model", "out", "scheme", "config", "recipe", "exclude", "rotate", "verify", "feeds", "overwrite",
+    "model", "out", "scheme", "config", "recipe", "rotate", "verify", "feeds", "overwrite",
     "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio",
 }  # fmt: skip
 
