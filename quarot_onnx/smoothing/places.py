@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.linear import Linear, linears
-from quarot_onnx.graph.query import consumers
+from quarot_onnx.graph.linear import Linear, linear_producing
+from quarot_onnx.graph.query import consumers, data_input, through
+from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.sites.model import Attention, Kind, Norm, Sites
+from quarot_onnx.sites.operands import NotTracedError, follow_to_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +82,9 @@ def find_places(sites: Sites, selection: Selection) -> tuple[tuple[Place, ...], 
     for attention in sites.attentions:
         if attention.output is not None:
             consider((attention.output,), _values(attention, sites))
-    made = {linear.output: linear for linear in linears(selection.survey.model.graph)}
+    shapes = Shapes(selection.survey.model)
     for down in sites.mlps:
-        consider((down,), _product(down, made))
+        consider((down,), _product(down, shapes))
     why = next((f"the norms cannot be told apart: {entry.reason}" for entry in sites.why_not(Kind.R1)), None)
     known = {linear.node for place in found for linear in place.readers} | told
     refused += [
@@ -105,15 +107,30 @@ def _values(attention: Attention, sites: Sites) -> Place | str:
     return Place(value, (attention.output,), attention.value_start, heads, attention.value_cache)
 
 
-def _product(down: Linear, made: dict[ir.Value, Linear]) -> Place | str:
+def _product(down: Linear, shapes: Shapes) -> Place | str:
     """The up projection, where down reads act(gate) · up; why not where it does not."""
     producer = down.input.producer()
     if producer is not None and is_online(producer):
         return "the online rotation (R4) lies before it"
     if producer is None or producer.op_type != "Mul" or len(consumers(down.input)) != 1:
         return "its input is not the product of a Linear"
+    why = "its input is not the product of a Linear"
     for operand in producer.inputs:
-        up = made.get(operand) if operand is not None else None
-        if up is not None and len(consumers(up.output)) == 1 and not up.bias_is_spread:
-            return Place(up, (down,))
-    return "its input is not the product of a Linear"
+        if operand is None or _moved(operand):
+            continue
+        try:
+            up = follow_to_linear(operand, producer, "what it reads", shapes)
+        except NotTracedError as error:
+            why = str(error)
+            continue
+        if up.width == down.in_features and not up.linear.bias_is_spread:
+            return Place(up.linear, (down,), up.start)
+    return why
+
+
+def _moved(value: ir.Value) -> bool:
+    """Whether an operand's channels may lie elsewhere than a Linear, or a Split or Slice of one, put them."""
+    node = through(value).producer()
+    if node is not None and node.op_type in ("Split", "Slice"):
+        value = data_input(node)
+    return linear_producing(through(value)) is None
