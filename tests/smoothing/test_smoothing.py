@@ -175,22 +175,40 @@ def test_one_config_one_recipe_one_command_line_the_same_bytes(llama_optimum: Pa
     common = ["--calib-samples", "4", "--calib-seq-len", "64", "--no-check", "--quiet"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "rotation: {r4: false}\nsmoothing: {alpha: 0.4}\nweights: {method: gptq, bits: 8}\n"
-        "activations: {bits: 8, granularity: tensor, symmetric: false}\nlm_head: float\nformat: w8\n"
+        "rotation: {r4: false}\nsmoothing: {alpha: 0.4}\nweights: {method: gptq, bits: 4}\nactivations: {bits: 8}\n"
     )
-    assert run(["quantize", str(llama_optimum), str(tmp_path / "a/m.onnx"), "--recipe", str(recipe), *common]) == 0
-    quantized = ["quantize", str(llama_optimum), str(tmp_path / "b/m.onnx")]
-    assert run([*quantized, *["--scheme", "w8a8-static", "--no-r4", "--smooth-alpha", "0.4"], *common]) == 0
-    layer = QLayerConfig(UInt8Spec(), UInt8Spec(symmetric=True, quant_granularity="Channel"))
+    typed = ["--w-bits", "4", "--weights", "gptq", "--a-bits", "8", "--no-r4", "--smooth-alpha", "0.4"]
+    for name, options in (("file", ["--recipe", str(recipe)]), ("typed", typed)):
+        assert run(["quantize", str(llama_optimum), str(tmp_path / name / "m.onnx"), *options, *common]) == 0
+    layer = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int4Spec())
     head = next(linear.name for linear in Survey(model_io.load(llama_optimum)).sites.head)
     algorithms = [QuarotConfig(r4=False), SmoothQuantConfig(0.4), GPTQConfig()]
-    config = QConfig(layer, exclude=[head], algo_config=algorithms, output_format="w8")
-    ModelQuantizer(config).quantize_model(
-        llama_optimum, tmp_path / "c/m.onnx", text_reader(llama_optimum, 4, 64), check=None
-    )
-    data = [sorted((tmp_path / name).glob("m.onnx*")) for name in ("a", "c")]
-    assert [path.read_bytes() for path in data[0]] == [path.read_bytes() for path in data[1]]
-    onnxruntime.InferenceSession(str(tmp_path / "b/m.onnx"), providers=["CPUExecutionProvider"])
+    quantizer = ModelQuantizer(QConfig(layer, exclude=[head], algo_config=algorithms))
+    reader = text_reader(llama_optimum, 4, 64)
+    quantizer.quantize_model(llama_optimum, tmp_path / "python" / "m.onnx", reader, check=None)
+    data = [
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("m.onnx*"))]
+        for name in ("file", "typed", "python")
+    ]
+    assert data[0]
+    assert data[0] == data[1] == data[2]
+
+
+def test_static_int8_after_smoothing_runs(llama_optimum: Path, tmp_path: Path) -> None:
+    options = [
+        "--scheme",
+        "w8a8-static",
+        "--no-r4",
+        "--smooth-alpha",
+        "0.4",
+        "--calib-samples",
+        "4",
+        "--calib-seq-len",
+        "64",
+        "--quiet",
+    ]
+    assert run(["quantize", str(llama_optimum), str(tmp_path / "m.onnx"), *options, "--max-ppl-ratio", "1.1"]) == 0
+    onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(
