@@ -18,6 +18,7 @@ from quarot_onnx.emission.apply import StoredWeights, apply_selection
 from quarot_onnx.evaluation.check import Check, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
+from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
@@ -25,7 +26,7 @@ from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
-from quarot_onnx.run.intent import kinds_for, needless_notes, quantized_inputs
+from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.preparing import Run, Start, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
@@ -167,7 +168,7 @@ def quantize(
         plan = (
             None
             if rotating is None
-            else rotate_in_place(selection.survey, rotating, kinds, quantized_inputs(selection))
+            else rotate_in_place(selection.survey, rotating, kinds, needless_r4(selection, config))
         )
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
@@ -194,7 +195,7 @@ def quantize(
             session_options=genai,
         )
         clock.lap("save")
-    of_rotation = () if plan is not None else rotation_notes(earlier, kinds)
+    of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     notes = (*config.notes, *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
     bos = None if data is None else data.bos

@@ -1,12 +1,13 @@
 """What a configuration asks of a model: the places of the rotations and how much each is wanted."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.hadamard.rotation import Rotation
@@ -15,6 +16,7 @@ from quarot_onnx.rotation.plan import Demand, RotationRequest
 from quarot_onnx.rotation_config.config_file import read_sites
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind, LeftOut, Sites
+from quarot_onnx.smoothing.places import find_places
 
 _FLAGS = {Kind.R1: "r1", Kind.R2: "r2", Kind.R3: "r3", Kind.R4: "r4"}
 
@@ -32,7 +34,7 @@ def sites_and_request(
     survey: Survey,
     config: QuarotConfig,
     default: frozenset[Kind],
-    quantized_inputs: Collection[ir.Node] | None = None,
+    needless: Mapping[ir.Node, str] | None = None,
 ) -> tuple[Sites, RotationRequest, tuple[str, ...]]:
     """Combine the graph, the rotation config file and the switches.
 
@@ -40,8 +42,8 @@ def sites_and_request(
         survey: The float model.
         config: The switches, and perhaps a rotation config file.
         default: The rotations to do where possible, when neither a file nor a switch speaks of them.
-        quantized_inputs: The Linears whose inputs will be quantized, before which alone R4 pays; None where that is
-            not known.
+        needless: Linears before which R4 does not pay, with the reason, as from `needless_r4`; None where that is not
+            known.
 
     Returns:
         The places, what is wanted there, and what the user should know of the file.
@@ -68,8 +70,8 @@ def sites_and_request(
             demands[kind] = Demand.REQUIRED if switch else Demand.OFF
     if config.split_cache:
         notes = (*notes, _SPLIT_NOTE)
-    if quantized_inputs is not None and demands.get(Kind.R4, Demand.OFF) is Demand.IF_POSSIBLE:
-        sites = _without_float_inputs(sites, quantized_inputs)
+    if needless is not None and demands.get(Kind.R4, Demand.OFF) is Demand.IF_POSSIBLE:
+        sites = _without_needless(sites, needless)
     request = RotationRequest(
         demands,
         seed=config.seed if config.use_random_had else None,
@@ -81,12 +83,38 @@ def sites_and_request(
     return sites, request, notes
 
 
-def _without_float_inputs(sites: Sites, quantized_inputs: Collection[ir.Node]) -> Sites:
+def _without_needless(sites: Sites, needless: Mapping[ir.Node, str]) -> Sites:
     """The places without R4 where it would cost time and gain nothing."""
-    inside = tuple(linear for linear in sites.mlps if linear.node in quantized_inputs)
-    outside = [linear.name for linear in sites.mlps if linear.node not in quantized_inputs]
-    reasons = tuple(LeftOut(name, "its input stays in float", Kind.R4) for name in outside)
+    inside = tuple(linear for linear in sites.mlps if linear.node not in needless)
+    reasons = tuple(
+        LeftOut(linear.name, needless[linear.node], Kind.R4) for linear in sites.mlps if linear.node in needless
+    )
     return replace(sites, mlps=inside, left_out=(*sites.left_out, *reasons))
+
+
+def needless_r4(selection: Selection, config: QConfig) -> dict[ir.Node, str]:
+    """The Linears before which R4 does not pay, with the reason.
+
+    Those are inputs that stay in float, and inputs with a fixed scale that SmoothQuant can scale: R4 would keep it from
+    that, and is worth less there (docs/accuracy.md).
+
+    Args:
+        selection: What will be quantized, of a model that is not rotated yet.
+        config: How.
+    """
+    quantized, survey = quantized_inputs(selection), selection.survey
+    in_float = (linear.node for linear in linears(survey.model.graph) if linear.node not in quantized)
+    found = dict.fromkeys(in_float, "its input stays in float")
+    if any(isinstance(item, SmoothQuantConfig) for item in config.algo_config):
+        specs = {job.linear.node: job.config.activation for job in selection.linears}
+        places, _ = find_places(survey.rotatable(), selection)
+        for linear in (linear for place in places for linear in place.readers):
+            spec = specs.get(linear.node)
+            if spec is not None and spec.quant_granularity is not QuantGranularity.Token:
+                found[linear.node] = (
+                    "SmoothQuant scales its input instead (r4=True, on the command line --r4, for both)"
+                )
+    return found
 
 
 def needless_notes(selection: Selection) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The rotation of a run: what is left to do, the edits of the graph, and the proof that nothing else changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
 
 
 def rotate_in_place(
-    survey: Survey, config: QuarotConfig, default: frozenset[Kind], quantized: frozenset[ir.Node] | None = None
+    survey: Survey, config: QuarotConfig, default: frozenset[Kind], needless: Mapping[ir.Node, str] | None = None
 ) -> Plan:
     """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written."""
     model = survey.model
@@ -46,7 +46,7 @@ def rotate_in_place(
             f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
             "rotation (no QuarotConfig in algo_config)"
         )
-    sites, request, notes = sites_and_request(survey, config, default, quantized)
+    sites, request, notes = sites_and_request(survey, config, default, needless)
     if not sites.layers and not sites.online_pairs:
         raise ModelError(
             "the graph is not a decoder (no attention with a residual stream was found) and no online_pairs are named: "

@@ -28,6 +28,7 @@ from quarot_onnx.config import Int4Spec, Int8Spec
 from quarot_onnx.errors import ConfigError, InputError
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.io import model_io
+from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.run.provenance import make_recipe, record, recorded
@@ -255,3 +256,35 @@ def test_peaks_need_fewer_tokens_than_a_hessian(llama_optimum: Path, tmp_path: P
         llama_optimum, tmp_path / "q.onnx", text_reader(llama_optimum, 1, 8), check=None
     )
     assert (recorded(model_io.load(tmp_path / "q.onnx")) or {})["transforms"][0]["places"] == 9
+
+
+TOKEN = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int8Spec())
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "rotation", "counts", "places"),
+    [
+        (lambda: O("llama"), STATIC.global_config, QuarotConfig(), {"R1": 5, "R2": 2}, 9),
+        (lambda: O("llama"), STATIC.global_config, QuarotConfig(r4=True), {"R1": 5, "R2": 2, "R4": 2}, 7),
+        (lambda: O("llama"), TOKEN, QuarotConfig(), {"R1": 5, "R2": 2, "R4": 2}, 7),
+        # Its up cannot be told from its gate: R4 does what smoothing cannot.
+        (lambda: O("phi3"), STATIC.global_config, QuarotConfig(), {"R1": 5, "R2": 2, "R4": 2}, 7),
+    ],
+    ids=["static", "static, both", "token", "static phi3"],
+)
+def test_r4_is_left_to_places_that_cannot_be_smoothed(
+    make: Callable[[], Path],
+    layer: QLayerConfig,
+    rotation: QuarotConfig,
+    counts: dict[str, int],
+    places: int,
+    tmp_path: Path,
+) -> None:
+    source, target = make(), tmp_path / "q.onnx"
+    config = QConfig(layer, algo_config=[rotation, SmoothQuantConfig()])
+    outcome = quantize(source, target, config, text_reader(source), check=None)
+    recipe = recorded(model_io.load(target)) or {}
+    assert recipe["rotation"]["counts"] == counts
+    assert recipe["transforms"][0]["places"] == places
+    assert any("R4 left out" in note and "SmoothQuant scales" in note for note in outcome.notes) == ("R4" not in counts)
+    assert not any("gain from" in note for note in outcome.notes)
