@@ -57,7 +57,9 @@ def rotation_alone(recipe: Recipe) -> QuarotConfig | None:
     if rotation is None or rotation.r4 is not None or rotation.r_config_path is not None:
         return rotation
     weights_alone = recipe.weights.resolved_bits < FLOAT_BITS and not recipe.activations.quantized
-    return rotation.model_copy(update={"r4": False}) if weights_alone else rotation
+    static = recipe.activations.granularity is QuantGranularity.Tensor
+    smoothed = recipe.smoothing is not None and static
+    return rotation.model_copy(update={"r4": False}) if weights_alone or smoothed else rotation
 
 
 def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | None, wording: Wording) -> QConfig:

@@ -186,6 +186,7 @@ def test_down_projections_in_8_bits(activations: dict[str, Any]) -> None:
 
 EIGHT = {"bits": 8}
 FOUR = {"bits": 4}
+STATIC = {"bits": 8, "granularity": "tensor"}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +319,9 @@ def test_typed_values_come_with_what_to_write() -> None:
         ({"weights": FOUR, "rotation": {"r4": True}}, True),
         ({"weights": FOUR, "activations": EIGHT, "rotation": {"r4": False}}, False),
         ({"weights": FOUR, "rotation": {"r_config_path": "places.json"}}, None),
+        ({"weights": FOUR, "activations": STATIC, "smoothing": {}}, False),
+        ({"weights": FOUR, "activations": STATIC, "smoothing": {}, "rotation": {"r4": True}}, True),
+        ({"weights": FOUR, "activations": EIGHT, "smoothing": {}}, None),
         ({}, None),
     ],
     ids=str,
@@ -330,7 +334,8 @@ def test_rotating_alone_decides_r4_as_quantizing_does(sections: dict[str, Any], 
     assert rotation_alone(Recipe(weights=FOUR)) is None
     if "weights" in sections and "rotation" not in sections:
         config = quantization_config(recipe, PARTS, recipe.rotation, WORDS)
-        assert (Kind.R4 in kinds_for(config)) == (r4 is None)
+        # A static input that is smoothed goes without R4 where it can be smoothed, which the graph decides.
+        assert (Kind.R4 in kinds_for(config)) == (r4 is None or "smoothing" in sections)
 
 
 def test_a_seed_without_random_hadamards_is_told() -> None:
@@ -342,6 +347,7 @@ def test_a_seed_without_random_hadamards_is_told() -> None:
 def test_round_trip(tmp_path: Path) -> None:
     recipe = Recipe(
         rotation=QuarotConfig(r4=True, use_random_had=True, seed=3),
+        smoothing={"alpha": 0.6},
         weights={"method": "qronos", "bits": 3, "perc_damp": 0.02},
         activations={"bits": 6, "symmetric": False},
         lm_head="int8",
