@@ -21,8 +21,8 @@ class _Peaks:
 
     def add(self, values: NDArray[np.float32]) -> bool:
         """Take in rows [..., channels]; False where a value is not finite."""
-        rows = np.abs(values.reshape(-1, values.shape[-1]))
-        peaks = rows.max(axis=0, initial=0).astype(np.float64)
+        rows = values.reshape(-1, values.shape[-1])
+        peaks = np.maximum(rows.max(axis=0, initial=0), -rows.min(axis=0, initial=0)).astype(np.float64)
         self.found = peaks if self.found is None else np.maximum(self.found, peaks)
         return bool(np.isfinite(peaks).all())
 
