@@ -17,7 +17,7 @@ Anything else that escapes (``AssertionError``, ``TypeError``) is a bug of this 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class QuarotError(Exception):
@@ -81,3 +81,9 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def first_and_more(names: Sequence[str], shown: int = 1) -> str:
+    """The first names of a list, and how many there are besides: ``a, b and 3 more``."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"

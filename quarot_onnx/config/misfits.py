@@ -10,7 +10,6 @@ from dataclasses import dataclass
 _PYTHON: dict[tuple[str, object], str] = {
     ("activations.bits", 8): "activation=UInt8Spec(True, quant_granularity='Token')",
     ("activations.bits", 16): "activation=None",
-    ("weights.bits", 4): "weight=Int4Spec()",
     ("weights.bits", 8): "weight=UInt8Spec(True)",
     ("activations.granularity", "tensor"): "quant_granularity='Tensor'",
     ("embedding", "int8"): "weight=Int8Spec()",

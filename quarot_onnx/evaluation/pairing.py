@@ -84,7 +84,7 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
     own = [present for _, present in a.presents]
     alike = len(a.presents) == len(b.presents)
     by_place = dict(zip(own, (present for _, present in b.presents), strict=True)) if alike else {}
-    outputs, left = [Compared(a.logits, b.logits)], {}
+    outputs, left, paired = [Compared(a.logits, b.logits)], {}, {b.logits}
     for name in names_a:
         other = name if name in names_b else by_place.get(name)
         if name == a.logits or other == b.logits:
@@ -92,12 +92,12 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
         if other is None:
             left[name] = "the second model has no such output"
             continue
+        paired.add(other)
         if records[0].scales(name) or records[1].scales(other):
             left[name] = "a transform has scaled it"
             continue
         cache = name in own or name in records[0] or other in records[1]
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
-    paired = {item.other for item in outputs} | {by_place.get(name, name) for name in left}
     left |= {name: "the first model has no such output" for name in names_b if name not in paired}
     return Pairing(tuple(outputs), left)
 

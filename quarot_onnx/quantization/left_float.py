@@ -3,13 +3,14 @@
 Linears that a configuration leaves out are the user's choice and not told; neither are vectors (RoPE's frequencies).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.enums import OpType
 from quarot_onnx.config.rules import leaves_out
+from quarot_onnx.errors import first_and_more
 from quarot_onnx.graph.linear import LINEAR_OPS, linear_at
 from quarot_onnx.graph.query import FLOAT_TYPES, label, resolve_constant, subgraphs
 from quarot_onnx.graph.tags import is_online
@@ -53,12 +54,10 @@ def left_in_float(graph: ir.Graph, config: QConfig) -> tuple[str, ...]:
     return tuple(_note(names, reason) for reason, names in found.items())
 
 
-def _note(names: Collection[str], reason: str) -> str:
-    first = list(names)[:_SHOWN]
+def _note(names: Sequence[str], reason: str) -> str:
     if len(names) == 1:
-        return f"{first[0]} stays in float: {reason}"
-    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
-    return f"{len(names)} nodes stay in float ({', '.join(first)}{more}): {reason}"
+        return f"{names[0]} stays in float: {reason}"
+    return f"{len(names)} nodes stay in float ({first_and_more(names, _SHOWN)}): {reason}"
 
 
 def _nodes(graph: ir.Graph, container: ir.Node | None = None) -> Iterator[tuple[ir.Node, ir.Node | None]]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.errors import first_and_more
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.hadamard.rotation import Rotation
@@ -131,10 +132,9 @@ def needless_notes(selection: Selection) -> tuple[str, ...]:
     ]
     if not found:
         return ()
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     note = (
-        f"the online rotation before {found[0]}{more} costs time at every step and gains little, as the input there "
-        "stays in float: quantize it, or leave R4 out there"
+        f"the online rotation before {first_and_more(found)} costs time at every step and gains little, as the input "
+        "there stays in float: quantize it, or leave R4 out there"
     )
     return (note,)
 

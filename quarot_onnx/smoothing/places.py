@@ -85,7 +85,7 @@ def find_places(sites: Sites, selection: Selection) -> tuple[tuple[Place, ...], 
     shapes = Shapes(selection.survey.model)
     for down in sites.mlps:
         consider((down,), _product(down, shapes))
-    why = next((f"the norms cannot be told apart: {entry.reason}" for entry in sites.why_not(Kind.R1)), None)
+    why = next((f"the norms are not followed here: {entry.reason}" for entry in sites.why_not(Kind.R1)), None)
     known = {linear.node for place in found for linear in place.readers} | told
     refused += [
         Refused(job.name, why or "what makes its input is not known")

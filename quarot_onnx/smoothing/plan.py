@@ -14,8 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.config.smoothing import SmoothQuantConfig
+from quarot_onnx.errors import first_and_more
 from quarot_onnx.graph.linear import Linear
-from quarot_onnx.io import model_io
+from quarot_onnx.graph.query import seen
 from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.rotation.steps import WeightSteps
 from quarot_onnx.rotation.transform import Scale, Shift
@@ -37,9 +38,9 @@ def plan_smoothing(
     """
     steps = WeightSteps()
     for place in places:
-        seen = np.max([peaks[linear.input.name or ""] for linear in place.readers], axis=0)
+        inputs = np.max([peaks[linear.input.name or ""] for linear in place.readers], axis=0)
         weights = np.max([_row_peaks(linear) for linear in place.readers], axis=0)
-        scale = _scales(_shared(seen, place), _shared(weights, place), config.alpha)
+        scale = _scales(_shared(inputs, place), _shared(weights, place), config.alpha)
         _absorb(steps, place, 1.0 / scale)
         spread = _spread(scale, place)
         for linear in place.readers:
@@ -47,18 +48,14 @@ def plan_smoothing(
     reasons: dict[str, list[str]] = {}
     for entry in refused:
         reasons.setdefault(entry.reason, []).append(entry.linear)
-    notes = tuple(
-        f"not smoothed: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}, as {reason}"
-        for reason, names in reasons.items()
-    )
+    notes = tuple(f"not smoothed: {first_and_more(names)}, as {reason}" for reason, names in reasons.items())
     caches = {place.cache: "scaled" for place in places if place.cache is not None}
     return Plan(tuple(steps.edits()), {}, {"places": len(places)}, notes, caches, suffix="smoothed")
 
 
 def _row_peaks(linear: Linear) -> Vector:
     """max|w| of every input feature, [in]."""
-    stored = np.abs(model_io.read_array(linear.weight.tensor)).astype(np.float64)
-    return np.asarray(stored.max(axis=0 if linear.weight.transposed else 1))
+    return np.asarray(np.abs(seen(linear.weight)).max(axis=1), np.float64)
 
 
 def _scales(seen: Vector, weights: Vector, alpha: float) -> Vector:
