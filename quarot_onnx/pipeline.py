@@ -8,8 +8,6 @@ scratch folder beside the output, which is removed again.
 from functools import partial
 from pathlib import Path
 
-import onnx_ir as ir
-
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
@@ -28,7 +26,8 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.preparing import Run, Start, prepared
+from quarot_onnx.run.prefixing import check_prefix
+from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
@@ -158,6 +157,7 @@ def quantize(
         selection = select(Survey(model), config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
+    no_prefix = check_prefix(config, selection, source)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
@@ -174,7 +174,9 @@ def quantize(
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
         rotation = None if plan is None or rotating is None else (plan, rotating)
-        start = prepared(Start(source, selection), rotation, run)
+        begin = Start(source, selection, work.reader, work.samples, config.calib_data_size)
+        begin = behind_its_prefix(begin, folder)
+        start = prepared(begin, rotation, run, config.prefix if no_prefix is None else None)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
         needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
@@ -191,13 +193,15 @@ def quantize(
             companions_from=folder,
             report={**recipe, **proof},
             forbid=protected,
-            check=partial(_check, run, start.model),
+            check=partial(_check, run, start),
+            beside=start.beside,
             session_options=genai,
         )
         clock.lap("save")
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
-    notes = (*config.notes, *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
+    of_prefix = () if no_prefix is None else (no_prefix,)
+    notes = (*config.notes, *of_prefix, *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
     bos = None if data is None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
@@ -208,8 +212,8 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     ranges = static_ranges.calibrate(
         start.file,
         selection,
-        work.reader,
-        max_samples=config.calib_data_size,
+        start.reader,
+        max_samples=start.limit,
         progress=of_phase(run.progress, "calibrate"),
     )
     if ranges:
@@ -217,7 +221,7 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     rounded: lowbit.RoundedOf = lowbit.round_when_written
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
-        task = lowbit.Task(selection, config, ranges, work.samples)
+        task = lowbit.Task(selection, config, ranges, start.samples)
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
         rounded = lowbit.by_name(weights)
         run.clock.lap("round")
@@ -227,11 +231,11 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     return notes
 
 
-def _check(run: Run, model: ir.Model, quantized: Path) -> dict[str, object]:
-    """Compare the files that will be the output, written from ``model``, with the original."""
+def _check(run: Run, start: Start, quantized: Path) -> dict[str, object]:
+    """Compare the files that will be the output, written from the model of ``start``, with the original."""
     run.clock.lap("quantize")
     run.progress("check", 0, None)
-    record = run.checking.run(quantized, model)
+    record = run.checking.run(quantized, start.model, start.lead)
     run.progress("check", 1, 1)
     run.clock.lap("check")
     return record

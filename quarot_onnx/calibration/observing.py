@@ -21,6 +21,10 @@ from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions.skeleton import open_augmented
 
+ROW_PEAKS = "RowPeaks"
+"""What `observing_session` makes of a tensor under this name: max|x| along its last axis."""
+
+_AXES_AS_INPUT = 18  # the opset from which on ReduceMax takes them so
 _BUDGET = 512 << 20  # bytes of activations that are fetched at once
 
 
@@ -141,6 +145,9 @@ def observing_session(model: ir.Model, names: Sequence[str], ops: Sequence[str |
         for op in ops:
             if op is None:
                 output = cast.outputs[0]
+            elif op == ROW_PEAKS:
+                nodes += _row_peaks(model, cast.outputs[0], stem)
+                output = nodes[-1].outputs[0]
             else:
                 attributes = {} if op == "Size" else {"keepdims": 0}
                 node = ir.node(op, [cast.outputs[0]], attributes, name=f"{stem}/{op}")
@@ -157,6 +164,17 @@ def observing_session(model: ir.Model, names: Sequence[str], ops: Sequence[str |
             graph.insert_after(producer, nodes)
     common_passes.RemoveUnusedNodesPass()(model)
     return open_augmented(model, threads=threads)
+
+
+def _row_peaks(model: ir.Model, value: ir.Value, stem: str) -> list[ir.Node]:
+    """Nodes that take max|x| along the last axis."""
+    magnitude = ir.node("Abs", [value], name=f"{stem}/Abs")
+    inputs, attributes = [magnitude.outputs[0]], {"keepdims": 0}
+    if model.graph.opset_imports[""] >= _AXES_AS_INPUT:
+        axes = ir.Value(name=f"{stem}/axes", const_value=ir.tensor([-1], name=f"{stem}/axes"))
+        model.graph.register_initializer(axes)
+        return [magnitude, ir.node("ReduceMax", [*inputs, axes], attributes, name=f"{stem}/ReduceMax")]
+    return [magnitude, ir.node("ReduceMax", inputs, attributes | {"axes": [-1]}, name=f"{stem}/ReduceMax")]
 
 
 def find_values(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:

@@ -188,6 +188,9 @@ def evaluate(
         int | None, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.")
     ] = None,
     windows: Annotated[int, typer.Option(metavar="N", min=0, help="Windows; 0 for the whole text.")] = 20,
+    unscored: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens at the start of a window that are not scored.")
+    ] = 1,
     text_key: opt.TextKey = None,
     bos: opt.UseBos = None,
     bos_id: opt.BosId = None,
@@ -208,7 +211,8 @@ def evaluate(
     with bars(quiet=quiet or as_json) as progress:
         result = perplexity(
             path, text, source, seq_len=seq_len, windows=windows, threads=threads, bos=Bos.of(chosen),
-            text_key=text_key, exact=exact, progress=lambda done, total: progress("evaluate", done, total),
+            text_key=text_key, exact=exact, unscored=unscored,
+            progress=lambda done, total: progress("evaluate", done, total),
         )  # fmt: skip
     notes(result.notes)
     content = perplexity_record(result) | {"model": str(path), "text": str(text)}

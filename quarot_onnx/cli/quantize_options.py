@@ -10,7 +10,7 @@ from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, SCHEME, Key
 from quarot_onnx.cli.weight_options import RoundingOptions, WeightOptions
-from quarot_onnx.config.choices import OutputFormat, Precision, Scheme
+from quarot_onnx.config.choices import OutputFormat, Precision, PrefixForm, Scheme
 from quarot_onnx.config.enums import CalibMethod
 
 
@@ -109,7 +109,7 @@ class ActivationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingOptions:
-    """What moves from activations into weights."""
+    """What becomes of outliers."""
 
     smooth_alpha: Annotated[
         float | None,
@@ -121,6 +121,26 @@ class SmoothingOptions:
             rich_help_panel=ACTIVATIONS,
         ),
         Key("smoothing.alpha"),
+    ] = None
+    prefix: Annotated[
+        PrefixForm | None,
+        Option(
+            metavar="FORM",
+            parser=PrefixForm.parse,
+            help="auto, none, graph or npz: keep the tokens that attention sinks into in float, in the graph or in a "
+            "file beside it. Default: none.",
+            rich_help_panel=ACTIVATIONS,
+        ),
+        Key("prefix.form"),
+    ] = None
+    prefix_ids: Annotated[
+        str | None,
+        Option(
+            metavar="ID,...",
+            help="The tokens, with --prefix. Default: found on the calibration text.",
+            rich_help_panel=ACTIVATIONS,
+        ),
+        Key("prefix.ids"),
     ] = None
 
 

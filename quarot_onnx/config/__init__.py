@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         QuarotConfig,
         RoundingConfig,
         RTNConfig,
+        SinkPrefixConfig,
         SmoothQuantConfig,
     )
     from quarot_onnx.config.choices import OutputFormat
@@ -71,6 +72,7 @@ __all__ = [
     "RTNConfig",
     "RoundingConfig",
     "ScaleType",
+    "SinkPrefixConfig",
     "SmoothQuantConfig",
     "UInt2Spec",
     "UInt3Spec",

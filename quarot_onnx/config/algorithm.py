@@ -19,6 +19,7 @@ from pydantic import (
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.formats import Placed
 from quarot_onnx.config.misfits import smoothing_float_inputs
+from quarot_onnx.config.prefix import SinkPrefixConfig
 from quarot_onnx.config.rounding import (
     ROUNDINGS,
     GPTAQConfig,
@@ -123,7 +124,12 @@ class QuarotConfig(AlgoConfig):
         return ("seed has no effect: no Hadamard is random; add use_random_had (on the command line --random-had)",)
 
 
-_ALGORITHMS: dict[str, type[AlgoConfig]] = {"quarot": QuarotConfig, "smooth_quant": SmoothQuantConfig, **ROUNDINGS}
+_ALGORITHMS: dict[str, type[AlgoConfig]] = {
+    "quarot": QuarotConfig,
+    "smooth_quant": SmoothQuantConfig,
+    "sink_prefix": SinkPrefixConfig,
+    **ROUNDINGS,
+}
 
 
 def as_algorithm(value: object, info: ValidationInfo) -> object:
@@ -149,19 +155,19 @@ def as_algorithm(value: object, info: ValidationInfo) -> object:
 
 
 def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
-    """Raise ValueError unless there is at most one rotation, then at most one smoothing, then at most one rounding."""
-    kinds = (QuarotConfig, SmoothQuantConfig, RoundingConfig)
+    """Raise ValueError unless there is at most one rotation, smoothing, prefix and rounding, in this order."""
+    kinds = (QuarotConfig, SmoothQuantConfig, SinkPrefixConfig, RoundingConfig)
     places = [next(place for place, kind in enumerate(kinds) if isinstance(item, kind)) for item in algorithms]
-    for place, once in enumerate(("more than one QuarotConfig; rotate once", "more than one SmoothQuantConfig")):
+    for place, kind in enumerate(kinds[:-1]):
         if places.count(place) > 1:
-            raise ValueError(once if place == 0 else f"{once}; smooth once")
-    if places.count(2) > 1:
+            raise ValueError(f"more than one {kind.__name__}; give one")
+    if places.count(len(kinds) - 1) > 1:
         names = " and ".join(item.name for item in algorithms if isinstance(item, RoundingConfig))
         raise ValueError(f"more than one rounding, {names}; give one of them")
     if places != sorted(places):
         first = next(place for place, later in itertools.pairwise(places) if place > later)
-        before = ("", "the smoothing", "the rounding")[first]
-        raise ValueError(f"{before} stands too early; rotate, then smooth, then round")
+        before = ("", "the smoothing", "the prefix", "the rounding")[first]
+        raise ValueError(f"{before} stands too early; rotate, then smooth, then keep a prefix, then round")
 
 
 def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed]) -> None:
@@ -194,6 +200,7 @@ __all__ = [
     "QuarotConfig",
     "RTNConfig",
     "RoundingConfig",
+    "SinkPrefixConfig",
     "SmoothQuantConfig",
     "as_algorithm",
     "refuse_disorder",

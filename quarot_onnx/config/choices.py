@@ -83,6 +83,15 @@ class WeightType(Choice):
     UINT8 = "uint8"
 
 
+class PrefixForm(Choice):
+    """Where the tokens of a sink prefix are kept: as constants of the graph, in a file beside it, or not at all."""
+
+    AUTO = "auto"
+    NONE = "none"
+    GRAPH = "graph"
+    NPZ = "npz"
+
+
 class Scheme(Choice):
     """The recipes that are shipped, by name: what ``--scheme`` and ``--recipe`` take."""
 

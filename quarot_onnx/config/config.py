@@ -19,6 +19,7 @@ from quarot_onnx.config.algorithm import (
     AlgoConfig,
     QuarotConfig,
     RoundingConfig,
+    SinkPrefixConfig,
     as_algorithm,
     refuse_disorder,
     refuse_idle,
@@ -186,6 +187,12 @@ class QConfig(WithoutPresets):
     def quarot(self) -> QuarotConfig | None:
         """The QuaRot configuration among the algorithms."""
         return next((item for item in self.algo_config if isinstance(item, QuarotConfig)), None)
+
+    @property
+    def prefix(self) -> SinkPrefixConfig | None:
+        """The sink prefix among the algorithms, unless it asks for none."""
+        found = (item for item in self.algo_config if isinstance(item, SinkPrefixConfig))
+        return next((item for item in found if item.needs_statistics), None)
 
     @property
     def rounding(self) -> RoundingConfig | None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.positions import stated_positions, table_positions
 from quarot_onnx.calibration.readers import DataReader, TextReader
 from quarot_onnx.calibration.text import Bos
@@ -85,8 +86,8 @@ class CheckRun:
             kept = reference(self.original, self.material, session=session)
             self._reference = self._stack.enter_context(kept)
 
-    def run(self, quantized: Path, model: ir.Model) -> dict[str, object]:
-        """Compare ``quantized``, which ``model`` was written to, with the original.
+    def run(self, quantized: Path, model: ir.Model, lead: Lead | None = None) -> dict[str, object]:
+        """Compare ``quantized``, which ``model`` was written to and which has ``lead`` before it, with the original.
 
         Returns:
             What the report says of it; nothing where there is no check.
@@ -103,7 +104,7 @@ class CheckRun:
             self.notes = (_unchecked(error),)
         if self._reference is None:
             return {}
-        self.fidelity = measure(self._reference, quantized, model=model, limits=self.limits)
+        self.fidelity = measure(self._reference, quantized, model=model, limits=self.limits, lead=lead)
         require(self.fidelity)
         return {"check": fidelity_record(self.fidelity)}
 

@@ -20,14 +20,16 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_tokenizer, windows
 from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
+from quarot_onnx.evaluation.before import befores
 from quarot_onnx.evaluation.given import turned
 from quarot_onnx.evaluation.measuring import Measured, measure
 from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
-from quarot_onnx.evaluation.pairing import Compared, Pairing, float_output_names, pair_decoders
+from quarot_onnx.evaluation.pairing import pair_decoders, pair_others
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 from quarot_onnx.io import model_io
 
@@ -106,8 +108,11 @@ def compare(
     tolerance: Tolerance | None = None,
     threads: int | None = None,
     then: Callable[[Any], None] | None = None,
+    lead: Lead | None = None,
 ) -> Equivalence:
     """Compare two models.
+
+    Where one of them holds a prefix, the other one is fed it.
 
     Args:
         path_a: The original.
@@ -123,6 +128,7 @@ def compare(
         tolerance: What may differ; None for what the dtype allows.
         threads: onnxruntime's intra-op threads.
         then: Called with ``path_a``'s session after its last run; not where ``feeds`` are given.
+        lead: The prefix of ``path_b``, where the file that holds it does not lie beside it.
 
     Raises:
         FeedError: An input is not known, or onnxruntime cannot run the inputs that were made.
@@ -161,10 +167,11 @@ def compare(
             decoded = sum(map(len, groups)) * steps
             at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
             run = partial(decoder_outputs, at_end=at_end, decode_steps=steps, threads=threads)
-            runs_a = run(a.path, a.inputs, groups, names_a, then=then)
-            runs_b = run(b.path, b.inputs, groups, names_b)
+            before = befores(Lead.of(model_a, a.path.parent), lead or Lead.of(model_b, b.path.parent))
+            runs_a = run(a.path, a.inputs, groups, names_a, then=then, before=before[0])
+            runs_b = run(b.path, b.inputs, groups, names_b, before=before[1])
     else:
-        pairing = _generic_pairing(path_a, model_a, path_b, model_b)
+        pairing = pair_others(path_a, model_a, path_b, model_b)
         feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
         runs_a = float_outputs(path_a, [item.name for item in pairing.outputs], feeds, threads)
         runs_b = float_outputs(path_b, [item.other for item in pairing.outputs], feeds, threads)
@@ -281,20 +288,3 @@ def _any_bos(tokenizer_path: Path) -> int | None:
         return find_bos(tokenizer_path)
     except CalibrationError:
         return None
-
-
-def _generic_pairing(path_a: str | Path, model_a: ir.Model, path_b: str | Path, model_b: ir.Model) -> Pairing:
-    """The float outputs of two graphs that are no decoders, in their order.
-
-    Raises:
-        ModelError: They do not take the same inputs, or have no pairs of outputs.
-    """
-    wanted, offered = ({value.name for value in model.graph.inputs} for model in (model_a, model_b))
-    if wanted != offered:
-        raise ModelError(f"{path_a} and {path_b} have different inputs: {sorted(map(str, wanted ^ offered))}")
-    names_a, names_b = float_output_names(model_a), float_output_names(model_b)
-    if not names_a:
-        raise ModelError("the graph has no float output to compare")
-    if len(names_a) != len(names_b):
-        raise ModelError(f"{path_a} has {len(names_a)} float outputs and {path_b} {len(names_b)}: no pairs")
-    return Pairing(tuple(map(Compared, names_a, names_b)), {})

@@ -12,7 +12,7 @@ is also taken with exact products: what it costs to run here, apart from what qu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.errors import ModelError, VerificationError
+from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.kept import Kept, kept
 from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import window_outputs
@@ -175,6 +177,7 @@ def measure(
     model: ir.Model | None = None,
     limits: Limits = NO_LIMITS,
     threads: int | None = None,
+    lead: Lead | None = None,
 ) -> Fidelity:
     """Compare a quantized model with its original.
 
@@ -184,31 +187,37 @@ def measure(
         model: The same, where it is at hand.
         limits: What may be lost; nothing is raised where it is, see `require`.
         threads: onnxruntime's intra-op threads.
+        lead: The quantized model's prefix, where the file that holds it does not lie beside it.
 
     Raises:
         ModelError: The quantized model cannot be run.
         VerificationError: Its logits are not finite, or of another shape.
     """
     material = original.material
-    ids, steps = material.ids, material.decode_steps
+    steps = material.decode_steps
     model = model_io.load(quantized) if model is None else model
+    lead = lead or Lead.of(model, Path(quantized).parent)
+    # What the model brings itself is not fed to it, so the original counts only behind that.
+    held = 0 if lead is None else min(lead.shared(row) for row in material.ids)
+    ids = material.ids[:, held:]
+    material, before = replace(material, ids=ids), Before(past=lead)
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
     sums = Sums(ids, steps)
     session = runtime.session(quantized, threads=threads)
-    for number, rows in enumerate(_windows(session, quantized, inputs, material)):
+    for number, rows in enumerate(_windows(session, quantized, inputs, material, before)):
         if rows.shape[1] != original.vocab:
             raise VerificationError(
                 f"the quantized model has a vocabulary of {rows.shape[1]}, the original one of {original.vocab}"
             )
         if not np.isfinite(rows).all():
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
-        sums.add(number, original.windows.take(), rows)
+        sums.add(number, original.windows.take()[held:], rows)
     del session
     saturating = len(saturable_products(model)) if saturates() else 0
     exact = sums.nll_b
     if saturating and material.is_text:
         session = runtime.session(quantized, threads=threads, exact_products=True)
-        runs = _windows(session, quantized, inputs, material)
+        runs = _windows(session, quantized, inputs, material, before)
         exact = sum(sums.nll(number, rows) for number, rows in enumerate(runs))
     perplexity = sums.perplexity if material.is_text else lambda _nll: None
     return Fidelity(
@@ -226,12 +235,15 @@ def measure(
     )
 
 
-def _windows(session: Any, path: str | Path, inputs: ModelInputs, material: Material) -> Iterator[npt.NDArray[Any]]:
+def _windows(
+    session: Any, path: str | Path, inputs: ModelInputs, material: Material, before: Before | None = None
+) -> Iterator[npt.NDArray[Any]]:
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
     ids, batch = material.ids, inputs.lengths.batch or 1
     for group in (ids[i : i + batch] for i in range(0, len(ids), batch)):
         runs = [
-            outputs[0] for outputs in window_outputs(session, inputs, group, [inputs.logits], material.decode_steps)
+            outputs[0]
+            for outputs in window_outputs(session, inputs, group, [inputs.logits], material.decode_steps, before=before)
         ]
         if any(run.ndim != 3 for run in runs) or sum(run.shape[1] for run in runs) != ids.shape[1]:
             raise ModelError(f"{path} gives no logits for each of {ids.shape[1]} tokens: it cannot be checked")

@@ -13,6 +13,7 @@ from quarot_onnx.calibration.inputs import FLOATS, TensorSpec
 from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError
+from quarot_onnx.evaluation.before import Before
 from quarot_onnx.sessions import runtime
 
 Outputs = list[tuple[int, npt.NDArray[Any]]]
@@ -47,6 +48,7 @@ def decoder_outputs(
     decode_steps: int,
     threads: int | None,
     then: Callable[[Any], None] | None = None,
+    before: Before | None = None,
 ) -> Iterator[Outputs]:
     """A decoder's outputs, run by run: for each window a prefill, then single tokens on the model's own cache.
 
@@ -60,6 +62,7 @@ def decoder_outputs(
             the length of a run, windows are run in pieces of it.
         threads: onnxruntime's intra-op threads.
         then: Called with the session after the last run.
+        before: A prefix that is fed before every window, and of which nothing is put out.
 
     Yields:
         The outputs of a run, each with its place in ``names``.
@@ -73,14 +76,21 @@ def decoder_outputs(
     for group in groups:
         for windows in (group[i : i + rows] for i in range(0, len(group), rows)):
             last = len(pieces(inputs, windows.shape[1], decode_steps)) - 1
-            for number, outputs in enumerate(window_outputs(session, inputs, windows, list(names), decode_steps)):
+            runs = window_outputs(session, inputs, windows, list(names), decode_steps, before=before)
+            for number, outputs in enumerate(runs):
                 yield [(i, output) for i, output in enumerate(outputs) if number == last or i not in at_end]
     if then is not None:
         then(session)
 
 
 def window_outputs(
-    session: Any, inputs: ModelInputs, windows: TokenIds, names: list[str], decode_steps: int = 0
+    session: Any,
+    inputs: ModelInputs,
+    windows: TokenIds,
+    names: list[str],
+    decode_steps: int = 0,
+    *,
+    before: Before | None = None,
 ) -> Iterator[list[Any]]:
     """The outputs of one batch of windows, run by run, each on the cache of those before it.
 
@@ -90,19 +100,23 @@ def window_outputs(
         windows: ``[rows, seq]``, not more rows than the graph takes.
         names: The outputs.
         decode_steps: As for ``decoder_outputs``.
+        before: As there.
 
     Raises:
         CalibrationError: A length that the graph does not take.
         ModelError: The model cannot be run.
     """
+    before = before or Before()
+    windows = before.windows(windows)
     runs = pieces(inputs, windows.shape[1], decode_steps)
-    presents = [present for _, present in inputs.presents] if len(runs) > 1 else []
+    caches = [present for _, present in inputs.presents]
+    presents = caches if len(runs) > 1 else []
     fetched = list(dict.fromkeys((*names, *presents)))
-    past: Feeds | None = None
-    for start, stop in runs:
-        feeds = inputs.feed(windows[:, start:stop], past, start)
+    past, held = (None, 0) if before.past is None else (before.past.filled(len(windows)), before.past.fed_length)
+    for number, (start, stop) in enumerate(runs):
+        feeds = inputs.feed(windows[:, start:stop], past, held + start)
         outputs = dict(zip(fetched, run(session, fetched, feeds), strict=True))
-        yield [outputs[name] for name in names]
+        yield [before.without(name, outputs[name], caches, first=number == 0) for name in names]
         past = inputs.present_to_past(outputs) if presents else None
 
 

@@ -9,6 +9,7 @@ positions: (X R)(X R)ᵀ = X Xᵀ.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS
-from quarot_onnx.errors import ConfigError
+from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.metadata import recorded, transforms_of
 from quarot_onnx.hadamard.rotation import Rotation
 
@@ -100,6 +101,23 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
     left |= {name: "the first model has no such output" for name in names_b if name not in paired}
     return Pairing(tuple(outputs), left)
+
+
+def pair_others(path_a: str | Path, model_a: ir.Model, path_b: str | Path, model_b: ir.Model) -> Pairing:
+    """The float outputs of two graphs that are no decoders, in their order.
+
+    Raises:
+        ModelError: They do not take the same inputs, or have no pairs of outputs.
+    """
+    wanted, offered = ({value.name for value in model.graph.inputs} for model in (model_a, model_b))
+    if wanted != offered:
+        raise ModelError(f"{path_a} and {path_b} have different inputs: {sorted(map(str, wanted ^ offered))}")
+    names_a, names_b = float_output_names(model_a), float_output_names(model_b)
+    if not names_a:
+        raise ModelError("the graph has no float output to compare")
+    if len(names_a) != len(names_b):
+        raise ModelError(f"{path_a} has {len(names_a)} float outputs and {path_b} {len(names_b)}: no pairs")
+    return Pairing(tuple(map(Compared, names_a, names_b)), {})
 
 
 def _cache(name: str, other: str, records: tuple["_Caches", "_Caches"]) -> Compared:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
@@ -23,6 +24,7 @@ from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokeniz
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
+from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run, window_outputs
 from quarot_onnx.evaluation.scored import Scored
@@ -80,6 +82,7 @@ def perplexity(
     text_key: str | None = None,
     threads: int | None = None,
     exact: bool = False,
+    unscored: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
@@ -94,6 +97,8 @@ def perplexity(
         text_key: The key of the text in JSON lines; see ``read_text``.
         threads: onnxruntime's intra-op threads.
         exact: Compute 8-bit products exactly where this processor's fast way saturates.
+        unscored: Tokens at the start of a window that are not scored, for models to be compared on the same ones; of a
+            model with a prefix also the first that is fed is not.
         progress: Called with the windows done and their number.
 
     Raises:
@@ -103,8 +108,10 @@ def perplexity(
     model = _scored(model_path)
     inputs = model.inputs
     seq_len = default_window(inputs) if seq_len is None else seq_len
-    if seq_len < 2 or windows < 0:
-        raise CalibrationError(f"{windows} windows of {seq_len} tokens score nothing: need seq_len of 2 or more")
+    if seq_len <= max(unscored, 1) or windows < 0:
+        raise CalibrationError(
+            f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"
+        )
     pieces(inputs, seq_len)  # tells of a length that the graph does not take
     source = tokenizer_file(tokenizer)
     used = choose_bos(source, bos)
@@ -119,15 +126,17 @@ def perplexity(
     )
     saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
     session = runtime.session(model_path, threads=threads, exact_products=exact)
-    start, total = time.perf_counter(), 0.0
+    start, total, scored = time.perf_counter(), 0.0, 0
     for done, window in enumerate(ids, start=1):
-        logits = _logits(session, model, window)
-        total += float(negative_log_likelihood(logits[:-1], window[1:]).sum())
+        held = 0 if model.lead is None else model.lead.shared(window)
+        first = max(unscored, held + 1)
+        logits = _logits(session, model, window[held:])
+        total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
+        scored += len(window) - first
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
         if progress is not None:
             progress(done, len(ids))
-    scored = ids.shape[0] * (ids.shape[1] - 1)
     nll = total / scored
     return Perplexity(
         perplexity=float(np.exp(nll)),
@@ -140,7 +149,11 @@ def perplexity(
         tokenizer=source,
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
-        notes=(*position_note(Path(model_path).parent, seq_len), *running_text_note(ids, loaded, str(text))),
+        notes=(
+            *_prefix_note(model.lead, ids),
+            *position_note(Path(model_path).parent, seq_len),
+            *running_text_note(ids, loaded, str(text)),
+        ),
         saturating=saturating,
         exact=exact,
     )
@@ -163,18 +176,30 @@ def _scored(path: str | Path) -> Scored:
 
 def _logits(session: Any, model: Scored, window: TokenIds) -> npt.NDArray[Any]:
     """The logits of a window, [tokens, vocab]."""
-    inputs, found = model.inputs, []
+    inputs, found, before = model.inputs, [], Before(past=model.lead)
     try:
         runs = pieces(inputs, len(window))
-        for (start, stop), (output,) in zip(
-            runs, window_outputs(session, inputs, window[None], [inputs.logits]), strict=True
-        ):
+        outputs = window_outputs(session, inputs, window[None], [inputs.logits], before=before)
+        for (start, stop), (output,) in zip(runs, outputs, strict=True):
             # Of a fixed batch the first row; the others repeat it.
             found.append(model.logits(output[:1] if output.ndim == 3 else output, stop - start))
     except FeedError as error:
         way_out = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
         raise FeedError(error.reason, way_out) from error
     return np.concatenate(found)
+
+
+def _prefix_note(lead: Lead | None, ids: TokenIds) -> tuple[str, ...]:
+    """What to say of a model with a prefix."""
+    if lead is None:
+        return ()
+    held = lead.shared(ids[0])
+    fed = f"windows are fed without their first {held}, and " if held else ""
+    note = (
+        f"the model brings the prefix {list(lead.ids)}: {fed}the first token behind it is not scored; another model is "
+        f"scored on the same tokens with --unscored {held + 1}"
+    )
+    return (note,)
 
 
 def _described(text: str | Path, key: str | None) -> str:

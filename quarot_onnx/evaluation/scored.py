@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.errors import ModelError
 from quarot_onnx.io import model_io
 
@@ -24,11 +25,13 @@ class Scored:
         path: Its file, for messages.
         inputs: What it is fed, and which output is read.
         table: Rows and columns of its embedding; None where they are not known.
+        lead: The prefix that it has before what it is fed.
     """
 
     path: Path
     inputs: ModelInputs
     table: tuple[int, int] | None
+    lead: Lead | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> "Scored":
@@ -40,7 +43,7 @@ class Scored:
         path = Path(path)
         model = model_io.load(path)
         inputs = ModelInputs.from_model(model, folder=path.parent)
-        found = cls(path, inputs, embedding_shape(model.graph, inputs.tokens))
+        found = cls(path, inputs, embedding_shape(model.graph, inputs.tokens), Lead.of(model, path.parent))
         outputs = [TensorSpec.of(value) for value in model.graph.outputs]
         width = next((spec.shape[-1] for spec in outputs if spec.name == inputs.logits and spec.shape), None)
         if not isinstance(width, int) or not found._is_hidden(width):

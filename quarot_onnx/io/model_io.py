@@ -114,6 +114,7 @@ def save(
     forbid: Iterable[Path] = (),
     check: Callable[[Path], Mapping[str, object]] | None = None,
     session_options: Mapping[str, str] = NO_OPTIONS,
+    beside: Mapping[str, bytes] | None = None,
 ) -> SavedModel:
     """Write a model, one weight in memory at a time, all files at once or none.
 
@@ -130,6 +131,7 @@ def save(
         check: Called with the complete model among its companions, before any file is at its place. What it returns is
             added to the report; what it raises leaves everything as it was.
         session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
+        beside: Further files that go with the model, by name; what holds for its companions holds for them.
 
     Returns:
         What was written.
@@ -145,27 +147,28 @@ def save(
         external = sum(tensor.nbytes for tensor in weights) >= _EXTERNAL_FROM
     inputs = input_files(model)
     forbid = list(forbid)
+    companions = _companions(companions_from, target, exclude=[*inputs, *forbid], session_options=session_options)
     outputs = Outputs(
         target,
         _data_file(target) if external else None,
         report_file(target) if report is not None else None,
-        _companions(companions_from, target, exclude=[*inputs, *forbid], session_options=session_options),
+        companions | {target.with_name(name): content for name, content in (beside or {}).items()},
     )
     earlier = _check(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
     data_path, report_path = outputs.data, outputs.report
-    beside = earlier.pending(outputs.companions)
+    pending = earlier.pending(outputs.companions)
     listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
 
     layout = lay_out(model, data_name=data_path.name if data_path else None)
     if data_path is None:
         _check_protobuf_size(layout, str(target))
-    needed = layout.model_bytes + layout.data_bytes + sum(map(len, beside.values())) + _SLACK
+    needed = layout.model_bytes + layout.data_bytes + sum(map(len, pending.values())) + _SLACK
     check_free_space(target.parent, needed)
     try:
         with staged(target) as batch:
             if data_path is not None:
                 layout.write_data(batch.stage(data_path), progress)
-            for file, content in beside.items():
+            for file, content in pending.items():
                 batch.stage(file).write_bytes(content)
             model_file = batch.stage(target)
             layout.write_model(model_file, None if data_path else progress)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.config.algorithm import AlgoConfig, ConfigPath, QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import AlgoConfig, ConfigPath, QuarotConfig, SinkPrefixConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
@@ -172,6 +172,7 @@ class Recipe(FileConfig):
     Attributes:
         rotation: Which rotations; None, where it is left out, for none.
         smoothing: How strongly SmoothQuant scales, after the rotation; None, where it is left out, for not at all.
+        prefix: Which tokens stay out of the integers, and where they are kept; None, where it is left out, for none.
         weights: How weights are rounded.
         activations: How their inputs are.
         lm_head: How the head is stored; None for float.
@@ -186,6 +187,7 @@ class Recipe(FileConfig):
 
     rotation: QuarotConfig | None = None
     smoothing: SmoothQuantConfig | None = None
+    prefix: SinkPrefixConfig | None = None
     weights: Weights = Field(default_factory=Weights)
     activations: Activations = Field(default_factory=Activations)
     lm_head: Annotated[Precision | None, _optional(Precision)] = None
@@ -199,20 +201,20 @@ class Recipe(FileConfig):
     @property
     def transforms(self) -> tuple[AlgoConfig, ...]:
         """What is done to the float model after its rotation, in order."""
-        return () if self.smoothing is None else (self.smoothing,)
+        return tuple(item for item in (self.smoothing, self.prefix) if item is not None)
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse a section without content: it could mean nothing, or the defaults."""
-        for name in ("rotation", "smoothing", "weights", "activations", "calibration"):
+        for name in ("rotation", "smoothing", "prefix", "weights", "activations", "calibration"):
             if name in data and data[name] is None:
                 raise ValueError(f"the section {name} is empty; write {name}: {{}} for its defaults, or take it out")
         return data
 
     def to_dict(self, *, folder: Path | None = None) -> dict[str, Any]:
-        """Plain data, as in `Strict.to_dict`; without rotation or smoothing the section is left out, as in a file."""
+        """Plain data, as in `Strict.to_dict`; sections that are not there are left out, as in a file."""
         data = super().to_dict(folder=folder)
-        absent = {key for key in ("rotation", "smoothing") if getattr(self, key) is None}
+        absent = {key for key in ("rotation", "smoothing", "prefix") if getattr(self, key) is None}
         return {key: value for key, value in data.items() if key not in absent}
 
 

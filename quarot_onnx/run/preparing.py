@@ -1,21 +1,25 @@
-"""The float model made ready to be quantized: rotated, smoothed, written to the scratch folder, and proved."""
+"""The float model made ready to be quantized: rotated, smoothed, given a prefix, written to scratch, and proved."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.leading import Lead, led_samples, texts_of
+from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import AlgoConfig, QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import AlgoConfig, QuarotConfig, SinkPrefixConfig, SmoothQuantConfig
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.run.prefixing import Prefix, Prefixed, feeding_note, find_prefix, prefix_files, with_prefix
 from quarot_onnx.run.provenance import make_recipe, record, recorded
 from quarot_onnx.run.smoothing import smooth_in_place
 from quarot_onnx.run.turning import prove
@@ -47,6 +51,11 @@ class Run:
     clock: Clock
     progress: PhaseProgress
 
+    @property
+    def folder(self) -> Path:
+        """Where the original and its config files lie."""
+        return Path(self.source).absolute().parent
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -55,14 +64,24 @@ class Start:
     Attributes:
         file: The float model's file, rotated and smoothed where it is to be.
         selection: What of it is quantized; the same model, loaded.
+        reader: The calibration data, as this model takes them.
+        samples: The same for algorithms, which look at them more than once.
+        limit: How many of them count; None for all.
+        lead: What the model has before the tokens that it is fed; None for nothing.
         equivalence: The proof that nothing else changed.
         notes: What the user should know of how it was made.
+        beside: Files that go with the output, by name.
     """
 
     file: str | Path
     selection: Selection
+    reader: DataReader | None
+    samples: list[Feeds]
+    limit: int | None
+    lead: Lead | None = None
     equivalence: Equivalence | None = None
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
@@ -70,13 +89,18 @@ class Start:
         return self.selection.survey.model
 
 
-def prepared(start: Start, rotation: tuple[Plan, QuarotConfig] | None, run: Run) -> Start:
+def prepared(
+    start: Start, rotation: tuple[Plan, QuarotConfig] | None, run: Run, asked: SinkPrefixConfig | None
+) -> Start:
     """Every step that the configuration asks for, the rotation first; the last one is proved, and with it all.
+
+    A prefix is decided on after the rotation, and put in last: what is measured in between, is measured behind it.
 
     Args:
         start: The original, its graph rotated already where it is to be.
         rotation: What was done to the graph, and what was asked for.
         run: What the steps share.
+        asked: The prefix that is asked for, where the model can have one.
     """
     steps = [(item, *_STEPS[type(item)]) for item in run.config.algo_config if type(item) in _STEPS]
     if rotation is not None:
@@ -84,20 +108,45 @@ def prepared(start: Start, rotation: tuple[Plan, QuarotConfig] | None, run: Run)
         # The proof reads from the record which caches are rotated.
         record(start.model, make_recipe(rotation=rotation))
         # It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-        start = _written(start, rotation[0], run, "rotate", prove_now=not steps)
-    for number, (config, phase, step) in enumerate(steps, 1):
-        plan = step(start, config, run)
+        start = _written(start, rotation[0], run, "rotate")
+    prefix: Prefix | None = None
+    if asked is not None:
+        progress = of_phase(run.progress, "prefix")
+        prefix, notes = find_prefix(asked, start.file, start.selection, start.samples, progress)
+        start = replace(start, notes=(*start.notes, *notes))
+        run.clock.lap("prefix")
+    for config, phase, step in steps:
+        plan = step(start if prefix is None else _behind(start, prefix, run), config, run)
         record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, config)))
-        start = _written(start, plan, run, phase, prove_now=number == len(steps))
-    return start
+        start = _written(start, plan, run, phase)
+    if prefix is not None and asked is not None:
+        start = _prefixed(start, prefix, asked, run)
+    changed = rotation is not None or steps or prefix is not None
+    return _proved(start, run) if changed and run.verify else start
+
+
+def behind_its_prefix(start: Start, folder: Path) -> Start:
+    """A model as it comes: where it holds a prefix already, the calibration data go without what that brings.
+
+    Args:
+        start: The model.
+        folder: Where it and its config files lie.
+    """
+    lead = Lead.of(start.model, folder)
+    if lead is None or start.reader is None:
+        return start
+    inputs = ModelInputs.from_model(start.model, folder=folder)
+    given = start.samples or list(islice(wrap(start.reader), start.limit))
+    samples = led_samples(inputs, lead, texts_of(start.model, given))
+    kept = samples if start.samples else []
+    return replace(start, reader=SampleReader(samples), samples=kept, limit=None, lead=lead)
 
 
 def _smooth(start: Start, config: Any, run: Run) -> Plan:
     """Scales moved from activations into weights."""
-    assert run.work.reader is not None, "refused before"
+    assert start.reader is not None, "refused before"
     progress = of_phase(run.progress, "smooth")
-    reader, limit = run.work.reader, run.config.calib_data_size
-    return smooth_in_place(start.file, start.selection, config, reader, limit, progress=progress)
+    return smooth_in_place(start.file, start.selection, config, start.reader, start.limit, progress=progress)
 
 
 _STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]] = {
@@ -106,13 +155,41 @@ _STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]]
 """What is done to the float model after its rotation: the phase, and the function that edits the graph."""
 
 
-def _written(start: Start, plan: Plan, run: Run, phase: str, *, prove_now: bool) -> Start:
+def _behind(start: Start, prefix: Prefix, run: Run) -> Start:
+    """The model that is measured, behind its prefix; the one that is loaded stays as it is, to be edited."""
+    model, file = model_io.load(start.file), run.work.scratch / "behind.onnx"
+    given = with_prefix(model, start.file, prefix, run.folder)
+    if given.lead.past is None:
+        model_io.save(model, file)
+        start = replace(start, file=file)
+    return _led(start, given)
+
+
+def _prefixed(start: Start, prefix: Prefix, asked: SinkPrefixConfig, run: Run) -> Start:
+    """The model with its prefix."""
+    given = with_prefix(start.model, start.file, prefix, run.folder)
+    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(feeding_note(prefix),))
+    resolved = asked.model_copy(update={"ids": prefix.ids, "form": prefix.form})
+    record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, resolved)))
+    return _written(_led(start, given), plan, run, "prefix")
+
+
+def _led(start: Start, given: Prefixed) -> Start:
+    """Calibration data without what the prefix brings."""
+    samples = led_samples(given.inputs, given.lead, texts_of(start.model, start.samples))
+    beside = prefix_files(given.lead)
+    return replace(start, reader=SampleReader(samples), samples=samples, limit=None, lead=given.lead, beside=beside)
+
+
+def _written(start: Start, plan: Plan, run: Run, phase: str) -> Start:
     file = run.work.scratch / f"{phase}.onnx"
     model_io.save(start.model, file, progress=of_phase(run.progress, phase))
     run.clock.lap(phase)
-    equivalence: Equivalence | None = None
-    if run.verify and prove_now:
-        equivalence = prove(run.source, file, run.feeds, run.progress, run.checking.observe)
-        run.clock.lap("verify")
     selection = select(Survey(model_io.load(file)), run.config)
-    return Start(file, selection, equivalence, (*start.notes, *plan.notes))
+    return replace(start, file=file, selection=selection, notes=(*start.notes, *plan.notes))
+
+
+def _proved(start: Start, run: Run) -> Start:
+    equivalence = prove(run.source, start.file, run.feeds, run.progress, then=run.checking.observe, lead=start.lead)
+    run.clock.lap("verify")
+    return replace(start, equivalence=equivalence)

@@ -6,6 +6,7 @@ from quarot_onnx.calibration.peaks import collect_peaks
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.smoothing import SmoothQuantConfig
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.graph.metadata import refuse_prefixed
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.apply import apply_plan
@@ -38,6 +39,7 @@ def smooth_in_place(
         CalibrationError: The reader is empty, or does not fit.
     """
     survey = selection.survey
+    refuse_prefixed(survey.model, "smoothed")
     places, refused = find_places(survey.rotatable(), selection)
     if not places:
         why = f"{refused[0].linear}: {refused[0].reason}" if refused else "no input of a Linear is quantized"

@@ -8,10 +8,12 @@ from typing import Any
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
+from quarot_onnx.graph.metadata import refuse_prefixed
 from quarot_onnx.io.spellings import weights_with_default
 from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.rotation.apply import apply_plan
@@ -40,6 +42,7 @@ def rotate_in_place(
 ) -> Plan:
     """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written."""
     model = survey.model
+    refuse_prefixed(model, "rotated")
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
         raise ModelError(
@@ -64,15 +67,17 @@ def rotate_in_place(
 
 def prove(
     source: str | Path,
-    rotated: Path,
+    rotated: str | Path,
     feeds: Sequence[Feeds] | None,
     progress: PhaseProgress,
+    *,
     then: Callable[[Any], None] | None = None,
+    lead: Lead | None = None,
 ) -> Equivalence:
-    """Compare the two; raises VerificationError when they differ. ``then`` is as for ``compare``."""
+    """Compare the two; raises VerificationError when they differ. ``then`` and ``lead`` are as for ``compare``."""
     progress("verify", 0, None)
     try:
-        equivalence = compare(source, rotated, feeds=feeds, then=then)
+        equivalence = compare(source, rotated, feeds=feeds, then=then, lead=lead)
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give inputs for the proof"
         raise FeedError(

@@ -1,0 +1,101 @@
+"""The prefix put into a graph: the caller feeds what comes after it, and sees no more than before.
+
+The prefix stands at positions 0 to p - 1. Its keys and values are constants of the graph; every attention reads them
+before what the caller brings, whose positions are counted from p. Inputs, outputs and caches keep their meaning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.observing import observing_session
+from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.edit import Editor
+from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.prefix.fused import FusedPlace, GroupQueryPlace, fused_place
+from quarot_onnx.prefix.graft import Graft
+from quarot_onnx.prefix.positions import find_positions, shift_positions
+from quarot_onnx.prefix.spelt import SpeltPlace, spelt_place
+from quarot_onnx.sites.attention import FUSED
+from quarot_onnx.sites.model import Attention
+
+Place = GroupQueryPlace | FusedPlace | SpeltPlace
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where a prefix goes in a graph.
+
+    Attributes:
+        attentions: Each attention.
+        positions: Where positions are read.
+        inputs: What the graph is fed.
+        shapes: Inferred shapes.
+    """
+
+    attentions: tuple[Place, ...]
+    positions: tuple[tuple[ir.Node, int], ...]
+    inputs: ModelInputs
+    shapes: Shapes
+
+
+def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder: Path) -> Places:
+    """Where a prefix goes.
+
+    Args:
+        model: The float model.
+        attentions: All of its attentions.
+        folder: Where the exporter's config files lie.
+
+    Raises:
+        ModelError: There is no room for one; says why.
+    """
+    shapes, inputs = Shapes(model), ModelInputs.from_model(model, folder=folder)
+    if not inputs.takes_ids:
+        raise ModelError("a prefix needs a graph that takes token ids")
+    if inputs.lengths.seq is not None:
+        raise ModelError(
+            f"the graph takes {inputs.lengths.seq} tokens at a time, so that a prefix cannot be run alone: export with "
+            "a free length"
+        )
+    if not attentions:
+        raise ModelError("no attention was found, so there is nothing that could attend to a prefix")
+    places = tuple(
+        fused_place(item, shapes) if (item.node.domain, item.node.op_type) in FUSED else spelt_place(item.node, shapes)
+        for item in attentions
+    )
+    return Places(places, find_positions(model.graph, dict(inputs.roles), shapes), inputs, shapes)
+
+
+def attach(model: ir.Model, places: Places, ids: Sequence[int]) -> None:
+    """Put a prefix into ``model``.
+
+    Args:
+        model: The float model that the places were found in; its weights lie in files.
+        places: From `find_prefix_places`.
+        ids: The tokens.
+    """
+    wanted = [value for place in places.attentions for value in place.wanted]
+    seen = _run(model, wanted, places.inputs, ids)
+    editor = Editor(model)
+    tokens = next(value for value in model.graph.inputs if value.name == places.inputs.tokens)
+    graft = Graft(editor, tokens, len(ids))
+    shift_positions(graft, places.positions, places.shapes)
+    for place in places.attentions:
+        place.attach(graft, seen)
+
+
+def _run(
+    model: ir.Model, wanted: Sequence[ir.Value], inputs: ModelInputs, ids: Sequence[int]
+) -> dict[str, NDArray[Any]]:
+    """The values of a run of the prefix alone, by name."""
+    names = list(dict.fromkeys(value.name or "" for value in wanted))
+    session = observing_session(model, names, (None,), None)
+    outputs = session.run(None, inputs.feed(np.array([ids], np.int64)))
+    return dict(zip(names, outputs, strict=True))

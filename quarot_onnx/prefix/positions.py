@@ -1,0 +1,75 @@
+"""Positions, shifted by the prefix: where they come in as an input, or where the graph counts them itself.
+
+A fused attention that applies RoPE inside counts its past, so there is nothing to do for it.
+"""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.inputs import FLOATS, INTEGERS, InputRole
+from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.query import attribute_int, consumers, data_input, resolve_constant
+from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.prefix.graft import Graft
+
+_COUNTING = frozenset({"GroupQueryAttention"})
+_POSITIONS = {("com.microsoft", "RotaryEmbedding"): 1, ("", "RotaryEmbedding"): 3}
+"""RoPE as an operator, and which of its inputs holds positions."""
+
+
+def find_positions(graph: ir.Graph, roles: dict[str, InputRole], shapes: Shapes) -> tuple[tuple[ir.Node, int], ...]:
+    """The inputs of nodes, as (node, index), that are to be increased by the length of the prefix.
+
+    Raises:
+        ModelError: None is found, though an attention does not count its past by itself.
+    """
+    given = [value for value in graph.inputs if roles.get(value.name or "") is InputRole.POSITIONS]
+    if given:
+        # What a GroupQueryAttention is told is lengthened together with what it is fed.
+        return tuple(
+            use
+            for value in given
+            for use in consumers(value)
+            if use[0].op_type not in _COUNTING and use[0].op_type != "Shape"
+        )
+    found = dict.fromkeys(use for node in graph for use in _counted(node, shapes))
+    counting = any(node.op_type in _COUNTING and attribute_int(node, "do_rotary", 0) for node in graph)
+    if not found and not counting:
+        raise ModelError(
+            "the positions cannot be shifted: they are no input of the graph, and no RoPE reads integers that it counts"
+        )
+    return tuple(found)
+
+
+def shift_positions(graft: Graft, places: tuple[tuple[ir.Node, int], ...], shapes: Shapes) -> None:
+    """Increase them."""
+    for node, index in places:
+        value = data_input(node, index)
+        node.replace_input_with(index, graft.added(value, shapes.dtype(value) or ir.DataType.INT64))
+
+
+def _counted(node: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
+    """Where positions that the graph has counted become angles."""
+    index = _POSITIONS.get((node.domain, node.op_type))
+    if index is not None and index < len(node.inputs) and node.inputs[index] is not None:
+        yield node, index
+    elif node.op_type in ("Cos", "Sin"):
+        yield from _casts_behind(data_input(node), shapes)
+
+
+def _casts_behind(value: ir.Value, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
+    """The Casts from integers to floats, that are no constants, behind an angle."""
+    queue, seen = [value], {value}
+    while queue:
+        node = queue.pop().producer()
+        if node is None:
+            continue
+        if node.op_type == "Cast" and shapes.dtype(data_input(node)) in INTEGERS:
+            if resolve_constant(data_input(node)) is None:
+                yield node, 0
+            continue
+        for operand in node.inputs:
+            if operand is not None and operand not in seen and shapes.dtype(operand) in FLOATS:
+                seen.add(operand)
+                queue.append(operand)

@@ -1,0 +1,145 @@
+"""Which tokens are the outliers, and the shortest prefix that rids a text of them.
+
+The peak of a token at a Linear's input is max|x| over its channels. A fixed scale has to hold the largest peak of all
+tokens, and serves the median one: log2(largest / median) bits of it are lost. A prefix is as good as few bits are lost,
+on the mean over the inputs, by the tokens after it.
+
+Attention sinks into the first token, and now and then into one that follows it: of some texts the second token becomes
+an outlier although a BOS stands before it. So it is many beginnings that are looked at: the texts are cut into short
+pieces, and each is run after the prefix. That grows token by token: first what all texts begin with (a BOS), then one
+that is frequent in the text or among the outliers (PrefixQuant, section 4.2, takes the most frequent outliers).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.observing import ROW_PEAKS, observing_session
+from quarot_onnx.calibration.sample import run_sample
+from quarot_onnx.calibration.text import TokenIds
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.progress import Progress
+
+OUTLIER = 16.0
+"""A token is an outlier at an input where its peak is so many times the median."""
+
+_PIECE, _PIECES, _ROWS = 32, 128, 16
+_FREQUENT = 2
+_WORTH = 0.05
+"""Bits that a longer prefix must save."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What outliers cost after a prefix.
+
+    Attributes:
+        ids: The prefix.
+        bits: log2(largest / median) on the mean over the inputs.
+        worst: The largest ratio, and the input's name.
+        pieces: Pieces of text in which some token is an outlier.
+        outliers: Tokens that are outliers somewhere, with how often, the most frequent first.
+    """
+
+    ids: tuple[int, ...]
+    bits: float
+    worst: tuple[float, str]
+    pieces: int
+    outliers: tuple[tuple[int, int], ...]
+
+
+class Sinks:
+    """Looks at one model on one set of texts."""
+
+    def __init__(self, model: ir.Model, inputs: ModelInputs, names: Sequence[str], texts: Sequence[TokenIds]) -> None:
+        """Open a session.
+
+        Args:
+            model: The float model, its weights in files.
+            inputs: What it is fed.
+            names: The Linears' inputs.
+            texts: ``[rows, tokens]`` each.
+
+        Raises:
+            CalibrationError: There is hardly any text.
+        """
+        self._inputs, self._names = inputs, list(dict.fromkeys(names))
+        rows = [row for text in texts for row in text]
+        firsts = {int(row[0]) for row in rows}
+        self.start = firsts.pop() if len(rows) > 1 and len(firsts) == 1 else None
+        self.pieces = _pieces([row[int(self.start is not None) :] for row in rows])
+        if not len(self.pieces):
+            raise CalibrationError(f"a sink prefix is looked for on texts of {_PIECE} tokens or more: give more text")
+        self._session = observing_session(model, self._names, (ROW_PEAKS,), None)
+
+    def search(self, longest: int, progress: Progress | None = None) -> tuple[Loss, ...]:
+        """What was tried and kept, each a token longer than the one before.
+
+        Args:
+            longest: Tokens of a prefix at the most.
+            progress: Called after every prefix that was tried.
+
+        Returns:
+            The first is without a prefix, on the texts as given.
+        """
+        tell: Callable[[int, int | None], None] = progress or (lambda _done, _total: None)
+        tried, kept = 1, [self.loss((), given=True)]
+        while len(kept) <= longest and kept[-1].outliers:
+            best: Loss | None = None
+            for token in self._candidates(kept[-1]):
+                found = self.loss((*kept[-1].ids, token))
+                best = found if best is None or found.bits < best.bits else best
+                tried += 1
+                tell(tried, None)
+            if best is None or (kept[-1].ids and best.bits > kept[-1].bits - _WORTH):
+                break
+            kept.append(best)
+        return tuple(kept)
+
+    def _candidates(self, loss: Loss) -> list[int]:
+        """Tokens that may come next."""
+        if not loss.ids and self.start is not None:
+            return [self.start]
+        frequent = [token for token, _ in Counter(self.pieces.reshape(-1).tolist()).most_common(_FREQUENT)]
+        return list(dict.fromkeys([*frequent, loss.outliers[0][0]]))
+
+    def loss(self, ids: tuple[int, ...], *, given: bool = False) -> Loss:
+        """What outliers cost after a prefix; ``given``: with what all texts begin with, itself counted."""
+        before = ids if not given or self.start is None else (self.start,)
+        counted = self.pieces if not given else _behind(before, self.pieces)
+        rows = self._inputs.lengths.batch or _ROWS
+        peaks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._names}
+        for number in range(0, len(self.pieces), rows):
+            fed = _behind(before, self.pieces[number : number + rows])
+            outputs = run_sample(self._session, self._inputs.feed(fed), number)
+            for name, found in zip(self._names, outputs, strict=True):
+                peaks[name].append(found.reshape(-1, fed.shape[1])[: len(fed), -counted.shape[1] :])
+        joined = {name: np.concatenate(found) for name, found in peaks.items()}
+        ratios = {name: found / max(float(np.median(found)), 1e-30) for name, found in joined.items()}
+        largest = {name: float(ratio.max()) for name, ratio in ratios.items()}
+        odd = np.any([ratio > OUTLIER for ratio in ratios.values()], axis=0)
+        worst = max(largest, key=largest.__getitem__)
+        return Loss(
+            ids=ids,
+            bits=float(np.mean(np.log2(np.maximum(list(largest.values()), 1.0)))),
+            worst=(largest[worst], worst),
+            pieces=int(odd.any(axis=1).sum()),
+            outliers=tuple(Counter(counted[odd].tolist()).most_common()),
+        )
+
+
+def _behind(ids: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same tokens before every row."""
+    return np.concatenate([np.tile(np.array(ids, np.int64), (len(rows), 1)), rows], axis=1)
+
+
+def _pieces(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Pieces ``[pieces, tokens]`` of texts, from all over them."""
+    found = [row[i : i + _PIECE] for row in rows for i in range(0, len(row) - _PIECE + 1, _PIECE)]
+    chosen = np.unique(np.linspace(0, max(len(found) - 1, 0), _PIECES).astype(int))
+    return np.array([found[i] for i in chosen if found], np.int64).reshape(-1, _PIECE)

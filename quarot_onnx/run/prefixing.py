@@ -1,0 +1,213 @@
+"""The sink prefix of a run: whether one can be, which tokens it is of, and the model that has it."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.leading import PREFIX_FILE, Lead, texts_of
+from quarot_onnx.calibration.positions import stated_positions, table_positions
+from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import SinkPrefixConfig
+from quarot_onnx.config.choices import PrefixForm
+from quarot_onnx.config.enums import QuantGranularity
+from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.evaluation.outputs import run as run_session
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.metadata import refuse_prefixed
+from quarot_onnx.prefix.attach import attach, find_prefix_places
+from quarot_onnx.prefix.sinks import Loss, Sinks
+from quarot_onnx.progress import Progress
+from quarot_onnx.quantization.select import Selection
+from quarot_onnx.sessions import runtime
+from quarot_onnx.sites.detect import Survey
+
+_SAVED = 0.05
+"""Bits of the inputs' ranges that a prefix has to save to be chosen automatically."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that was decided on.
+
+    Attributes:
+        ids: The tokens.
+        form: Graph or npz.
+    """
+
+    ids: tuple[int, ...]
+    form: PrefixForm
+
+
+def check_prefix(config: QConfig, selection: Selection, source: str | Path) -> str | None:
+    """Find out, before any long work, whether the model can have the prefix that is asked for.
+
+    Args:
+        config: What is asked for.
+        selection: Of the original.
+        source: Its file.
+
+    Returns:
+        Why there will be none, where that is left to the model; None where there may be one.
+
+    Raises:
+        ConfigError: Tokens outside the vocabulary, or more than the model has positions for.
+        ModelError: The graph has no room for one.
+    """
+    asked = config.prefix
+    if asked is None:
+        return None
+    model = selection.survey.model
+    refuse_prefixed(model, "given another")
+    if asked.form is PrefixForm.AUTO and not _fixed_inputs(selection):
+        return "no activation has a fixed scale, so a sink prefix has nothing to gain (--prefix graph insists)"
+    try:
+        if asked.form is PrefixForm.NPZ:
+            _check_cache(model, Path(source).parent)
+        else:
+            find_prefix_places(model, selection.survey.visible().attentions, Path(source).parent)
+    except ModelError as error:
+        if asked.form is PrefixForm.AUTO:
+            return f"no sink prefix: {error}"
+        raise
+    _check_ids(asked, model, Path(source).parent)
+    return None
+
+
+def _check_cache(model: ir.Model, folder: Path) -> None:
+    inputs = ModelInputs.from_model(model, folder=folder)
+    if (
+        not inputs.has_cache
+        or not inputs.takes_ids
+        or inputs.lengths.past is not None
+        or inputs.lengths.seq is not None
+    ):
+        raise ModelError(
+            "the graph takes no cache of free length, so a prefix cannot be fed as one; keep it in the graph "
+            "(--prefix graph)"
+        )
+
+
+def _check_ids(asked: SinkPrefixConfig, model: ir.Model, folder: Path) -> None:
+    length = asked.max_tokens if asked.ids is None else len(asked.ids)
+    limits = [table_positions(model.graph), *(stated_positions(folder) or ())[:1]]
+    positions = min((limit for limit in limits if isinstance(limit, int)), default=None)
+    if positions is not None and length >= positions:
+        raise ConfigError(
+            f"{asked.name}: a prefix of {length} tokens leaves nothing of the model's {positions} positions: use fewer"
+        )
+    if asked.ids is not None:
+        check_vocabulary(np.array(asked.ids), ModelInputs.from_model(model, folder=folder).vocab_size)
+
+
+def find_prefix(
+    asked: SinkPrefixConfig, file: str | Path, selection: Selection, samples: list[Feeds], progress: Progress
+) -> tuple[Prefix | None, tuple[str, ...]]:
+    """Decide on a prefix.
+
+    Args:
+        asked: What is asked for.
+        file: The float model's file, rotated where it is to be.
+        selection: What is quantized of it; the same model, loaded.
+        samples: Calibration samples.
+        progress: Called after every prefix that was tried.
+
+    Returns:
+        The prefix, None for none, and what the user should know.
+
+    Raises:
+        CalibrationError: The samples are no whole texts.
+        ConfigError: One was asked for, and no token is an outlier.
+    """
+    form = PrefixForm.GRAPH if asked.form is PrefixForm.AUTO else asked.form
+    if asked.ids is not None:
+        return Prefix(asked.ids, form), ()
+    model = selection.survey.model
+    inputs = ModelInputs.from_model(model, folder=Path(file).parent)
+    names = _fixed_inputs(selection) or [linear.input.name or "" for linear in linears(model.graph)]
+    found = Sinks(model, inputs, names, texts_of(model, samples)).search(asked.max_tokens, progress)
+    before, after = found[0], found[-1]
+    if not after.ids or before.bits - after.bits < _SAVED:
+        if asked.form is PrefixForm.AUTO:
+            return None, (f"no sink prefix: no token stands out ({_worst(before)})",)
+        raise ConfigError(f"{asked.name}: no token stands out ({_worst(before)}); leave it out, or name tokens (ids)")
+    note = (
+        f"sink prefix {list(after.ids)}: without it {_worst(before)} and outliers in {before.pieces} pieces of text, "
+        f"behind it {_worst(after)} and {after.pieces}"
+    )
+    return Prefix(after.ids, form), (note,)
+
+
+def _worst(loss: Loss) -> str:
+    ratio, name = loss.worst
+    return f"peaks up to {ratio:.0f} times the median at {name}"
+
+
+def _fixed_inputs(selection: Selection) -> list[str]:
+    """The Linears' inputs that get a fixed scale."""
+    jobs = [(job.linear, job.config.activation) for job in selection.linears]
+    fixed = [linear for linear, spec in jobs if spec and spec.quant_granularity is not QuantGranularity.Token]
+    return [linear.input.name or "" for linear in fixed]
+
+
+@dataclass(frozen=True, eq=False)
+class Prefixed:
+    """A model that has a prefix.
+
+    Attributes:
+        inputs: What it is fed.
+        lead: What it has before that.
+        places: Attentions that read it, where the graph holds it, else caches.
+    """
+
+    inputs: ModelInputs
+    lead: Lead
+    places: int
+
+
+def with_prefix(model: ir.Model, file: str | Path, prefix: Prefix, original: Path) -> Prefixed:
+    """Give a model its prefix: in its graph, or as past inputs.
+
+    Args:
+        model: The float model; its graph is changed where the prefix goes there.
+        file: Its file.
+        prefix: The prefix.
+        original: The folder of the original, where its config files lie.
+    """
+    if prefix.form is PrefixForm.GRAPH:
+        places = find_prefix_places(model, Survey(model).visible().attentions, original)
+        attach(model, places, prefix.ids)
+        return Prefixed(places.inputs, Lead(prefix.ids), len(places.attentions))
+    inputs = ModelInputs.from_model(model, folder=original)
+    names = [present for _, present in inputs.presents]
+    session = runtime.session(file, low_memory=True)
+    outputs = run_session(session, names, inputs.feed(np.array([prefix.ids], np.int64)))
+    past = inputs.present_to_past(dict(zip(names, outputs, strict=True)))
+    return Prefixed(inputs, Lead(prefix.ids, {name: array[:1] for name, array in past.items()}), len(past))
+
+
+def prefix_files(lead: Lead) -> dict[str, bytes]:
+    """What goes beside a model with a prefix, by name."""
+    if lead.past is None:
+        return {}
+    content = io.BytesIO()
+    np.savez(content, **lead.past)  # type: ignore[arg-type]
+    return {PREFIX_FILE: content.getvalue()}
+
+
+def feeding_note(prefix: Prefix) -> str:
+    """What whoever feeds the model must know."""
+    tokens = list(prefix.ids)
+    if prefix.form is PrefixForm.NPZ:
+        return (
+            f"the caches start with the prefix {tokens}: feed {PREFIX_FILE} as past inputs, {len(tokens)} positions, "
+            "and then what comes after these tokens, without a BOS"
+        )
+    return (
+        f"the graph holds the prefix {tokens}: feed what comes after it, without a BOS (transformers: "
+        "add_special_tokens=False); positions, masks and caches as if the text began there"
+    )
