@@ -5,13 +5,14 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.emission.apply import StoredWeights, apply_selection
 from quarot_onnx.evaluation.check import Check, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
@@ -26,7 +27,7 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.prefixing import check_prefix
+from quarot_onnx.run.prefixing import check_given, check_prefix, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
@@ -44,6 +45,7 @@ def rotate(
     *,
     verify: bool = True,
     feeds: FeedsSource | None = None,
+    prefix: SinkPrefixConfig | None = None,
     overwrite: bool | None = None,
     progress: PhaseProgress = silent,
 ) -> Outcome:
@@ -57,6 +59,7 @@ def rotate(
         config: Which rotations.
         verify: Prove that the rotated model computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
+        prefix: The tokens that the rotated graph holds the keys and values of; none are looked for.
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
         progress: Called as the work goes on.
@@ -74,6 +77,8 @@ def rotate(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     given = None if feeds is None else given_feeds(feeds, model)
+    if prefix is not None:
+        check_given(prefix, model, folder, given)
     plan = rotate_in_place(Survey(model), config, frozenset({Kind.R1, Kind.R2, Kind.R4}))
     model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
@@ -83,12 +88,21 @@ def rotate(
     clock.lap("plan")
     with scratch_folder(Path(target)) as scratch:
         file = scratch / "rotated.onnx"
-        if verify:
+        if verify or prefix is not None:
             model_io.save(model, file, progress=of_phase(progress, "rotate"))
             clock.lap("rotate")
+        if prefix is not None:
+            model = model_io.load(file)
+            recipe, done = put_prefix(model, file, prefix, folder)
+            report, plan = dict(recipe), replace(plan, notes=(*plan.notes, *done.notes))
+            file = scratch / "prefix.onnx"
+            model_io.save(model, file, progress=of_phase(progress, "prefix"))
+            clock.lap("prefix")
+        if verify:
             equivalence = prove(source, file, given, progress)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
+        if file.exists():
             # What is written is what was proved.
             model = model_io.load(file)
         saved = model_io.save(
@@ -157,7 +171,7 @@ def quantize(
         selection = select(Survey(model), config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
-    no_prefix = check_prefix(config, selection, source)
+    no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader)
     samples = lowbit.calibration_samples(config, data)
@@ -202,7 +216,7 @@ def quantize(
     of_reader = () if data is None else data.notes(config.calib_data_size)
     of_prefix = () if no_prefix is None else (no_prefix,)
     notes = (*config.notes, *of_prefix, *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
-    bos = None if data is None else data.bos
+    bos = None if data is None or start.lead is not None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
 

@@ -7,7 +7,7 @@ from quarot_onnx.cli.choosing import file_notes
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, merged, refuse_twice, rotation_options, typed_keys
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, rotate
 from quarot_onnx.progress import PhaseProgress
@@ -35,12 +35,23 @@ def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcom
         config,
         verify=options.verify,
         feeds=options.feeds,
+        prefix=_prefix(options.prefix_ids),
         overwrite=options.overwrite or None,
         progress=progress,
     )
     unused = options.feeds is not None and not options.verify
     more = ("nothing is proved: --feeds not used",) if unused else ()
     return replace(outcome, notes=(*outcome.notes, *notes, *more))
+
+
+def _prefix(ids: str | None) -> SinkPrefixConfig | None:
+    """The prefix that was typed."""
+    if ids is None:
+        return None
+    try:
+        return SinkPrefixConfig.from_dict({"form": "graph", "ids": ids})
+    except ConfigError as error:
+        raise ConfigError(f"--prefix-ids {ids}: {error}") from error
 
 
 def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[str, ...]]:

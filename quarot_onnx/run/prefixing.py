@@ -1,6 +1,7 @@
 """The sink prefix of a run: whether one can be, which tokens it is of, and the model that has it."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.outputs import run as run_session
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.graph.metadata import refuse_prefixed
+from quarot_onnx.graph.metadata import recorded, refuse_prefixed
 from quarot_onnx.prefix.attach import attach, find_prefix_places
 from quarot_onnx.prefix.sinks import Loss, Sinks
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
+from quarot_onnx.rotation.edits import Plan
+from quarot_onnx.run.provenance import make_recipe, record
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
 
@@ -43,13 +46,16 @@ class Prefix:
     form: PrefixForm
 
 
-def check_prefix(config: QConfig, selection: Selection, source: str | Path) -> str | None:
+def check_prefix(
+    config: QConfig, selection: Selection, source: str | Path, feeds: Sequence[Feeds] | None
+) -> str | None:
     """Find out, before any long work, whether the model can have the prefix that is asked for.
 
     Args:
         config: What is asked for.
         selection: Of the original.
         source: Its file.
+        feeds: Inputs for the proof, where no rule makes them.
 
     Returns:
         Why there will be none, where that is left to the model; None where there may be one.
@@ -61,6 +67,8 @@ def check_prefix(config: QConfig, selection: Selection, source: str | Path) -> s
     asked = config.prefix
     if asked is None:
         return None
+    if feeds is not None:
+        raise ConfigError(f"{asked.name}: its proof and its search feed token ids; leave out feeds (--feeds)")
     model = selection.survey.model
     refuse_prefixed(model, "given another")
     if asked.form is PrefixForm.AUTO and not _fixed_inputs(selection):
@@ -188,6 +196,44 @@ def with_prefix(model: ir.Model, file: str | Path, prefix: Prefix, original: Pat
     outputs = run_session(session, names, inputs.feed(np.array([prefix.ids], np.int64)))
     past = inputs.present_to_past(dict(zip(names, outputs, strict=True)))
     return Prefixed(inputs, Lead(prefix.ids, {name: array[:1] for name, array in past.items()}), len(past))
+
+
+def recorded_prefix(model: ir.Model, prefix: Prefix, asked: SinkPrefixConfig, given: Prefixed) -> Plan:
+    """Write into the model's record that it has a prefix; what was done, for the user."""
+    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(feeding_note(prefix),))
+    resolved = asked.model_copy(update={"ids": prefix.ids, "form": prefix.form})
+    record(model, make_recipe(earlier=recorded(model), transform=(plan, resolved)))
+    return plan
+
+
+def check_given(asked: SinkPrefixConfig, model: ir.Model, folder: Path, feeds: Sequence[Feeds] | None) -> None:
+    """Refuse, before any long work, tokens that a graph cannot hold.
+
+    Raises:
+        ConfigError: None are named; there are too many; or the model can only be proved on feeds.
+        ModelError: The graph has no room for them.
+    """
+    if asked.ids is None or asked.form is not PrefixForm.GRAPH:
+        raise ConfigError("rotating looks at no text: name the tokens of the prefix (ids=, form='graph')")
+    if feeds is not None:
+        raise ConfigError(f"{asked.name}: its proof feeds token ids; leave out feeds (--feeds)")
+    find_prefix_places(model, Survey(model).visible().attentions, folder)
+    _check_ids(asked, model, folder)
+
+
+def put_prefix(model: ir.Model, file: Path, asked: SinkPrefixConfig, folder: Path) -> tuple[dict[str, object], Plan]:
+    """Put named tokens into a graph, and into its record.
+
+    Args:
+        model: The rotated model; changed.
+        file: Its file.
+        asked: The tokens.
+        folder: The folder of the original.
+    """
+    assert asked.ids is not None, "checked before"
+    prefix = Prefix(asked.ids, PrefixForm.GRAPH)
+    plan = recorded_prefix(model, prefix, asked, with_prefix(model, file, prefix, folder))
+    return dict(recorded(model) or {}), plan
 
 
 def prefix_files(lead: Lead) -> dict[str, bytes]:

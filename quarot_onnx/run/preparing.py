@@ -19,7 +19,7 @@ from quarot_onnx.io import model_io
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.plan import Plan
-from quarot_onnx.run.prefixing import Prefix, Prefixed, feeding_note, find_prefix, prefix_files, with_prefix
+from quarot_onnx.run.prefixing import Prefix, Prefixed, find_prefix, prefix_files, recorded_prefix, with_prefix
 from quarot_onnx.run.provenance import make_recipe, record, recorded
 from quarot_onnx.run.smoothing import smooth_in_place
 from quarot_onnx.run.turning import prove
@@ -168,9 +168,7 @@ def _behind(start: Start, prefix: Prefix, run: Run) -> Start:
 def _prefixed(start: Start, prefix: Prefix, asked: SinkPrefixConfig, run: Run) -> Start:
     """The model with its prefix."""
     given = with_prefix(start.model, start.file, prefix, run.folder)
-    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(feeding_note(prefix),))
-    resolved = asked.model_copy(update={"ids": prefix.ids, "form": prefix.form})
-    record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, resolved)))
+    plan = recorded_prefix(start.model, prefix, asked, given)
     return _written(_led(start, given), plan, run, "prefix")
 
 

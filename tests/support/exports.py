@@ -7,6 +7,7 @@ asked, a warm one costs a ``stat``, ``pytest --cache-clear`` empties it. The fol
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,38 @@ def smollm2() -> Path:
 
     worker = Path(quarot_onnx.export.__file__).with_name("child.py")
     return cached("smollm2", {}, build, [worker]) / "model.onnx"
+
+
+O, D, G = optimum_export, dynamo_export, genai_like  # noqa: E741
+
+EXPORTS: dict[str, Callable[[], Path]] = {
+    "optimum llama": lambda: O("llama"),
+    "optimum tied": lambda: O("llama", tied=True),
+    "optimum MHA": lambda: O("llama", num_key_value_heads=4),
+    "optimum fp16": lambda: O("llama", dtype="fp16"),
+    "optimum qwen2": lambda: O("qwen2"),
+    "optimum qwen3": lambda: O("qwen3"),
+    "optimum mistral": lambda: O("mistral"),
+    "optimum phi3": lambda: O("phi3"),
+    "optimum gemma3": lambda: O("gemma3_text"),
+    "optimum olmo2": lambda: O("olmo2"),
+    "optimum gpt_neox": lambda: O("gpt_neox"),
+    "dynamo llama": lambda: D("llama"),
+    "dynamo eager": lambda: D("llama", attention="eager"),
+    "dynamo tied": lambda: D("llama", tied=True),
+    "dynamo 23": lambda: D("llama", opset=23),
+    "dynamo fp16": lambda: D("llama", dtype="fp16"),
+    "dynamo cache": lambda: D("qwen2", with_cache=True),
+    "dynamo cache 23": lambda: D("qwen2", with_cache=True, opset=23),
+    "dynamo phi3": lambda: D("phi3"),
+    "dynamo gpt_neox": lambda: D("gpt_neox"),
+    "opset 23 operators": opset23_module_export,
+    "genai": G,
+    "genai q, k, v bias": lambda: G(packed_qkv=False, bias=True),
+    "genai packed bias": lambda: G(bias=True),
+    "genai RoPE outside": lambda: G(rotary_outside=True),
+    "genai qk-norm": lambda: G(qk_norm=True),
+    "genai two tables": lambda: G(tied_transposed=False),
+    "genai fp16": lambda: G(dtype="fp16"),
+}
+"""Every spelling of a graph that is exported here, by name."""

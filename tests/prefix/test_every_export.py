@@ -1,0 +1,143 @@
+"""A float model that holds a prefix computes what the original does that is fed it, however the graph is spelt."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import EXPORTS
+from rotating import rotate
+
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.config import SinkPrefixConfig
+from quarot_onnx.evaluation.equivalence import compare
+from quarot_onnx.io import model_io
+from quarot_onnx.run.prefixing import put_prefix
+from quarot_onnx.sessions import runtime
+
+PREFIX = (7, 3)
+
+
+def prefixed(source: Path, folder: Path, ids: tuple[int, ...] = PREFIX) -> Path:
+    model = model_io.load(source)
+    put_prefix(model, source, SinkPrefixConfig(form="graph", ids=ids), source.parent)
+    target = folder / "prefixed" / "model.onnx"
+    model_io.save(model, target, companions_from=source.parent)
+    return target
+
+
+@pytest.mark.parametrize("case", EXPORTS)
+def test_the_original_fed_with_the_prefix(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    target = prefixed(source, tmp_path)
+    result = compare(source, target)
+    assert result.passed, result
+    assert result.decode_steps or not ModelInputs.from_path(source).has_cache
+    caches = len(ModelInputs.from_path(source).presents)
+    assert len(result.outputs) == 1 + caches
+    assert not result.not_compared
+
+
+@pytest.mark.parametrize("case", ["optimum qwen2", "dynamo llama", "genai packed bias", "opset 23 operators"])
+def test_after_rotations(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    rotated, _, _ = rotate(source, tmp_path)
+    assert compare(source, prefixed(rotated, tmp_path)).passed
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "dynamo eager", "genai", "opset 23 operators"])
+def test_another_prefix_is_another_model(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    target = prefixed(source, tmp_path)
+    model = model_io.load(target)
+    del model.metadata_props["quarot_onnx.recipe"]
+    other = tmp_path / "other" / "model.onnx"
+    model_io.save(model, other, companions_from=source.parent)
+    assert not compare(source, other).passed
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "dynamo cache 23"])
+def test_a_batch_padded_on_the_left(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    target = prefixed(source, tmp_path)
+    inputs = ModelInputs.from_path(source)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, 100, length) for length in (9, 4, 7)]
+    padded, alone = runtime.session(target), runtime.session(source)
+    logits, past = step(padded, inputs, left_padded(inputs, rows))
+    more = rng.integers(5, 100, (3, 1))
+    later, _ = step(
+        padded, inputs, left_padded(inputs, [np.append(r, m) for r, m in zip(rows, more, strict=True)], past)
+    )
+    tolerance = 0.02 if "fp16" in case else 1e-4
+    for number, row in enumerate(rows):
+        whole = np.concatenate([PREFIX, row, more[number]])
+        (want,) = alone.run([inputs.logits], inputs.feed(whole[None]))
+        got = np.concatenate([logits[number, -len(row) :], later[number]])
+        assert np.abs(got - want[0, len(PREFIX) :]).max() <= tolerance * np.abs(want).max()
+
+
+def left_padded(inputs: ModelInputs, rows: list[np.ndarray], past: Feeds | None = None) -> Feeds:
+    """Rows of different lengths with zeros before them; on a past the last token of each."""
+    longest = max(map(len, rows))
+    mask = np.stack([np.arange(longest) >= longest - len(row) for row in rows]).astype(np.int64)
+    ids = np.stack([np.pad(row, (longest - len(row), 0)) for row in rows])
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    if past is not None:
+        ids, positions = ids[:, -1:], positions[:, -1:]
+    feeds = inputs.feed(ids, past)
+    for name, role in inputs.roles.items():
+        if role is InputRole.MASK:
+            feeds[name] = mask.astype(feeds[name].dtype)
+        elif role is InputRole.POSITIONS:
+            feeds[name] = positions
+    return feeds
+
+
+def step(session: object, inputs: ModelInputs, feeds: Feeds) -> tuple[np.ndarray, Feeds]:
+    names = [inputs.logits, *(present for _, present in inputs.presents)]
+    outputs = dict(zip(names, session.run(names, feeds), strict=True))  # type: ignore[attr-defined]
+    return outputs[inputs.logits], inputs.present_to_past(outputs)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("case", ["genai", "genai RoPE outside", "genai packed bias"])
+def test_rows_of_different_lengths_in_a_fused_attention(case: str, length: int, tmp_path: Path) -> None:
+    """GroupQueryAttention takes a mask for a length, and pads on the right."""
+    source = EXPORTS[case]()
+    ids = tuple(range(11, 11 + length))
+    inputs = ModelInputs.from_path(source)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(20, 100, size) for size in (9, 4, 7)]
+    feeds = inputs.feed(np.stack([np.pad(row, (0, 9 - len(row))) for row in rows]))
+    mask = next(name for name, role in inputs.roles.items() if role is InputRole.MASK)
+    feeds[mask] = np.stack([np.arange(9) < len(row) for row in rows]).astype(np.int64)
+    logits, _ = step(runtime.session(prefixed(source, tmp_path, ids)), inputs, feeds)
+    alone = runtime.session(source)
+    for number, row in enumerate(rows):
+        (want,) = alone.run([inputs.logits], inputs.feed(np.concatenate([ids, row])[None]))
+        got = logits[number, : len(row)]
+        assert np.abs(got - want[0, length:]).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_a_buffer_that_past_and_present_share(tmp_path: Path) -> None:
+    """onnxruntime-genai gives GroupQueryAttention a past of the longest length, of which the mask says what counts."""
+    source = EXPORTS["genai"]()
+    target = prefixed(source, tmp_path)
+    inputs, room = ModelInputs.from_path(source), 32
+    session, alone = runtime.session(target), runtime.session(source)
+    ids = np.random.default_rng(0).integers(20, 100, (1, 12))
+    mask = next(name for name, role in inputs.roles.items() if role is InputRole.MASK)
+    names = [inputs.logits, *(present for _, present in inputs.presents)]
+    past = {name: np.zeros((1, *inputs.feed(ids)[name].shape[1:2], room, inputs.feed(ids)[name].shape[3]), np.float32)
+            for name, _ in inputs.presents}  # fmt: skip
+    found = []
+    for start, stop in ((0, 8), (8, 9), (9, 10), (10, 12)):
+        feeds = inputs.feed(ids[:, start:stop]) | past
+        feeds[mask] = np.ones((1, stop), np.int64)
+        outputs = dict(zip(names, session.run(names, feeds), strict=True))
+        past = inputs.present_to_past(outputs)
+        assert {array.shape[2] for array in past.values()} == {room}
+        found.append(outputs[inputs.logits])
+    (want,) = alone.run([inputs.logits], inputs.feed(np.concatenate([[PREFIX], ids], axis=1)))
+    assert np.abs(np.concatenate(found, axis=1) - want[:, len(PREFIX) :]).max() <= 1e-4 * np.abs(want).max()
