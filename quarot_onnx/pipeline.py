@@ -27,7 +27,7 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.prefixing import check_given, check_prefix, put_prefix
+from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
@@ -173,7 +173,7 @@ def quantize(
     static_ranges.require_reader(selection, data)
     no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
-    checking = prepare(check, source, model, reader)
+    checking = prepare(check, source, model, reader, held_positions(config, model))
     samples = lowbit.calibration_samples(config, data)
     lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:

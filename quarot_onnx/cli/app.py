@@ -13,6 +13,7 @@ from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.signature import dashed, takes
+from quarot_onnx.errors import ConfigError
 
 if TYPE_CHECKING:
     from quarot_onnx.pipeline import Outcome
@@ -70,6 +71,15 @@ def inspect(
     ] = None,
     rotation_config: opt.RotationFile = None,
     split_cache: opt.SplitCache = False,
+    sinks: Annotated[
+        bool, typer.Option("--sinks", help="Find the tokens whose activations are outliers, and a prefix for them.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For --sinks. Default: Python's own documentation.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="For --sinks. Default: beside the model.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -77,7 +87,17 @@ def inspect(
     path = opt.model_file(model)
     from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
 
+    source = opt.tokenizer_path(tokenizer, path) if sinks else None
+    if not sinks and (text is not None or tokenizer is not None):
+        raise ConfigError("--text and --tokenizer are read for --sinks alone; add it, or leave them out")
     content = inspect_model(path, rotation_config, write_config, split_cache=split_cache, overwrite=overwrite)
+    if source is not None and "quantized" in content:
+        raise ConfigError(f"--sinks looks at float activations, and {path} is quantized: inspect the original")
+    if source is not None:
+        from quarot_onnx.cli.sinks import find_sinks  # noqa: PLC0415
+
+        with bars(quiet=as_json) as progress:
+            content["sinks"] = find_sinks(path, text, source, progress)
     print_json(content) if as_json else render.inspection(content)
 
 

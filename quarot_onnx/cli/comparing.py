@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
+from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.io import model_io
 
 
@@ -20,6 +21,8 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None) -> F
         InputError: A model cannot be run, or text and tokenizer do not fit.
         VerificationError: The quantized model's logits are not finite, or of another shape.
     """
-    material = material_for(check, original.absolute(), model_io.load(original), None)
+    there = prefix_of(recorded(model_io.load(quantized)))
+    held = 0 if there is None else len(there[1])
+    material = material_for(check, original.absolute(), model_io.load(original), None, held)
     with reference(original, material, threads) as logits:
         return measure(logits, quantized, limits=check.limits, threads=threads)

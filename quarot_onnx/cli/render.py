@@ -135,8 +135,37 @@ def inspection(content: Content) -> None:
     recipe = content.get("recipe")
     if recipe and recipe.get("rotation"):
         say(f"already rotated: {recipe['rotation']['counts']}")
+    _held_prefix(recipe)
+    if "sinks" in content:
+        _sinks(content["sinks"])
     if "written_config" in content:
         written(Path(content["written_config"]))
+
+
+def _held_prefix(recipe: Content | None) -> None:
+    """The sink prefix that a model has."""
+    from quarot_onnx.graph.metadata import prefix_of  # noqa: PLC0415 - the inspection has imported it already
+
+    found = prefix_of(recipe)
+    if found is not None:
+        where = "in the graph" if found[0] == "graph" else "in a file beside the model, to be fed as past inputs"
+        say(f"sink prefix: {list(found[1])}, {where}")
+
+
+def _sinks(found: list[Content]) -> None:
+    """Prefixes, and what outliers cost behind them."""
+    rows = [
+        [
+            " ".join(f"{token} {word!r}" for token, word in zip(entry["prefix"], entry["tokens"], strict=True))
+            or "none",
+            f"{entry['bits']:.2f}",
+            f"{entry['worst']:.0f} at {entry['input']}",
+            str(entry["pieces"]),
+            ", ".join(f"{word!r} {count}" for word, count in entry["outliers"]) or "none",
+        ]
+        for entry in found
+    ]
+    table("Attention sinks", ["prefix", "bits lost", "largest / median", "pieces with outliers", "outliers"], rows)
 
 
 def _quantized(content: Content) -> None:
@@ -151,6 +180,7 @@ def _quantized(content: Content) -> None:
         ["products that saturate without VNNI", str(content["saturating_products"])],
     ]
     table(str(content["model"]), ["", "found"], rows)
+    _held_prefix(content["recipe"])
     if content["processor_saturates"] and content["saturating_products"]:
         say(f"on this processor these are not exact; onnxruntime's session option {EXACT_PRODUCTS}=1 makes them so")
 

@@ -23,4 +23,5 @@ class RotateOptions(OutputOptions, RotationOptions, ModelArguments):
             help="Tokens that the graph holds as a sink prefix; quantize --prefix finds them.",
             rich_help_panel=opt.ROTATION,
         ),
+        opt.Key("prefix.ids"),
     ] = None

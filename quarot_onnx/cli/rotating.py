@@ -1,12 +1,13 @@
 """The ``rotate`` command: options and a recipe's rotation, put into one call of the pipeline."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from quarot_onnx.cli.choosing import file_notes
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.targets import target_file
-from quarot_onnx.cli.typed import OptionWording, merged, refuse_twice, rotation_options, typed_keys
+from quarot_onnx.cli.typed import OptionWording, Typed, merged, refuse_twice, rotation_options, typed_keys
 from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.pipeline import Outcome, rotate
@@ -35,7 +36,7 @@ def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcom
         config,
         verify=options.verify,
         feeds=options.feeds,
-        prefix=_prefix(options.prefix_ids),
+        prefix=_prefix(typed_keys(options)),
         overwrite=options.overwrite or None,
         progress=progress,
     )
@@ -44,14 +45,15 @@ def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcom
     return replace(outcome, notes=(*outcome.notes, *notes, *more))
 
 
-def _prefix(ids: str | None) -> SinkPrefixConfig | None:
+def _prefix(typed: Mapping[str, Typed]) -> SinkPrefixConfig | None:
     """The prefix that was typed."""
+    ids = typed.get("prefix.ids")
     if ids is None:
         return None
     try:
-        return SinkPrefixConfig.from_dict({"form": "graph", "ids": ids})
+        return SinkPrefixConfig.from_dict({"form": "graph", "ids": ids.value})
     except ConfigError as error:
-        raise ConfigError(f"--prefix-ids {ids}: {error}") from error
+        raise ConfigError(f"{ids.words}: {error}") from error
 
 
 def _config(options: RotateOptions, target: Path) -> tuple[QuarotConfig, tuple[str, ...]]:

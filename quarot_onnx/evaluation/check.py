@@ -109,7 +109,9 @@ class CheckRun:
         return {"check": fidelity_record(self.fidelity)}
 
 
-def prepare(check: Check | None, original: str | Path, model: ir.Model, reader: DataReader | None) -> CheckRun:
+def prepare(
+    check: Check | None, original: str | Path, model: ir.Model, reader: DataReader | None, held: int = 0
+) -> CheckRun:
     """Read the text, before anything long is done.
 
     Args:
@@ -117,6 +119,7 @@ def prepare(check: Check | None, original: str | Path, model: ir.Model, reader: 
         original: The float model's file.
         model: The same, loaded.
         reader: What the model will be calibrated on.
+        held: Positions that a prefix of the quantized model will take at the most.
 
     Returns:
         The check; without material, and with a note, where this model cannot be checked and nothing demands it.
@@ -130,7 +133,7 @@ def prepare(check: Check | None, original: str | Path, model: ir.Model, reader: 
         return CheckRun(path, None)
     calibrated = reader if isinstance(reader, TextReader) else None
     try:
-        material = material_for(check, path, model, calibrated)
+        material = material_for(check, path, model, calibrated, held)
     except (ModelError, CalibrationError) as error:
         if check.demanded:
             raise
@@ -142,8 +145,10 @@ def _unchecked(error: InputError) -> str:
     return f"the quantized model was not checked: {error}"
 
 
-def material_for(check: Check, original: Path, model: ir.Model, calibrated: TextReader | None) -> Material:
-    """The tokens of a check.
+def material_for(
+    check: Check, original: Path, model: ir.Model, calibrated: TextReader | None, held: int = 0
+) -> Material:
+    """The tokens of a check, where a prefix takes ``held`` positions.
 
     Raises:
         CalibrationError: Text or tokenizer do not fit; or there is no tokenizer, and a text or a limit of the
@@ -158,7 +163,8 @@ def material_for(check: Check, original: Path, model: ir.Model, calibrated: Text
         tokenizer = calibrated.tokenizer_path
     if tokenizer is None and (original.parent / "tokenizer.json").is_file():
         tokenizer = original.parent
-    shape = Shape.of(inputs, check.tokens, _positions(original.parent, model))
+    positions = _positions(original.parent, model)
+    shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2))
     if tokenizer is not None:
         return text_material(
             inputs,

@@ -66,11 +66,16 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
         )
     if not attentions:
         raise ModelError("no attention was found, so there is nothing that could attend to a prefix")
-    places = tuple(
-        fused_place(item, shapes) if (item.node.domain, item.node.op_type) in FUSED else spelt_place(item.node, shapes)
-        for item in attentions
-    )
-    return Places(places, find_positions(model.graph, dict(inputs.roles), shapes), inputs, shapes)
+    try:
+        places = tuple(
+            fused_place(a, shapes) if (a.node.domain, a.node.op_type) in FUSED else spelt_place(a.node, shapes)
+            for a in attentions
+        )
+        positions = find_positions(model.graph, dict(inputs.roles), shapes)
+    except ModelError as error:
+        way = "feed it as a cache (--prefix npz)" if inputs.has_cache else "export with a cache, and feed it as one"
+        raise ModelError(f"no prefix fits into this graph: {error}; {way}, or go without") from error
+    return Places(places, positions, inputs, shapes)
 
 
 def attach(model: ir.Model, places: Places, ids: Sequence[int]) -> None:

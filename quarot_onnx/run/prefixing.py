@@ -19,7 +19,7 @@ from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.outputs import run as run_session
 from quarot_onnx.graph.linear import linears
-from quarot_onnx.graph.metadata import recorded, refuse_prefixed
+from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
 from quarot_onnx.prefix.attach import attach, find_prefix_places
 from quarot_onnx.prefix.sinks import Loss, Sinks
 from quarot_onnx.progress import Progress
@@ -110,6 +110,15 @@ def _check_ids(asked: SinkPrefixConfig, model: ir.Model, folder: Path) -> None:
         )
     if asked.ids is not None:
         check_vocabulary(np.array(asked.ids), ModelInputs.from_model(model, folder=folder).vocab_size)
+
+
+def held_positions(config: QConfig, model: ir.Model) -> int:
+    """How many positions a prefix may take: of the one that is asked for, or of the one that the model has."""
+    there = prefix_of(recorded(model))
+    if there is not None:
+        return len(there[1])
+    asked = config.prefix
+    return 0 if asked is None else len(asked.ids or ()) or asked.max_tokens
 
 
 def find_prefix(

@@ -10,7 +10,7 @@ from quarot_onnx.cli import gptaq_options, typed
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
-from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig, SmoothQuantConfig
 from quarot_onnx.recipes.own import Activations, Calibration, Recipe, Weights
 
 CLI = Path(typed.__file__).parent
@@ -37,6 +37,7 @@ def test_every_key_of_an_option_is_one_of_a_recipe(options: type) -> None:
     sections = {
         "rotation": QuarotConfig,
         "smoothing": SmoothQuantConfig,
+        "prefix": SinkPrefixConfig,
         "weights": Weights,
         "activations": Activations,
         "calibration": Calibration,

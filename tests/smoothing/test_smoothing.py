@@ -221,7 +221,7 @@ def test_static_int8_after_smoothing_runs(llama_optimum: Path, tmp_path: Path) -
         ),
         ({"algo_config": [GPTQConfig(), SmoothQuantConfig()]}, "rounding stands too early; rotate, then smooth"),
         ({"algo_config": [SmoothQuantConfig(), QuarotConfig()]}, "smoothing stands too early; rotate, then smooth"),
-        ({"algo_config": [SmoothQuantConfig(), SmoothQuantConfig()]}, "more than one SmoothQuantConfig; smooth once"),
+        ({"algo_config": [SmoothQuantConfig(), SmoothQuantConfig()]}, "more than one SmoothQuantConfig; give one"),
     ],
     ids=str,
 )

@@ -102,9 +102,12 @@ def test_act_order_with_the_groups_of_a_spec():
 @pytest.mark.parametrize(
     ("algorithms", "message"),
     [
-        ([GPTQConfig(), QuarotConfig()], "the rounding stands too early; rotate, then smooth, then round"),
+        (
+            [GPTQConfig(), QuarotConfig()],
+            "the rounding stands too early; rotate, then smooth, then keep a prefix, then round",
+        ),
         ([GPTQConfig(), RTNConfig()], "more than one rounding, gptq and rtn; give one of them"),
-        ([QuarotConfig(), QuarotConfig(), GPTQConfig()], "more than one QuarotConfig; rotate once"),
+        ([QuarotConfig(), QuarotConfig(), GPTQConfig()], "more than one QuarotConfig; give one"),
         ([RoundingConfig(name="gptq")], "RoundingConfig is a base class; use GPTQConfig"),
         ([GPTQConfig], r"GPTQConfig is a class; write GPTQConfig\(\)"),
         ([{"name": "gptqq"}], "no algorithm is named 'gptqq' .did you mean 'gptq'"),

@@ -1,0 +1,51 @@
+"""``inspect --sinks``: which tokens of a text are outliers, and what a prefix would save."""
+
+from pathlib import Path
+
+from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.calibration.tokenizer import load_tokenizer
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.io import model_io
+from quarot_onnx.prefix.sinks import Sinks
+from quarot_onnx.progress import PhaseProgress, of_phase
+
+_LONGEST, _WINDOWS, _SHOWN = 4, 16, 6
+
+
+def find_sinks(path: Path, text: Path | None, tokenizer: Path, progress: PhaseProgress) -> list[dict[str, object]]:
+    """The prefixes that were tried, the best of each length.
+
+    Args:
+        path: The float model.
+        text: A text; None for the default one.
+        tokenizer: Its tokenizer.
+        progress: Called after every prefix.
+
+    Returns:
+        For each: ``prefix`` and ``tokens`` (ids and words), ``bits`` that outliers cost on the mean over the Linears'
+        inputs, ``worst`` and ``input`` (the largest ratio of a token's peak to the median, and where), ``pieces`` of
+        text with an outlier, ``outliers`` (words and how often).
+
+    Raises:
+        InputError: The model takes no text, or text and tokenizer do not fit.
+    """
+    reader = TextReader(path, text, tokenizer, samples=_WINDOWS)
+    model, words = model_io.load(path), load_tokenizer(reader.tokenizer_path)
+    names = [linear.input.name or "" for linear in linears(model.graph)]
+    found = Sinks(model, reader.inputs, names, [reader.token_windows]).search(_LONGEST, of_phase(progress, "sinks"))
+
+    def word(token: int) -> str:
+        return str(words.decode([token], skip_special_tokens=False))
+
+    return [
+        {
+            "prefix": list(loss.ids),
+            "tokens": [word(token) for token in loss.ids],
+            "bits": loss.bits,
+            "worst": loss.worst[0],
+            "input": loss.worst[1],
+            "pieces": loss.pieces,
+            "outliers": [[word(token), count] for token, count in loss.outliers[:_SHOWN]],
+        }
+        for loss in found
+    ]
