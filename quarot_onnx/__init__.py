@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Int6Spec,
         Int7Spec,
         Int8Spec,
+        Int16Spec,
         OutputFormat,
         QConfig,
         QLayerConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         SmoothQuantConfig,
         UInt4Spec,
         UInt8Spec,
+        UInt16Spec,
     )
     from quarot_onnx.evaluation.check import Check
     from quarot_onnx.evaluation.fidelity import Limits
@@ -54,6 +56,7 @@ __all__ = [
     "Int6Spec",
     "Int7Spec",
     "Int8Spec",
+    "Int16Spec",
     "Limits",
     "ModelQuantizer",
     "OutputFormat",
@@ -68,6 +71,7 @@ __all__ = [
     "SmoothQuantConfig",
     "UInt4Spec",
     "UInt8Spec",
+    "UInt16Spec",
 ]
 
 

@@ -13,7 +13,7 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.recipes.build import Parts, head_note, quantization_config
-from quarot_onnx.recipes.loading import Loaded, load, scheme_of, shipped
+from quarot_onnx.recipes.loading import Loaded, has_fixed_scales, load, scheme_of, shipped
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
 from quarot_onnx.recipes.wording import parse
@@ -154,7 +154,8 @@ def _from_scheme(question: Question) -> Chosen:
         raise ConfigError(f"--scheme {scheme} contradicts --recipe {options.recipe}; leave out one of them")
     data = dict(shipped(scheme))
     del data["rotation"]
-    plain = data.get("format") == OutputFormat.QDQ
+    rounded = data["weights"]["bits"] < 8 or (has_fixed_scales(data) and "weights.method" in typed)
+    plain = data.get("format") == OutputFormat.QDQ and not rounded
     for key, item in typed.items():
         if key in _BITS and not (key == "weights.method" and not plain):
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")

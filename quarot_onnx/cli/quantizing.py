@@ -17,7 +17,7 @@ from quarot_onnx.cli.gptaq_options import cache_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
-from quarot_onnx.config.formats import widened
+from quarot_onnx.config.kernels import widened
 from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Int6Spec,
         Int7Spec,
         Int8Spec,
+        Int16Spec,
         QLayerConfig,
         QTensorConfig,
         UInt2Spec,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         UInt6Spec,
         UInt7Spec,
         UInt8Spec,
+        UInt16Spec,
         spec_class,
     )
 
@@ -61,6 +63,7 @@ __all__ = [
     "Int7Spec",
     "Int8",
     "Int8Spec",
+    "Int16Spec",
     "OpType",
     "OutputFormat",
     "QConfig",
@@ -83,6 +86,7 @@ __all__ = [
     "UInt7Spec",
     "UInt8",
     "UInt8Spec",
+    "UInt16Spec",
     "spec_class",
 ]
 

@@ -46,8 +46,8 @@ class OutputFormat(Choice):
     """How quantized Linears are written; ``"w4a8"`` and the like are understood in any case.
 
     ============ =====================================================================================================
-    QDQ          weights as 8-bit integers per output channel or tensor, activations in 8 bits or float, in
-                 QuantizeLinear and DequantizeLinear alone
+    QDQ          weights as 8-bit integers per output channel or tensor, activations in 8 or 16 bits or float, in
+                 QuantizeLinear and DequantizeLinear alone; beside a fixed scale weights of 4 bits, too
     W4A8         weights of up to 4 bits per output channel, widened when they are loaded, and 8-bit activations:
                  runs as fast as W8
     NBITS        weights of up to 8 bits per channel or in groups, float activations (MatMulNBits)
@@ -97,6 +97,9 @@ class Scheme(Choice):
 
     W8A8_DYNAMIC = "w8a8-dynamic"
     W8A8_STATIC = "w8a8-static"
+    W8A16_STATIC = "w8a16-static"
+    W4A16_STATIC = "w4a16-static"
+    W4A8_STATIC = "w4a8-static"
     W8 = "w8"
     W4A8 = "w4a8"
     W4A16 = "w4a16"

@@ -218,7 +218,8 @@ class QConfig(WithoutPresets):
     @property
     def low_bit(self) -> bool:
         """Whether weights are rounded before anything is written; others are rounded to nearest as they are written."""
-        return self.rounding is not None or self.resolved_format is not OutputFormat.QDQ
+        few = any(item.config.weight is not None and item.config.weight.bits < 8 for item in self._placed())
+        return self.rounding is not None or few or self.resolved_format is not OutputFormat.QDQ
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ class DataType(Choice):
     Int6 = "Int6"
     Int7 = "Int7"
     Int8 = "Int8"
+    Int16 = "Int16"
     UInt2 = "UInt2"
     UInt3 = "UInt3"
     UInt4 = "UInt4"
@@ -22,13 +23,14 @@ class DataType(Choice):
     UInt6 = "UInt6"
     UInt7 = "UInt7"
     UInt8 = "UInt8"
+    UInt16 = "UInt16"
 
     @classmethod
     def of(cls, bits: int, *, signed: bool) -> Self:
         """The type of a width.
 
         Args:
-            bits: From 2 to 8.
+            bits: From 2 to 8, or 16.
             signed: Integers from -2^(bits-1), or from 0.
 
         Raises:
@@ -36,13 +38,13 @@ class DataType(Choice):
         """
         found = next((item for item in cls if (item.bits, item.signed) == (bits, signed)), None)
         if found is None:
-            raise ValueError(f"no type has {bits} bits; use 2 to 8")
+            raise ValueError(f"no type has {bits} bits; use 2 to 8, or 16")
         return found
 
     @property
     def bits(self) -> int:
-        """Bits of an integer, 2 to 8."""
-        return int(self.name[-1])
+        """Bits of an integer, 2 to 8, or 16."""
+        return int(self.name.removeprefix("U").removeprefix("Int"))
 
     @property
     def signed(self) -> bool:

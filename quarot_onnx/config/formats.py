@@ -3,8 +3,8 @@
 ================ =============================== ==================================== ==============================
 format           weights of Linears              activations                          else
 ================ =============================== ==================================== ==============================
-QDQ              8 bits, per channel or tensor   8 bits, static or symmetric per      outputs, clip_ratio
-                                                 token, or none
+QDQ              8 bits, per channel or tensor;  8 bits, static or symmetric per      outputs, clip_ratio
+                 4 beside static activations     token, or none; 16 bits, static
 W4A8             2 to 4 bits per channel; of     8 bits, static or symmetric per      clip_ratio
                  single layers more              token
 NBITS            any, groups of 16 to 256        none                                 accuracy_level
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quarot_onnx.config.choices import OutputFormat
-from quarot_onnx.config.data_type import DataType
 from quarot_onnx.config.enums import OpType, QuantGranularity
 from quarot_onnx.config.misfits import Misfit
 from quarot_onnx.config.rules import LayerRule
@@ -125,44 +124,6 @@ def refuse_misfits(found: Sequence[Placed], output_format: OutputFormat, *, name
             )
 
 
-def saturable(config: QLayerConfig, output_format: OutputFormat) -> bool:
-    """Whether products saturate on processors without VNNI: those of int8 weights of 8 bits and uint8 activations.
-
-    Args:
-        config: How a Linear is quantized.
-        output_format: As `resolved` has it.
-    """
-    return _beside_uint8(config, output_format) is DataType.Int8
-
-
-def widened(config: QLayerConfig, output_format: OutputFormat) -> bool:
-    """Whether products are exact on all processors, but slower without VNNI: those of uint8 weights of 8 bits.
-
-    Args:
-        config: How a Linear is quantized.
-        output_format: As `resolved` has it.
-    """
-    return _beside_uint8(config, output_format) is DataType.UInt8
-
-
-def _beside_uint8(config: QLayerConfig, output_format: OutputFormat) -> DataType | None:
-    """The type of the weights that onnxruntime multiplies with uint8 activations; None where it does not."""
-    weight, activation = config.weight, config.activation
-    if output_format in {OutputFormat.NBITS, OutputFormat.FAKE} or weight is None or activation is None:
-        return None
-    # Per token, activations are uint8 around 128 whatever the type is called.
-    unsigned = activation.quant_granularity is QuantGranularity.Token or not activation.data_type.signed
-    return weight.data_type if unsigned else None
-
-
-def blocked_at_8_bits(config: QLayerConfig, output_format: OutputFormat) -> bool:
-    """Whether a Linear runs as MatMulNBits of 8 bits, which rounds activations to 8 bits per block of a row."""
-    weight = config.weight
-    if weight is None or config.activation is not None:
-        return False
-    return weight.bits > 4 and output_format is not OutputFormat.FAKE
-
-
 def is_new(config: QLayerConfig) -> bool:
     """Whether a configuration asks for more than 8-bit Q/DQ."""
     weight, activation = config.weight, config.activation
@@ -179,6 +140,8 @@ def first_choice(config: QLayerConfig) -> OutputFormat:
         return OutputFormat.FAKE
     if config.activation is None:
         return OutputFormat.NBITS
+    if config.activation.bits > 8:
+        return OutputFormat.QDQ
     return OutputFormat.W4A8 if config.weight.bits <= 4 else OutputFormat.W8
 
 
@@ -213,10 +176,16 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
     found = None
     if output_format is OutputFormat.W4A8:
         found = _w4a8_misfit(config, weight, single=single)
-    elif output_format is OutputFormat.QDQ and weight.bits < 8:
+    elif output_format is OutputFormat.QDQ and weight.bits < 8 and not (weight.bits == 4 and _is_fixed(activation)):
         wide = OutputFormat.NBITS if activation is None else OutputFormat.W8
-        found = Misfit("format", f"qdq holds weights of 8 bits, not {weight.bits}", (_format(wide),))
+        why = f"qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, not {weight.bits}"
+        found = Misfit("format", why, (_format(wide),))
     return found if found or activation is None else _activation_misfit(activation, output_format)
+
+
+def _is_fixed(activation: QTensorConfig | None) -> bool:
+    """Whether an activation has one scale, fixed by calibration."""
+    return activation is not None and activation.quant_granularity is not QuantGranularity.Token
 
 
 def level_misfit(output_format: OutputFormat) -> Misfit | None:
@@ -280,6 +249,9 @@ def _activation_misfit(spec: QTensorConfig, output_format: OutputFormat) -> Misf
     if spec.bits < 8:
         why = f"{output_format} has activations of 8 bits, not {spec.bits}"
         return Misfit("activations.bits", why, (fake, ("activations.bits", 8)), droppable=False)
+    if spec.bits > 8 and output_format is not OutputFormat.QDQ:
+        why = f"{output_format} has activations of 8 bits, not {spec.bits}"
+        return Misfit("format", why, (_format(OutputFormat.QDQ), ("activations.bits", 8)))
     if spec.group_size is not None:
         return Misfit("activations.group_size", f"{output_format} has one scale per token", (fake,))
     if spec.quant_granularity is QuantGranularity.Token and not spec.symmetric:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.data_type import DataType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
-from quarot_onnx.config.formats import Placed, blocked_at_8_bits, first_choice, misfit, saturable, table_misfit
+from quarot_onnx.config.formats import Placed, first_choice, misfit, table_misfit
+from quarot_onnx.config.kernels import blocked_at_8_bits, saturable
 from quarot_onnx.config.options import IGNORED
 from quarot_onnx.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.config.spec import QLayerConfig

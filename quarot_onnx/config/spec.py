@@ -14,6 +14,7 @@ from quarot_onnx.config.tensor import (
     Int6Spec,
     Int7Spec,
     Int8Spec,
+    Int16Spec,
     QTensorConfig,
     UInt2Spec,
     UInt3Spec,
@@ -22,6 +23,7 @@ from quarot_onnx.config.tensor import (
     UInt6Spec,
     UInt7Spec,
     UInt8Spec,
+    UInt16Spec,
     as_spec,
     spec_class,
 )
@@ -40,8 +42,8 @@ class QLayerConfig(Strict):
     ``{QLayerConfig(w): [a], QLayerConfig(w): [b]}`` both rules hold.
 
     Attributes:
-        activation: The input, static per tensor or per token (also in groups), with 2 to 8 bits; None quantizes the
-            weight only.
+        activation: The input, static per tensor or per token (also in groups), with 2 to 8 bits, or static with 16;
+            None quantizes the weight only.
         weight: The constant weight of 2 to 8 bits, per tensor, per output channel or in groups of input features. None,
             which must be said, leaves it in float and quantizes the activation only, in the format FAKE.
         output_tensors: The output, per tensor; None, which is better, puts no Q/DQ there.
@@ -85,6 +87,11 @@ class QLayerConfig(Strict):
         if self.activation is not None:
             if self.activation.quant_granularity is not QuantGranularity.Token:
                 _check_static("activation", self.activation)
+            elif self.activation.bits > 8:
+                raise ValueError(
+                    f"activation: {self.activation.bits}-bit activations have a fixed scale per Tensor, not per Token; "
+                    "leave out quant_granularity"
+                )
             elif self.output_tensors is not None:
                 raise ValueError("output_tensors with a per-Token activation is not supported; leave out one of them")
         elif self.output_tensors is not None:
@@ -131,6 +138,8 @@ def _check_static(name: str, spec: QTensorConfig) -> None:
 
 def _check_weight(spec: QTensorConfig) -> None:
     """Refuse what a weight cannot be."""
+    if spec.bits > 8:
+        raise ValueError(f"weight: weights have 2 to 8 bits, not {spec.bits}; use Int8Spec()")
     if spec.quant_granularity is QuantGranularity.Token:
         raise ValueError("weight: quant_granularity=Token is for activations; use Channel, Group or Tensor")
     if spec.clip_ratio < 1:
@@ -149,6 +158,7 @@ __all__ = [
     "Int6Spec",
     "Int7Spec",
     "Int8Spec",
+    "Int16Spec",
     "QLayerConfig",
     "QTensorConfig",
     "QuantGranularity",
@@ -160,5 +170,6 @@ __all__ = [
     "UInt6Spec",
     "UInt7Spec",
     "UInt8Spec",
+    "UInt16Spec",
     "spec_class",
 ]

@@ -183,6 +183,20 @@ class Int7Spec(_Signed):
     data_type: _Type = DataType.Int7
 
 
+class Int16Spec(QTensorConfig):
+    """Signed 16-bit integers, symmetric: for activations with a fixed scale, as toolchains of NPUs take them."""
+
+    symmetric: StrictBool = True
+    data_type: _Type = DataType.Int16
+
+
+class UInt16Spec(QTensorConfig):
+    """Unsigned 16-bit integers, asymmetric: for activations with a fixed scale, as toolchains of NPUs take them."""
+
+    symmetric: StrictBool = False
+    data_type: _Type = DataType.UInt16
+
+
 class UInt2Spec(_Unsigned):
     """Unsigned 2-bit integers (0 to 3), asymmetric, per channel."""
 
@@ -220,8 +234,8 @@ class UInt7Spec(_Unsigned):
 
 
 _CONCRETE: tuple[type[QTensorConfig], ...] = (
-    *(Int2Spec, Int3Spec, Int4Spec, Int5Spec, Int6Spec, Int7Spec, Int8Spec),
-    *(UInt2Spec, UInt3Spec, UInt4Spec, UInt5Spec, UInt6Spec, UInt7Spec, UInt8Spec),
+    *(Int2Spec, Int3Spec, Int4Spec, Int5Spec, Int6Spec, Int7Spec, Int8Spec, Int16Spec),
+    *(UInt2Spec, UInt3Spec, UInt4Spec, UInt5Spec, UInt6Spec, UInt7Spec, UInt8Spec, UInt16Spec),
 )
 _SPECS: dict[DataType, type[QTensorConfig]] = {spec.model_fields["data_type"].default: spec for spec in _CONCRETE}
 

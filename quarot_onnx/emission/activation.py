@@ -6,6 +6,7 @@ All of it is float32 whatever the model's type: QuantizeLinear takes float16 onl
 import numpy as np
 import onnx_ir as ir
 
+from quarot_onnx.emission.opset import raise_opset
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.quantization.activations import (
     TINY,
@@ -67,6 +68,8 @@ class ActivationWriter:
 
     def round_trip(self, anchor: ir.Node, x: ir.Value, grid: Grid) -> ir.Value:
         """``x`` through QuantizeLinear and DequantizeLinear."""
+        if grid.zero_point.dtype.itemsize > 1:
+            raise_opset(self._writer.editor, "16-bit activations", "8 bits")
         scale, zero = self.grid_constants(grid)
         quantized = self._writer.add(anchor, "QuantizeLinear", x, scale, zero)
         return self._writer.add(anchor, "DequantizeLinear", quantized, scale, zero)

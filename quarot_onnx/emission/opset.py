@@ -1,8 +1,8 @@
 """Raising the version of the standard operators that a graph imports, where that changes nothing it computes.
 
-4-bit integers came with opset 21, and exporters still write 17 or 18. Most operators were only opened to further types
-in between, and keep their meaning; the reductions turned an attribute into an input, and Split wants its number of
-parts. What else changed is refused.
+4-bit integers, and Q/DQ of 16 bits, came with opset 21, and exporters still write 17 or 18. Most operators were only
+opened to further types in between, and keep their meaning; the reductions turned an attribute into an input, and Split
+wants its number of parts. What else changed is refused.
 """
 
 import numpy as np
@@ -24,11 +24,13 @@ _REDUCTIONS = frozenset(
 _REDUCTION_OPSET = 18
 
 
-def raise_opset(editor: Editor) -> None:
+def raise_opset(editor: Editor, what: str, instead: str) -> None:
     """Import the first version with 4-bit integers instead of an older one; a newer one stays.
 
     Args:
         editor: Of the graph, which imports 13 or later.
+        what: What needs it, for the message.
+        instead: What to use instead.
 
     Raises:
         ConfigError: An operator in use changed its meaning in between; nothing has been changed then.
@@ -41,9 +43,8 @@ def raise_opset(editor: Editor) -> None:
         for node in changed:
             if node.op_type not in _REDUCTIONS | {"Split"}:
                 raise ConfigError(
-                    f"4-bit weights beside 8-bit activations need opset {INT4_OPSET}; the model has {current}, and its "
-                    f"{node.op_type} {label(node)!r} would change its meaning: export it with opset {INT4_OPSET}, or "
-                    "use the format nbits or w8"
+                    f"{what} need opset {INT4_OPSET}; the model has {current}, and its {node.op_type} {label(node)!r} "
+                    f"would change its meaning: export it with opset {INT4_OPSET}, or use {instead}"
                 )
         for node in changed:
             if node.op_type in _REDUCTIONS and current < _REDUCTION_OPSET:

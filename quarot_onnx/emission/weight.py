@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.storage import CHANNEL_BLOCK, blocked_bits
 from quarot_onnx.emission import packing
 from quarot_onnx.emission.formats import MAX_BLOCK, StoredWeight, power_of_two
@@ -35,7 +36,8 @@ class WeightWriter:
         """A rounded weight as integers with a DequantizeLinear, float32.
 
         4-bit integers pass a Cast to int8, which onnxruntime carries out once, when it loads the model: with 4-bit
-        operands it finds no quantized kernel. Unsigned ones become int8 too, where the kernel is faster.
+        operands it finds no quantized kernel. Unsigned ones become int8 too, where the kernel is faster. In QDQ they
+        stay as they are, for those who look for 4-bit Q/DQ.
 
         Raises:
             ConfigError: 4 bits, and the model's opset is too old for them and cannot be raised.
@@ -47,9 +49,10 @@ class WeightWriter:
         wide = ir.DataType.INT8 if signed else ir.DataType.UINT8
         narrow = wide
         if given.stored_bits == 4:
-            raise_opset(self._writer.editor)
+            raise_opset(self._writer.editor, "4-bit weights beside quantized activations", "the format nbits or w8")
             narrow = ir.DataType.INT4 if scheme.signed else ir.DataType.UINT4
-        stored = np.uint8 if narrow is ir.DataType.UINT4 else wide.numpy()
+            wide = narrow if given.format is OutputFormat.QDQ else wide
+        stored = np.uint8 if narrow is ir.DataType.UINT4 else np.int8 if narrow is ir.DataType.INT4 else wide.numpy()
         # 7 bits as they are, 127 · 255 · 2, would saturate the kernel of processors without VNNI; around 0 none do.
         shift = scheme.dtype(scheme.middle if scheme.bits == 7 and not scheme.signed else 0)
 

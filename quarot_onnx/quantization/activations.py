@@ -50,7 +50,7 @@ class PerToken:
 
 @dataclass(frozen=True, eq=False)
 class Static:
-    """Quantize the activation on one fixed 8-bit grid.
+    """Quantize the activation on one fixed grid of 8 or 16 bits.
 
     Attributes:
         grid: Scalar scale and zero point.

@@ -4,7 +4,8 @@
 
 Asymmetric: the range [min(x, 0), max(x, 0)], which always holds 0 exactly, is spread over all integers. Symmetric: the
 range is [-max|x|, max|x|]; int8 leaves out -128, so that z = 0 and s = max|x| / 127, uint8 uses all integers, so that
-z = 128 and s = max|x| / 127.5. (Jacob et al. 2018, section 2.1.) These are onnxruntime's grids. Those of weights are in
+z = 128 and s = max|x| / 127.5; int16 and uint16 likewise. (Jacob et al. 2018, section 2.1.) These are
+onnxruntime's grids. Those of weights are in
 :mod:`quarot_onnx.rounding.grids`: there symmetric uint8 is int8 moved by 128, so that the type changes no result.
 """
 
@@ -15,38 +16,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[Any]
-"""int8 or uint8, one integer an element, whatever the number of bits."""
+"""int8, uint8, int16 or uint16, one integer an element, whatever the number of bits."""
 
 
 @dataclass(frozen=True)
 class IntegerType:
-    """An 8-bit integer type.
+    """An integer type of 8 or 16 bits.
 
     Attributes:
-        signed: int8, or uint8.
+        signed: int8, or uint8; int16, or uint16.
+        bits: 8 or 16.
     """
 
     signed: bool
+    bits: int = 8
 
     @property
-    def dtype(self) -> type[np.int8] | type[np.uint8]:
+    def dtype(self) -> np.dtype[Any]:
         """The NumPy type."""
-        return np.int8 if self.signed else np.uint8
+        return np.dtype(f"{'int' if self.signed else 'uint'}{self.bits}")
 
     @property
     def low(self) -> int:
         """The smallest integer."""
-        return -128 if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def middle(self) -> int:
         """The zero point of a symmetric quantization."""
-        return 0 if self.signed else 128
+        return 0 if self.signed else 1 << (self.bits - 1)
+
+    @property
+    def steps(self) -> int:
+        """The steps from the smallest integer to the largest."""
+        return (1 << self.bits) - 1
 
     @property
     def half_span(self) -> float:
         """Half the steps of a symmetric quantization."""
-        return 127.0 if self.signed else 127.5
+        return float(self.steps // 2) if self.signed else self.steps / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +89,7 @@ def grid_for_range(
         The grid; a range that holds only 0 gets the scale 1 and the zero point 0.
     """
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = np.asarray(np.maximum(-low, high) / integers.half_span if symmetric else (high - low) / 255.0)
+    scale = np.asarray(np.maximum(-low, high) / integers.half_span if symmetric else (high - low) / integers.steps)
     empty = scale < np.finfo(np.float32).tiny
     scale = np.where(empty, 1.0, scale)
     zero = np.full(scale.shape, float(integers.middle)) if symmetric else np.rint(integers.low - low / scale)

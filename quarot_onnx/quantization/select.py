@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.formats import saturable as _saturable
+from quarot_onnx.config.kernels import saturable as _saturable
 from quarot_onnx.config.spec import QLayerConfig, QTensorConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears

@@ -120,7 +120,7 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
     if spec is None:
         return None
     if spec.quant_granularity is not QuantGranularity.Token:
-        if spec.bits == 8:
+        if spec.bits >= 8:
             return fixed_grid(spec, name, ranges)
         low, high = _range(spec, name, ranges)
         return FakeStatic.for_range(low, high, spec.bits, symmetric=spec.symmetric)
@@ -130,7 +130,7 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
 
 
 def fixed_grid(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
-    """The fixed 8-bit grid of a value.
+    """The fixed grid of a value, of 8 or 16 bits.
 
     Args:
         spec: How it is quantized.
@@ -140,7 +140,7 @@ def fixed_grid(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
     low, high = _range(spec, name, ranges)
     return Static(
         grid_for_range(
-            np.asarray(low), np.asarray(high), IntegerType(signed=spec.data_type.signed), symmetric=spec.symmetric
+            np.asarray(low), np.asarray(high), IntegerType(spec.data_type.signed, spec.bits), symmetric=spec.symmetric
         )
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quarot_onnx.config.choices import Scheme
+from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.files import FileConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.recipes.llmc import LlmcWording, as_own
@@ -103,3 +104,13 @@ def load(path: Path) -> Loaded:
         online_rotate=file.quant.special.online_rotate,
         only_rotates=file.quant.rotates and file.save.save_trans,
     )
+
+
+def has_fixed_scales(data: Mapping[str, Any]) -> bool:
+    """Whether a recipe gives activations a scale that calibration fixes.
+
+    Args:
+        data: Its content, as a file has it.
+    """
+    granularity = data.get("activations", {}).get("granularity", QuantGranularity.Token)
+    return QuantGranularity.parse(granularity) is QuantGranularity.Tensor

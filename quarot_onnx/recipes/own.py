@@ -43,7 +43,7 @@ def _weight_bits(value: object) -> object:
 def _activation_bits(value: object) -> object:
     refuse_disguised(value)
     if type(value) is not int or value not in (*_BITS, FLOAT_BITS):
-        raise ValueError("activations have 2 to 8 bits, or 16, which leaves them in float")
+        raise ValueError("activations have 2 to 8 bits, or 16: float, or integers with a fixed scale")
     return value
 
 
@@ -122,7 +122,7 @@ class Activations(Strict):
     """The inputs of Linears.
 
     Attributes:
-        bits: 2 to 8, or 16 for float.
+        bits: 2 to 8; 16 for float, or, where the granularity is Tensor, for integers of 16 bits.
         symmetric: The zero point is the middle of the integers.
         group_size: Consecutive features of a token that share a scale; None or -1 for all of them.
         clip_ratio: Factor of the range; values beyond it are cut off.
@@ -142,7 +142,8 @@ class Activations(Strict):
     @property
     def quantized(self) -> bool:
         """Whether they are."""
-        return self.bits < FLOAT_BITS
+        integers = self.granularity is QuantGranularity.Tensor and "bits" in self.model_fields_set
+        return self.bits < FLOAT_BITS or integers
 
 
 class Calibration(Strict):

@@ -300,7 +300,7 @@ def test_a_seed_that_does_nothing_is_told(
             "--percentile 99.0: scales per token",
             "granularity: tensor in a recipe",
         ),
-        ("--w-bits 4 --format qdq", "--format qdq: qdq holds weights of 8 bits, not 4", "use --format nbits"),
+        ("--w-bits 4 --format qdq", "--format qdq: qdq holds weights of 8 bits, and of 4 beside", "use --format nbits"),
         ("--w-bits 8 --format qdq --lm-head int4", "--lm-head int4: qdq holds weights of 8 bits", "use --lm-head int8"),
     ],
     ids=str,

@@ -20,7 +20,7 @@ def built(nodes, opset: int, constants=None, rank: int = 2) -> onnx.ModelProto:
 
 def raised(proto: onnx.ModelProto) -> onnx.ModelProto:
     model = ir.from_proto(proto)
-    raise_opset(Editor(model))
+    raise_opset(Editor(model), "4-bit weights", "the format nbits or w8")
     made = ir.to_proto(model)
     onnx.checker.check_model(made, full_check=True)
     return made
@@ -76,12 +76,12 @@ def test_an_operator_that_changed_is_refused_by_name_and_the_graph_is_left_alone
     model = ir.from_proto(built(nodes, 17, {"axes": np.array([0])}, rank=3))
     before = ir.to_proto(model).SerializeToString()
     with pytest.raises(ConfigError, match=r"opset 21; the model has 17, and its AveragePool 'pool'.*nbits or w8"):
-        raise_opset(Editor(model))
+        raise_opset(Editor(model), "4-bit weights", "the format nbits or w8")
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_a_newer_opset_stays() -> None:
     model = ir.from_proto(built([helper.make_node("Relu", ["x"], ["y"], name="relu")], 22))
-    raise_opset(Editor(model))
+    raise_opset(Editor(model), "4-bit weights", "the format nbits or w8")
     assert model.graph.opset_imports[""] == 22
     assert model.ir_version == 10

@@ -11,7 +11,12 @@ from ort_grids import SUBTRACTS_EXACTLY
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
 
 INT8, UINT8 = IntegerType(signed=True), IntegerType(signed=False)
-KINDS = {"int8": (INT8, TensorProto.INT8), "uint8": (UINT8, TensorProto.UINT8)}
+KINDS = {
+    "int8": (INT8, TensorProto.INT8),
+    "uint8": (UINT8, TensorProto.UINT8),
+    "int16": (IntegerType(signed=True, bits=16), TensorProto.INT16),
+    "uint16": (IntegerType(signed=False, bits=16), TensorProto.UINT16),
+}
 FINITE = st.floats(-1e6, 1e6, width=32)
 ENDS = FINITE if SUBTRACTS_EXACTLY else st.floats(-60000, 60000, width=16)
 

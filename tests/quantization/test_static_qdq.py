@@ -25,7 +25,7 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.enums import QuantGranularity
-from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quarot_onnx.config.spec import Int8Spec, Int16Spec, QLayerConfig, QTensorConfig, UInt8Spec, UInt16Spec
 from quarot_onnx.errors import CalibrationError, MissingPackageError
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.pipeline import quantize
@@ -65,14 +65,23 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def activation_spec(kind: str, *, symmetric: bool) -> UInt8Spec | Int8Spec:
-    return (UInt8Spec if kind == "uint8" else Int8Spec)(symmetric=symmetric)
+SPECS = {"uint8": UInt8Spec, "int8": Int8Spec, "uint16": UInt16Spec, "int16": Int16Spec}
+TYPES = {
+    "uint8": QuantType.QUInt8,
+    "int8": QuantType.QInt8,
+    "uint16": QuantType.QUInt16,
+    "int16": QuantType.QInt16,
+}
+
+
+def activation_spec(kind: str, *, symmetric: bool) -> QTensorConfig:
+    return SPECS[kind](symmetric=symmetric)
 
 
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per-channel", "per-tensor"])
 @pytest.mark.parametrize("w_sym", [True, False], ids=["w-sym", "w-asym"])
 @pytest.mark.parametrize("a_sym", [True, False], ids=["a-sym", "a-asym"])
-@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("kind", SPECS)
 def test_grids_are_those_of_quantize_static(
     kind: str, *, a_sym: bool, w_sym: bool, per_channel: bool, source: Path, tmp_path: Path
 ) -> None:
@@ -83,7 +92,7 @@ def test_grids_are_those_of_quantize_static(
     quantize(source, tmp_path / "ours.onnx", QConfig(layer), Reader())
     quantize_static(
         str(source), str(tmp_path / "theirs.onnx"), Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel,
-        op_types_to_quantize=["MatMul"], activation_type=QuantType.QUInt8 if kind == "uint8" else QuantType.QInt8,
+        op_types_to_quantize=["MatMul"], activation_type=TYPES[kind],
         weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
         extra_options={"ActivationSymmetric": a_sym, "WeightSymmetric": w_sym, "MatMulConstBOnly": True},
     )  # fmt: skip
@@ -105,7 +114,7 @@ def test_grids_are_those_of_quantize_static(
         assert (mine_q == other_q).mean() > 0.98
     assert graphs.operators(tmp_path / "ours.onnx")["QuantizeLinear"] == 2, "no Q/DQ on outputs"
     counts = optimized(tmp_path / "ours.onnx", tmp_path)
-    assert counts["MatMulIntegerToFloat"] == 2
+    assert counts["MatMulIntegerToFloat"] == (0 if kind.endswith("16") else 2)
 
 
 def channel_grids(weight: np.ndarray) -> list[np.ndarray]:

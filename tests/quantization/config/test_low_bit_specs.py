@@ -22,9 +22,9 @@ from quarot_onnx.errors import ConfigError
 
 def test_every_width_exists_signed_and_unsigned():
     assert {(item.bits, item.signed) for item in DataType} == {
-        (bits, signed) for bits in range(2, 9) for signed in (True, False)
+        (bits, signed) for bits in (*range(2, 9), 16) for signed in (True, False)
     }
-    assert len(DataType) == 14
+    assert len(DataType) == 16
 
 
 @pytest.mark.parametrize("data_type", list(DataType))
