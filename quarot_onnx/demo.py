@@ -15,7 +15,8 @@ from pathlib import Path
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QronosConfig, QuarotConfig
+from quarot_onnx.config.algorithm import QronosConfig, QuarotConfig, SinkPrefixConfig
+from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import OutputError
@@ -29,6 +30,7 @@ from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.sites.detect import detect
 
 SEQ_LEN = 512
+_UNSCORED = 2
 CALIBRATION_SAMPLES = 16
 _EVALUATION_SHARE = 0.3
 _RESULTS, _TEXTS = "results.json", ("calibration.txt", "evaluation.txt")
@@ -65,6 +67,11 @@ def _static(*, rotated: bool) -> Callable[[list[str]], QConfig]:
     return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
 
 
+def _prefixed(head: list[str]) -> QConfig:
+    layer = QLayerConfig(activation=UInt8Spec(), weight=_EIGHT)
+    return QConfig(layer, exclude=head, algo_config=[QuarotConfig(), SinkPrefixConfig(form=PrefixForm.GRAPH)])
+
+
 _TOKEN = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
 _W8A8 = QLayerConfig(activation=_TOKEN, weight=_EIGHT)
 
@@ -84,6 +91,7 @@ VARIANTS = (
     Variant("W8, R1+R2", "w8-quarot", _w8(rotated=True)),
     Variant("W8A8 static", "w8a8-static", _static(rotated=False)),
     Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
+    Variant("W8A8 static, R1+R2+R4, prefix", "w8a8-static-prefix", _prefixed),
     Variant("W8A8 token, R1+R2+R4", "w8a8-token-quarot", _per_token),
     Variant("W4A8 token, R1+R2+R4, Qronos", "w4a8-token-quarot", _w4a8),
 )
@@ -123,7 +131,8 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
             reader = TextReader(source, calibration, samples=CALIBRATION_SAMPLES, seq_len=SEQ_LEN)
             quantize(source, model, config, reader, check=None, progress=_quarters(tell))
             seconds = time.perf_counter() - start
-        result = perplexity(model, evaluation, source.parent, seq_len=SEQ_LEN, windows=windows)
+        # The first token behind a prefix is not scored, so it is not of any row.
+        result = perplexity(model, evaluation, source.parent, seq_len=SEQ_LEN, windows=windows, unscored=_UNSCORED)
         reference = result.perplexity if reference is None else reference
         rows.append(_row(variant.name, model, out=out, result=result, reference=reference, seconds=seconds))
     content: dict[str, object] = {
@@ -132,7 +141,7 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
         "perplexity": {k: v for k, v in perplexity_record(result).items() if k not in ("perplexity", "nll", "seconds")}
         | {"text": str(evaluation.relative_to(out)), "tokenizer": str(Path("float") / "tokenizer.json")},
         "calibration": {"text": str(calibration.relative_to(out)), "samples": CALIBRATION_SAMPLES, "seq_len": SEQ_LEN},
-        "repeat": f"quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float --windows {windows}",
+        "repeat": f"quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float --windows {windows} --unscored {_UNSCORED}",
     }
     (out / _RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content | {"out": str(out)}

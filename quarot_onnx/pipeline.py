@@ -5,6 +5,7 @@ at all. Where the rotated float model is needed as a file (to prove it, to calib
 scratch folder beside the output, which is removed again.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
+from quarot_onnx.io.lengths import check_lengths, fix_lengths
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import static_ranges
@@ -32,6 +34,7 @@ from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
+from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
@@ -128,6 +131,7 @@ def quantize(
     verify: bool = True,
     feeds: FeedsSource | None = None,
     check: Check | None = Check(),  # noqa: B008 - frozen
+    fix_shapes: Mapping[str, int] | None = None,
     overwrite: bool | None = None,
     progress: PhaseProgress = silent,
 ) -> Outcome:
@@ -144,6 +148,8 @@ def quantize(
         verify: Prove that the rotated model, before it is quantized, computes the same.
         feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
         check: Compare the quantized model with the original, as onnxruntime runs the two here; None goes without.
+        fix_shapes: Free lengths of the graph that the output fixes, by name; they are fixed last, so that the output
+            is checked as it was.
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
         progress: Called as the work goes on.
@@ -166,6 +172,7 @@ def quantize(
         None if reader is None else wrap(reader),
         None if feeds is None else given_feeds(feeds, model),
     )
+    check_lengths(model, fix_shapes or {})
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     if selection is None:
         selection = select(Survey(model), config)
@@ -209,6 +216,7 @@ def quantize(
             forbid=protected,
             check=partial(_check, run, start),
             beside=start.beside,
+            finish=partial(_fixed, wanted=fix_shapes) if fix_shapes else None,
             session_options=genai,
         )
         clock.lap("save")
@@ -243,6 +251,12 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     notes = (*left_in_float(start.model.graph, config), *notes)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return notes
+
+
+def _fixed(file: Path, wanted: Mapping[str, int]) -> None:
+    """Fix lengths in the file that will be the output, which onnxruntime must still open."""
+    fix_lengths(file, wanted)
+    runtime.session(file)
 
 
 def _check(run: Run, start: Start, quantized: Path) -> dict[str, object]:

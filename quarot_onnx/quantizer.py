@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class ModelQuantizer:
         verify: bool = True,
         feeds: FeedsSource | None = None,
         check: Check | None = Check(),  # noqa: B008 - frozen
+        fix_shapes: Mapping[str, int] | None = None,
         overwrite: bool | None = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
@@ -63,6 +65,7 @@ class ModelQuantizer:
             feeds: Inputs to prove it on, for graphs that no rule can feed: an .npz file, a folder of them, or arrays.
             check: Compare the quantized model with the original, see `Check`; None goes without. What came of it is in
                 ``outcome.fidelity``.
+            fix_shapes: Free lengths of the graph that the output fixes, by name: ``{"batch_size": 1}``.
             overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
                 wrote beside it.
 
@@ -88,6 +91,7 @@ class ModelQuantizer:
                 verify=verify,
                 feeds=feeds,
                 check=check,
+                fix_shapes=fix_shapes,
                 overwrite=overwrite,
             )
             for note in self.outcome.notes:

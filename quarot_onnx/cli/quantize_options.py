@@ -272,6 +272,11 @@ class QuantizeOptions(
         Option("--rotate/--no-rotate", help="Rotate before quantizing. Default: on.", rich_help_panel=ROTATION),
     ] = None
 
+    fix_shape: Annotated[
+        list[str] | None,
+        Option(metavar="NAME=VALUE", help="A free length of the graph that the output fixes; may be repeated."),
+    ] = None
+
     @property
     def no_rotate(self) -> bool:
         """Whether --no-rotate was typed."""

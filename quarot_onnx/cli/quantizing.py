@@ -22,6 +22,7 @@ from quarot_onnx.errors import ConfigError, FeedError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
+from quarot_onnx.io.lengths import parse_lengths
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
 from quarot_onnx.progress import PhaseProgress
@@ -76,6 +77,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
         verify=options.verify,
         feeds=options.feeds,
         check=check,
+        fix_shapes=parse_lengths(options.fix_shape or []),
         overwrite=overwrite,
         progress=progress,
     )

@@ -17,7 +17,7 @@ CLI = Path(typed.__file__).parent
 KEYS = {*typed._METHODS, *typed._AQ.values(), "exclude"}
 OTHERWISE = {
     "model", "out", "scheme", "config", "recipe", "rotate", "verify", "feeds", "overwrite",
-    "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio",
+    "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio", "fix_shape",
 }  # fmt: skip
 
 

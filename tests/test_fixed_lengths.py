@@ -1,0 +1,87 @@
+"""Lengths that the output fixes: by name, sums too, and the model runs at them."""
+
+from pathlib import Path
+
+import exports
+import numpy as np
+import onnx
+import pytest
+from command_line import run
+
+from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config import Int8Spec
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.io import model_io
+from quarot_onnx.io.lengths import check_lengths, parse_lengths
+from quarot_onnx.sessions import runtime
+
+W8 = QConfig(QLayerConfig(weight=Int8Spec()))
+
+
+def shapes(path: Path) -> dict[str, list[str | int]]:
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def test_sums_follow_their_terms(tmp_path: Path) -> None:
+    source, target = exports.optimum_export("llama"), tmp_path / "m.onnx"
+    wanted = {"batch_size": 1, "sequence_length": 8, "past_sequence_length": 24}
+    before = source.read_bytes()
+    ModelQuantizer(W8).quantize_model(source, target, fix_shapes=wanted, check=None)
+    assert source.read_bytes() == before
+    found = shapes(target)
+    assert found["input_ids"] == [1, 8]
+    assert found["attention_mask"] == [1, 32]
+    assert found["past_key_values.0.key"][2] == 24
+    assert found["logits"][:2] == [1, 8]
+    assert found["present.0.key"][2] == 32
+    free = ModelQuantizer(W8)
+    free.quantize_model(source, tmp_path / "free.onnx", check=None)
+    inputs = ModelInputs.from_path(target)
+    assert (inputs.lengths.batch, inputs.lengths.seq, inputs.lengths.past) == (1, 8, 24)
+    feeds = inputs.feed(np.arange(8)[None])
+    one, other = (runtime.session(path).run(["logits"], feeds)[0] for path in (target, tmp_path / "free.onnx"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "source", [exports.genai_like, lambda: exports.dynamo_export("llama")], ids=["genai", "dynamo"]
+)
+def test_a_part_of_the_lengths_from_the_command_line(source: object, tmp_path: Path) -> None:
+    path = source()  # type: ignore[operator]
+    name = next(dim for dim in shapes(path)[next(iter(shapes(path)))] if isinstance(dim, str))
+    arguments = ["--scheme", "w8", "--no-rotate", "--fix-shape", f"{name}=1", "--quiet"]
+    assert run(["quantize", str(path), str(tmp_path / "m.onnx"), *arguments]) == 0
+    found = shapes(tmp_path / "m.onnx")
+    assert next(iter(found.values()))[0] == 1
+    assert not any(name == dim for shape in found.values() for dim in shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["batch_size"], "--fix-shape batch_size: write NAME=VALUE"),
+        (["batch_size=0"], "VALUE is 1 or more"),
+        (["batch_size=x"], "write NAME=VALUE"),
+        (["batch_size=1", "batch_size=2"], "--fix-shape batch_size=2 contradicts batch_size=1"),
+    ],
+)
+def test_what_is_no_length(given: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_lengths(given)
+
+
+def test_names_that_the_graph_does_not_have(tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    assert run(["quantize", str(source), str(tmp_path / "m.onnx"), "--fix-shape", "batch=1"]) == 2
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(
+        ConfigError, match=r"batch=1: no input has a length of this name \(did you mean 'batch_size'\?\)"
+    ):
+        check_lengths(model_io.load(source), {"batch": 1})
+    with pytest.raises(ConfigError, match="its free lengths are batch_size, sequence_length, past_sequence_length"):
+        check_lengths(model_io.load(source), {"zzz": 1})
