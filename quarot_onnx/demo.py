@@ -141,7 +141,8 @@ def run_demo(out: Path, *, windows: int = 8, say: Say | None = None) -> dict[str
         "perplexity": {k: v for k, v in perplexity_record(result).items() if k not in ("perplexity", "nll", "seconds")}
         | {"text": str(evaluation.relative_to(out)), "tokenizer": str(Path("float") / "tokenizer.json")},
         "calibration": {"text": str(calibration.relative_to(out)), "samples": CALIBRATION_SAMPLES, "seq_len": SEQ_LEN},
-        "repeat": f"quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float --windows {windows} --unscored {_UNSCORED}",
+        "repeat": "quarot-onnx evaluate MODEL --text evaluation.txt --tokenizer float "
+        f"--windows {windows} --unscored {_UNSCORED}",
     }
     (out / _RESULTS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content | {"out": str(out)}
