@@ -51,6 +51,18 @@ class LogHistogram:
             self._counts += np.bincount(index, minlength=2 * _BINS)
         return True
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        return self._min, self._max
+
+    def bins(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The bins that hold anything, ascending: where they lie, how wide they are, and how much they hold."""
+        index = np.flatnonzero(self._counts)
+        low, high = np.array([(_edge(i, upper=False), _edge(i, upper=True)) for i in index.tolist()]).reshape(-1, 2).T
+        low, high = np.maximum(low, self._min), np.minimum(high, self._max)
+        return (low + high) / 2, np.maximum(high - low, 1e-30), self._counts[index].astype(np.float64)
+
     def central(self, percentile: float) -> tuple[float, float]:
         """The bounds that hold the central part of the values, half of the rest beyond either.
 

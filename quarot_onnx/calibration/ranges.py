@@ -3,7 +3,8 @@
 The graph gets extra outputs and loses all others (no logits, no caches, nothing that only they needed). For min-max
 those are scalars: the minimum, maximum and sum of every tensor are taken where the tensor is made, and no activation
 leaves onnxruntime. The sum is there for NaN, which onnxruntime's ReduceMin passes over. A percentile needs the values
-themselves: they are fetched in groups that fit a budget, and counted in histograms.
+themselves, as all that weighs what a range cuts off: they are fetched in groups that fit a budget, and counted in
+histograms.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from quarot_onnx.calibration.clipping import least_divergence, least_error
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples, observing_session
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.calibration.sample import not_finite, run_sample
 from quarot_onnx.config.enums import CalibMethod
+from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 from quarot_onnx.progress import Progress
@@ -32,13 +35,56 @@ class Range:
     max: float
 
 
+@dataclass(frozen=True)
+class RangeRule:
+    """How a range is found.
+
+    Attributes:
+        method: MinMax, Percentile, MinMSE or Entropy; or Auto, for who can tell which serves best.
+        percentile: The central part of the values that Percentile holds, in percent; half of the rest is cut at either
+            end (onnxruntime's convention). Bounds are exact to 0.4 %, rounded outwards.
+        bits: Of the grid that MinMSE and Entropy are for.
+        symmetric: Whether that has 0 in the middle.
+    """
+
+    method: CalibMethod = CalibMethod.MinMax
+    percentile: float = 99.999
+    bits: int = 8
+    symmetric: bool = False
+
+    @classmethod
+    def of(cls, spec: QTensorConfig) -> "RangeRule":
+        """The rule of an activation with a fixed grid; equal where the range is the same."""
+        match spec.calibration_method:
+            case CalibMethod.MinMax:
+                return cls()
+            case CalibMethod.Percentile:
+                return cls(CalibMethod.Percentile, spec.percentile)
+            case method:
+                return cls(method, bits=spec.bits, symmetric=spec.symmetric)
+
+    def bounds(self, histogram: LogHistogram) -> tuple[float, float]:
+        """The range of what was counted."""
+        low, high = histogram.bounds
+        if self.method is CalibMethod.MinMax:
+            return low, high
+        if self.method is CalibMethod.Percentile:
+            return histogram.central(self.percentile)
+        low, high = min(low, 0.0), max(high, 0.0)
+        if self.symmetric:
+            low, high = -max(-low, high), max(-low, high)
+        steps = (1 << self.bits) - 1
+        if self.method is CalibMethod.MinMSE:
+            return least_error(histogram.bins(), low, high, steps)
+        return least_divergence(histogram.bins(), low, high, steps)
+
+
 def collect_ranges(
     model: str | Path | ir.Model,
     tensor_names: Sequence[str],
     reader: DataReader,
     *,
-    method: CalibMethod = CalibMethod.MinMax,
-    percentile: float = 99.999,
+    rule: RangeRule = RangeRule(),
     max_samples: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -49,9 +95,7 @@ def collect_ranges(
         model: The ONNX file, or a model whose large weights are external tensors; it is not changed.
         tensor_names: Graph inputs or node outputs, float.
         reader: Any calibration reader; samples may differ in length.
-        method: Min-max, or percentile.
-        percentile: The central part of the values that the range holds, in percent; half of the rest is cut at either
-            end (onnxruntime's convention). Bounds are exact to 0.4 %, rounded outwards.
+        rule: How; not Auto.
         max_samples: Stop after so many samples; None for all.
         threads: onnxruntime's intra-op threads.
         progress: Called after every sample.
@@ -64,16 +108,14 @@ def collect_ranges(
             NaN or infinity in an activation, or a tensor that was empty in every sample.
         ModelError: The model cannot be loaded.
     """
-    if not 0 < percentile <= 100:
-        raise CalibrationError(f"percentile {percentile} is outside (0, 100]")
+    if not 0 < rule.percentile <= 100:
+        raise CalibrationError(f"percentile {rule.percentile} is outside (0, 100]")
     loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
     find_values(loaded, names)
-    observer: _MinMax | _Percentile
-    if method is CalibMethod.MinMax:
-        observer = _MinMax(loaded, names, threads)
-    else:
-        observer = _Percentile(loaded, names, threads, percentile)
+    observer = (
+        _MinMax(loaded, names, threads) if rule.method is CalibMethod.MinMax else _Counted(loaded, names, threads, rule)
+    )
     observe_samples(observer, loaded, reader, max_samples=max_samples, progress=progress)
     return observer.ranges()
 
@@ -83,14 +125,14 @@ class _MinMax:
 
     def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None) -> None:
         self._model, self._names, self._threads = model, names, threads
-        self._parts: _Percentile | None = None
+        self._parts: _Counted | None = None
         self._low, self._high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         self._session = observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), threads)
 
     def observe(self, sample: Sample) -> None:
         """Run one sample."""
         if sample.visible is not None:
-            self._parts = self._parts or _Percentile(self._model, self._names, self._threads, 100.0)
+            self._parts = self._parts or _Counted(self._model, self._names, self._threads, RangeRule())
             self._parts.observe(sample)
             return
         found = run_sample(self._session, sample.feeds, sample.number)
@@ -110,13 +152,13 @@ class _MinMax:
         return {name: _range(name, min(a[0], b[0]), max(a[1], b[1])) for name, a, b in both}
 
 
-class _Percentile:
+class _Counted:
     """Histograms of activations that are fetched group by group."""
 
-    def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None, percentile: float) -> None:
+    def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None, rule: RangeRule) -> None:
         self._histograms = {name: LogHistogram() for name in names}
         self._fetched = Fetched(model, self._histograms, threads)
-        self._percentile = percentile
+        self._rule = rule
 
     def observe(self, sample: Sample) -> None:
         """Run one sample, once for every group of tensors."""
@@ -125,7 +167,7 @@ class _Percentile:
     def bounds(self) -> dict[str, tuple[float, float]]:
         """The bounds so far, from infinity down where nothing was seen."""
         return {
-            name: (np.inf, -np.inf) if histogram.empty else histogram.central(self._percentile)
+            name: (np.inf, -np.inf) if histogram.empty else self._rule.bounds(histogram)
             for name, histogram in self._histograms.items()
         }
 

@@ -153,7 +153,7 @@ class CalibrationOptions:
         Option(
             metavar="METHOD",
             parser=CalibMethod.parse,
-            help="minmax or percentile, for w8a8-static. Default: minmax.",
+            help="minmax, percentile, mse, entropy, or auto, by the Linears' error: for fixed scales. Default: minmax.",
             rich_help_panel=CALIBRATION,
         ),
         Key("activations.calibration_method"),

@@ -23,7 +23,7 @@ class ScaleType(Choice):
 
 
 class CalibMethod(Choice):
-    """How the range of an activation is found. MinMax and Percentile are implemented."""
+    """How the range of an activation is found; Auto, by the error of the Linears behind it, is not in AMD Quark."""
 
     MinMax = "MinMax"
     MinMSE = "MinMSE"
@@ -31,11 +31,16 @@ class CalibMethod(Choice):
     Entropy = "Entropy"
     LayerwisePercentile = "LayerwisePercentile"
     Distribution = "Distribution"
+    Auto = "Auto"
 
     @classmethod
     def supported(cls) -> tuple[Self, ...]:
-        """MinMax and Percentile."""
-        return (cls.MinMax, cls.Percentile)
+        """Those that are implemented."""
+        return (cls.MinMax, cls.Percentile, cls.MinMSE, cls.Entropy, cls.Auto)
+
+    @classmethod
+    def _named(cls, value: object) -> Self | None:
+        return super()._named("MinMSE" if isinstance(value, str) and value.casefold() == "mse" else value)
 
 
 class QuantGranularity(Choice):

@@ -8,22 +8,28 @@ the Hadamards and attention's MatMuls unless told otherwise.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.calibration.ranges import Range, collect_ranges
+from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.query import seen
+from quarot_onnx.io import model_io
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
-from quarot_onnx.quantization.select import Selection
+from quarot_onnx.quantization.select import LinearJob, Selection
+from quarot_onnx.quantization.serving import SampledRows
 
-Ranges = Mapping[tuple[str, CalibMethod, float], Range]
+Ranges = Mapping[tuple[str, RangeRule], Range]
+"""Ranges by tensor name, and how they were found."""
 
 
 def needs_calibration(selection: Selection) -> bool:
@@ -54,7 +60,7 @@ def calibrate(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
-) -> dict[tuple[str, CalibMethod, float], Range]:
+) -> dict[tuple[str, RangeRule], Range]:
     """The ranges that the selection needs.
 
     Args:
@@ -64,9 +70,6 @@ def calibrate(
         max_samples: Stop after so many samples.
         progress: Called with samples done and, where known, their number.
 
-    Returns:
-        Ranges by tensor name, method and percentile.
-
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
     """
@@ -75,37 +78,46 @@ def calibrate(
     observed = _observed(selection)
     if checked is None or not observed:
         return {}
-    ranges: dict[tuple[str, CalibMethod, float], Range] = {}
-    for number, ((method, percentile), names) in enumerate(observed.items()):
+    ranges: dict[tuple[str, RangeRule], Range] = {}
+    for number, (rule, wanted) in enumerate(observed.items()):
         if number:
             checked.rewind()
-        found = collect_ranges(
-            model,
-            names,
-            checked,
-            method=method,
-            percentile=percentile,
-            max_samples=max_samples,
-            progress=progress,
-        )
-        ranges |= {(name, method, percentile): found[name] for name in names}
+        if rule.method is CalibMethod.Auto:
+            loaded = model_io.load(model)
+            takers = {name: SampledRows() for name in wanted}
+            observer = Fetched(loaded, takers, None)
+            observe_samples(observer, loaded, checked, max_samples=max_samples, progress=progress)
+            found = {name: _best(name, takers[name], rule, readers) for name, readers in wanted.items()}
+        else:
+            names = list(wanted)
+            found = collect_ranges(model, names, checked, rule=rule, max_samples=max_samples, progress=progress)
+        ranges |= {(name, rule): found[name] for name in wanted}
     return ranges
 
 
-def _observed(selection: Selection) -> dict[tuple[CalibMethod, float], list[str]]:
-    """The tensors to observe, by method and percentile."""
-    wanted: dict[tuple[CalibMethod, float], list[str]] = {}
+def _best(name: str, taker: SampledRows, rule: RangeRule, readers: list[LinearJob]) -> Range:
+    """The range that serves the Linears best that read a tensor."""
+    if not taker.count:
+        raise CalibrationError(f"activation {name!r} was empty in every sample: calibrate with longer samples")
+    specs = [job.config.activation for job in readers if job.config.activation is not None]
+    weights = [partial(seen, job.linear.weight) for job in readers]
+    return taker.best(rule, weights, signed=bool(specs) and specs[0].data_type.signed)
 
-    def want(spec: QTensorConfig | None, value: ir.Value) -> None:
+
+def _observed(selection: Selection) -> dict[RangeRule, dict[str, list[LinearJob]]]:
+    """The tensors to observe, by how their range is found, and the Linears that read each."""
+    wanted: dict[RangeRule, dict[str, list[LinearJob]]] = {}
+
+    def want(spec: QTensorConfig | None, value: ir.Value, reader: LinearJob | None) -> None:
         if spec is None or spec.quant_granularity is QuantGranularity.Token:
             return
-        names = wanted.setdefault((spec.calibration_method, spec.percentile), [])
-        if value.name not in names:
-            names.append(value.name or "")
+        readers = wanted.setdefault(RangeRule.of(spec), {}).setdefault(value.name or "", [])
+        if reader is not None:
+            readers.append(reader)
 
     for job in selection.linears:
-        want(job.config.activation, job.linear.input)
-        want(job.config.output_tensors, job.linear.output)
+        want(job.config.activation, job.linear.input, job)
+        want(job.config.output_tensors, job.linear.output, None)
     return wanted
 
 
@@ -147,5 +159,5 @@ def fixed_grid(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
 
 def _range(spec: QTensorConfig, name: str, ranges: Ranges) -> tuple[float, float]:
     """The smallest and the largest value that a fixed grid covers."""
-    found = ranges[(name, spec.calibration_method, spec.percentile)]
+    found = ranges[name, RangeRule.of(spec)]
     return found.min * spec.clip_ratio, found.max * spec.clip_ratio

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from quarot_onnx.calibration.ranges import Range
+from quarot_onnx.calibration.ranges import Range, RangeRule
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.config import (
     CalibMethod,
@@ -32,7 +32,7 @@ from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization.activations import FakeStatic, Static, round_trip
 
 LAYERS = 2
-RANGES = {("x", CalibMethod.MinMax, 99.999): Range(-3.0, 12.0), ("x", CalibMethod.Percentile, 99.0): Range(-1.0, 2.0)}
+RANGES = {("x", RangeRule()): Range(-3.0, 12.0), ("x", RangeRule(CalibMethod.Percentile, 99.0)): Range(-1.0, 2.0)}
 
 
 class Reader:

@@ -42,10 +42,10 @@ def test_strings_name_members(keywords, field, member):
     assert getattr(Int8Spec(**keywords), field) is member
 
 
-@pytest.mark.parametrize("method", ["MinMSE", "Entropy", "LayerwisePercentile", "Distribution"])
+@pytest.mark.parametrize("method", ["LayerwisePercentile", "Distribution"])
 def test_calibration_methods_of_quark_that_are_not_supported(method):
     for spelling in (CalibMethod[method], method.lower()):
-        with pytest.raises(ConfigError, match=rf"CalibMethod\.{method} is not supported; use MinMax or Percentile"):
+        with pytest.raises(ConfigError, match=rf"CalibMethod\.{method} is not supported; use MinMax or"):
             UInt8Spec(calibration_method=spelling)
 
 
