@@ -30,8 +30,8 @@ class SchemeOptions:
         Scheme | None,
         Option(
             metavar="SCHEME",
-            help="All in one word: w8a8-dynamic (per token, the default), w8, w4a8, w4a16 or w4-block; with fixed scales "
-            "w8a8-static, w4a8-static, w8a16-static or w4a16-static. Not with --w-bits, --a-bits.",
+            help="All in one word: w8a8-dynamic (per token, the default), w8, w4a8, w4a16 or w4-block; with fixed "
+            "scales w8a8-static, w4a8-static, w8a16-static or w4a16-static. Not with --w-bits, --a-bits.",
             rich_help_panel=SCHEME,
         ),
     ] = None
