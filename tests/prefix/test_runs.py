@@ -249,3 +249,18 @@ def test_a_graph_without_room_says_why(shell: Shell, tmp_path: Path) -> None:
     said = shell.fails("quantize", source, tmp_path / "m.onnx", "--scheme", "w8a8-static", "--prefix", "npz", *FEW)
     assert "the graph takes no cache of free length, so a prefix cannot be fed as one; keep it in the graph" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_inspect_shows_the_sinks(planted: Path, shell: Shell, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    shown = shell.ok("inspect", planted, "--sinks").out
+    assert "Attention sinks" in shown
+    assert f"{SINK} '<s>'" in shown
+    found = shell.ok("inspect", planted, "--sinks", "--text", text, "--json").json["sinks"]
+    assert [entry["prefix"] for entry in found] == [[], [SINK]]
+    assert found[0]["outliers"][0][0] == "<s>"
+    assert found[0]["bits"] > found[1]["bits"]
+    assert "add it, or leave them out" in shell.fails("inspect", planted, "--text", text)
+    shell.ok("quantize", planted, tmp_path / "q.onnx", "--scheme", "w8", "--no-check")
+    assert "--sinks looks at float activations" in shell.fails("inspect", tmp_path / "q.onnx", "--sinks")
