@@ -42,7 +42,7 @@ def check_lengths(model: ir.Model, wanted: Mapping[str, int]) -> None:
         if name not in names:
             there = f"its free lengths are {', '.join(names)}" if names else "all of its lengths are fixed"
             raise ConfigError(
-                f"fix_shapes {name}={value}: no input has a length of this name{did_you_mean(name, names)}; {there}"
+                f"fix_shapes (--fix-shape) {name}={value}: no input has a length of this name{did_you_mean(name, names)}; {there}"
             )
 
 
