@@ -41,9 +41,8 @@ def check_lengths(model: ir.Model, wanted: Mapping[str, int]) -> None:
     for name, value in wanted.items():
         if name not in names:
             there = f"its free lengths are {', '.join(names)}" if names else "all of its lengths are fixed"
-            raise ConfigError(
-                f"fix_shapes (--fix-shape) {name}={value}: no input has a length of this name{did_you_mean(name, names)}; {there}"
-            )
+            near = did_you_mean(name, names)
+            raise ConfigError(f"fix_shapes (--fix-shape) {name}={value}: no input has such a length{near}; {there}")
 
 
 def fix_lengths(file: Path, wanted: Mapping[str, int]) -> None:
