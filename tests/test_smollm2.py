@@ -101,17 +101,16 @@ def test_static_w8a8(
     head = [linear.name for linear in detect(model_io.load(smollm2_export)).head]
     ratios = {}
     prefix = SinkPrefixConfig(form="graph", ids=[1, 216])  # a BOS and a space: found by inspect --sinks
-    variants = (("plain", smollm2_export, []), ("quarot", rotated[0], []), ("prefix", rotated[0], [prefix]))
+    variants = (("plain", smollm2_export, []), ("prefix", rotated[0], [prefix]))
     for name, source, more in variants:
         target = tmp_path / name / "model.onnx"
         reader = TextReader(source, samples=4, seq_len=SEQ_LEN)
         quantize(source, target, QConfig(layer, exclude=head, algo_config=more), reader, check=None)
         ratios[name] = measured(target, smollm2_export, evaluation_text) / float_perplexity
-    # The published pair on other text is 1.82 and 1.30.
-    assert ratios["quarot"] < 1.32
-    assert ratios["plain"] > ratios["quarot"] + 0.2
+    # The pair that is published is 1.82 and 1.018, on other text.
     assert ratios["prefix"] < 1.015
-    assert operators(tmp_path / "quarot" / "model.onnx", tmp_path)["MatMulIntegerToFloat"] == 210
+    assert ratios["plain"] > 1.5
+    assert operators(tmp_path / "prefix" / "model.onnx", tmp_path)["MatMulIntegerToFloat"] == 210
 
 
 def test_per_token_w8a8(
