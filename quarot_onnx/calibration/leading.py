@@ -105,8 +105,9 @@ def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
                 "calibrate on such, or leave the prefix out"
             )
         for part in padding.samples(feeds, number):
-            rows = part.feeds[inputs.tokens]
-            found.append(rows.astype(np.int64) if part.visible is None else rows[part.visible][None].astype(np.int64))
+            rows = part.feeds[inputs.tokens].astype(np.int64)
+            shown = None if part.visible is None else zip(rows, part.visible, strict=True)
+            found += [rows] if shown is None else [row[seen][None] for row, seen in shown if seen.any()]
     return found
 
 

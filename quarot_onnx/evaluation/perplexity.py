@@ -124,19 +124,21 @@ def perplexity(
         bos_id=used.id,
         vocab_size=inputs.vocab_size,
     )
+    brought = [0 if model.lead is None else model.lead.shared(window) for window in ids]
+    firsts = [max(unscored, held + 1) for held in brought]
+    if max(firsts) >= seq_len:
+        raise CalibrationError(f"windows of {seq_len} tokens hold none to score behind the prefix: use longer ones")
     saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
     session = runtime.session(model_path, threads=threads, exact_products=exact)
-    start, total, scored = time.perf_counter(), 0.0, 0
-    for done, window in enumerate(ids, start=1):
-        held = 0 if model.lead is None else model.lead.shared(window)
-        first = max(unscored, held + 1)
+    start, total = time.perf_counter(), 0.0
+    for done, (window, held, first) in enumerate(zip(ids, brought, firsts, strict=True), start=1):
         logits = _logits(session, model, window[held:])
         total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
-        scored += len(window) - first
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
         if progress is not None:
             progress(done, len(ids))
+    scored = sum(seq_len - first for first in firsts)
     nll = total / scored
     return Perplexity(
         perplexity=float(np.exp(nll)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import exports
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from command_line import Shell, files
 from lowbit_runs import text_reader
@@ -23,6 +24,8 @@ from quarot_onnx import (
     UInt8Spec,
 )
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.leading import texts_of
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.config import Int4Spec, Int8Spec
 from quarot_onnx.errors import ConfigError, InputError, ModelError
@@ -264,3 +267,21 @@ def test_inspect_shows_the_sinks(planted: Path, shell: Shell, tmp_path: Path) ->
     assert "add it, or leave them out" in shell.fails("inspect", planted, "--text", text)
     shell.ok("quantize", planted, tmp_path / "q.onnx", "--scheme", "w8", "--no-check")
     assert "--sinks looks at float activations" in shell.fails("inspect", tmp_path / "q.onnx", "--sinks")
+
+
+def test_nothing_is_left_to_score(planted: Path, shell: Shell, tmp_path: Path) -> None:
+    held, text = tmp_path / "held" / "model.onnx", tmp_path / "text.txt"
+    shell.ok("rotate", planted, held, "--prefix-ids", SINK, "--no-verify")
+    text.write_text("The quick brown fox. " * 40)
+    assert "hold none to score behind the prefix" in shell.fails("evaluate", held, "--text", text, "--seq-len", 2)
+
+
+def test_rows_of_a_fixed_batch_stay_texts_of_their_own(planted: Path) -> None:
+    model, inputs = model_io.load(planted), ModelInputs.from_path(planted)
+    for value in model.graph.inputs:
+        value.shape = ir.Shape([2, *list(value.shape)[1:]])
+    mask = next(name for name, role in inputs.roles.items() if role is InputRole.MASK)
+    feeds = inputs.feed(np.arange(16).reshape(2, 8))
+    feeds[mask] = np.array([[0] * 3 + [1] * 5, [0] * 6 + [1] * 2])
+    found = texts_of(model, [feeds])
+    assert [rows.tolist() for rows in found] == [[[3, 4, 5, 6, 7]], [[14, 15]]]
