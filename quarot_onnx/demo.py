@@ -15,7 +15,7 @@ from pathlib import Path
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QronosConfig, QuarotConfig, SinkPrefixConfig
+from quarot_onnx.config.algorithm import AlgoConfig, QronosConfig, QuarotConfig, SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
@@ -62,14 +62,9 @@ def _w8(*, rotated: bool) -> Callable[[list[str]], QConfig]:
     return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
 
 
-def _static(*, rotated: bool) -> Callable[[list[str]], QConfig]:
+def _static(*algorithms: AlgoConfig) -> Callable[[list[str]], QConfig]:
     layer = QLayerConfig(activation=UInt8Spec(), weight=_EIGHT)
-    return lambda head: QConfig(layer, exclude=head, algo_config=[QuarotConfig()] if rotated else [])
-
-
-def _prefixed(head: list[str]) -> QConfig:
-    layer = QLayerConfig(activation=UInt8Spec(), weight=_EIGHT)
-    return QConfig(layer, exclude=head, algo_config=[QuarotConfig(), SinkPrefixConfig(form=PrefixForm.GRAPH)])
+    return lambda head: QConfig(layer, exclude=head, algo_config=algorithms)
 
 
 _TOKEN = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
@@ -85,13 +80,15 @@ def _w4a8(head: list[str]) -> QConfig:
     return QConfig(layer, specific_layer_config={_W8A8: head}, algo_config=[QuarotConfig(), QronosConfig()])
 
 
+_BEHIND_PREFIX = (QuarotConfig(), SinkPrefixConfig(form=PrefixForm.GRAPH))
+
 VARIANTS = (
     Variant("float32", "float", None),
     Variant("W8", "w8", _w8(rotated=False)),
     Variant("W8, R1+R2", "w8-quarot", _w8(rotated=True)),
-    Variant("W8A8 static", "w8a8-static", _static(rotated=False)),
-    Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(rotated=True)),
-    Variant("W8A8 static, R1+R2+R4, prefix", "w8a8-static-prefix", _prefixed),
+    Variant("W8A8 static", "w8a8-static", _static()),
+    Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(QuarotConfig())),
+    Variant("W8A8 static, R1+R2+R4, prefix", "w8a8-static-prefix", _static(*_BEHIND_PREFIX)),
     Variant("W8A8 token, R1+R2+R4", "w8a8-token-quarot", _per_token),
     Variant("W4A8 token, R1+R2+R4, Qronos", "w4a8-token-quarot", _w4a8),
 )

@@ -29,7 +29,7 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, put_prefix
+from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
@@ -94,20 +94,21 @@ def rotate(
         if verify or prefix is not None:
             model_io.save(model, file, progress=of_phase(progress, "rotate"))
             clock.lap("rotate")
-        if prefix is not None:
             model = model_io.load(file)
-            recipe, done = put_prefix(model, file, prefix, folder)
+        if prefix is not None:
+            _, done = put_prefix(model, file, prefix, folder)
+            recipe = dict(recorded(model) or {})
             report, plan = dict(recipe), replace(plan, notes=(*plan.notes, *done.notes))
-            file = scratch / "prefix.onnx"
-            model_io.save(model, file, progress=of_phase(progress, "prefix"))
             clock.lap("prefix")
         if verify:
+            if prefix is not None:
+                file = scratch / "prefix.onnx"
+                model_io.save(model, file, progress=of_phase(progress, "prefix"))
+                model = model_io.load(file)
+            # What is written is what is proved.
             equivalence = prove(source, file, given, progress)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
-        if file.exists():
-            # What is written is what was proved.
-            model = model_io.load(file)
         saved = model_io.save(
             model,
             target,
@@ -214,9 +215,8 @@ def quantize(
             companions_from=folder,
             report={**recipe, **proof},
             forbid=protected,
-            check=partial(_check, run, start),
-            beside=start.beside,
-            finish=partial(_fixed, wanted=fix_shapes) if fix_shapes else None,
+            check=partial(_complete, run, start, fix_shapes or {}),
+            beside=prefix_files(start.lead),
             session_options=genai,
         )
         clock.lap("save")
@@ -253,17 +253,14 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     return notes
 
 
-def _fixed(file: Path, wanted: Mapping[str, int]) -> None:
-    """Fix lengths in the file that will be the output, which onnxruntime must still open."""
-    fix_lengths(file, wanted)
-    runtime.session(file)
-
-
-def _check(run: Run, start: Start, quantized: Path) -> dict[str, object]:
-    """Compare the files that will be the output, written from the model of ``start``, with the original."""
+def _complete(run: Run, start: Start, fix_shapes: Mapping[str, int], quantized: Path) -> dict[str, object]:
+    """Compare the files that will be the output, written from ``start``, with the original; then fix their lengths."""
     run.clock.lap("quantize")
     run.progress("check", 0, None)
     record = run.checking.run(quantized, start.model, start.lead)
     run.progress("check", 1, 1)
     run.clock.lap("check")
+    if fix_shapes:
+        fix_lengths(quantized, fix_shapes)
+        runtime.session(quantized)  # it must still open
     return record

@@ -68,15 +68,6 @@ class Lead:
         limit = min(len(self.ids), len(ids) - 1)
         return next((n for n in range(limit, 0, -1) if tuple(ids[:n].tolist()) == self.ids[:n]), 0)
 
-    def feed(self, inputs: ModelInputs, ids: TokenIds) -> Feeds:
-        """The feeds of a prefill after the prefix.
-
-        Args:
-            inputs: Of the model.
-            ids: ``[batch, sequence]``, without what the prefix brings.
-        """
-        return inputs.feed(ids, self.filled(len(ids)), self.fed_length)
-
     def filled(self, rows: int) -> Feeds | None:
         """The past to start from, for a batch."""
         return None if self.past is None else {name: np.repeat(array, rows, 0) for name, array in self.past.items()}
@@ -85,6 +76,11 @@ class Lead:
     def fed_length(self) -> int:
         """Positions of the cache that the caller feeds."""
         return 0 if self.past is None else len(self.ids)
+
+
+def behind(ids: Sequence[int], rows: TokenIds) -> TokenIds:
+    """The same tokens before every row ``[rows, tokens]``."""
+    return np.concatenate([np.tile(np.array(ids, np.int64), (len(rows), 1)), rows], axis=1)
 
 
 def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
@@ -124,5 +120,5 @@ def led_samples(inputs: ModelInputs, lead: Lead, texts: Sequence[TokenIds]) -> l
         cut = min(lead.shared(row) for row in rows)
         # A past that is fed goes with one row where GroupQueryAttention reads it.
         parts = [rows[:, cut:]] if lead.past is None else [row[None, cut:] for row in rows]
-        found += [lead.feed(inputs, part) for part in parts]
+        found += [inputs.feed(part, lead.filled(len(part)), lead.fed_length) for part in parts]
     return found

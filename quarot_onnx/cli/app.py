@@ -91,9 +91,9 @@ def inspect(
     if not sinks and (text is not None or tokenizer is not None):
         raise ConfigError("--text and --tokenizer are read for --sinks alone; add it, or leave them out")
     content = inspect_model(path, rotation_config, write_config, split_cache=split_cache, overwrite=overwrite)
-    if source is not None and "quantized" in content:
-        raise ConfigError(f"--sinks looks at float activations, and {path} is quantized: inspect the original")
     if source is not None:
+        if "quantized" in content:
+            raise ConfigError(f"--sinks looks at float activations, and {path} is quantized: inspect the original")
         from quarot_onnx.cli.sinks import find_sinks  # noqa: PLC0415
 
         with bars(quiet=as_json) as progress:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
-from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.io import model_io
 
 
@@ -21,8 +21,9 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None) -> F
         InputError: A model cannot be run, or text and tokenizer do not fit.
         VerificationError: The quantized model's logits are not finite, or of another shape.
     """
-    there = prefix_of(recorded(model_io.load(quantized)))
-    held = 0 if there is None else len(there[1])
+    model = model_io.load(quantized)
+    lead = Lead.of(model, quantized.parent)
+    held = 0 if lead is None else len(lead.ids)
     material = material_for(check, original.absolute(), model_io.load(original), None, held)
     with reference(original, material, threads) as logits:
-        return measure(logits, quantized, limits=check.limits, threads=threads)
+        return measure(logits, quantized, model=model, limits=check.limits, threads=threads, lead=lead)

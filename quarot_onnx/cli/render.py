@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quarot_onnx.cli.console import say, table
+from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.processor import EXACT_PRODUCTS
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ def _held_prefix(recipe: Content | None) -> None:
 
     found = prefix_of(recipe)
     if found is not None:
-        where = "in the graph" if found[0] == "graph" else "in a file beside the model, to be fed as past inputs"
+        where = (
+            "in the graph" if found[0] == PrefixForm.GRAPH else "in a file beside the model, to be fed as past inputs"
+        )
         say(f"sink prefix: {list(found[1])}, {where}")
 
 

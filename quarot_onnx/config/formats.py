@@ -176,16 +176,16 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
     found = None
     if output_format is OutputFormat.W4A8:
         found = _w4a8_misfit(config, weight, single=single)
-    elif output_format is OutputFormat.QDQ and weight.bits < 8 and not (weight.bits == 4 and _is_fixed(activation)):
+    elif output_format is OutputFormat.QDQ and weight.bits < 8 and not _is_int4_beside_fixed(weight, activation):
         wide = OutputFormat.NBITS if activation is None else OutputFormat.W8
         why = f"qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, not {weight.bits}"
         found = Misfit("format", why, (_format(wide),))
     return found if found or activation is None else _activation_misfit(activation, output_format)
 
 
-def _is_fixed(activation: QTensorConfig | None) -> bool:
-    """Whether an activation has one scale, fixed by calibration."""
-    return activation is not None and activation.quant_granularity is not QuantGranularity.Token
+def _is_int4_beside_fixed(weight: QTensorConfig, activation: QTensorConfig | None) -> bool:
+    """Whether a Linear is one of 4 bits that Q/DQ holds."""
+    return weight.bits == 4 and activation is not None and activation.has_fixed_scale
 
 
 def level_misfit(output_format: OutputFormat) -> Misfit | None:
@@ -254,7 +254,7 @@ def _activation_misfit(spec: QTensorConfig, output_format: OutputFormat) -> Misf
         return Misfit("format", why, (_format(OutputFormat.QDQ), ("activations.bits", 8)))
     if spec.group_size is not None:
         return Misfit("activations.group_size", f"{output_format} has one scale per token", (fake,))
-    if spec.quant_granularity is QuantGranularity.Token and not spec.symmetric:
+    if not spec.has_fixed_scale and not spec.symmetric:
         why = f"{output_format} has symmetric activations per token"
         fixed = (("activations.granularity", "tensor"),) if output_format is OutputFormat.QDQ else ()
         return Misfit("activations.symmetric", why, (*fixed, fake))

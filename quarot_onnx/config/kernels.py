@@ -2,7 +2,6 @@
 
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.data_type import DataType
-from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.spec import QLayerConfig
 
 
@@ -37,7 +36,7 @@ def _beside_uint8(config: QLayerConfig, output_format: OutputFormat) -> DataType
     ):
         return None
     # Per token, activations are uint8 around 128 whatever the type is called.
-    unsigned = activation.quant_granularity is QuantGranularity.Token or not activation.data_type.signed
+    unsigned = not activation.has_fixed_scale or not activation.data_type.signed
     return weight.data_type if unsigned else None
 
 

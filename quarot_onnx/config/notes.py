@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.data_type import DataType
-from quarot_onnx.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.formats import Placed, first_choice, misfit, table_misfit
 from quarot_onnx.config.kernels import blocked_at_8_bits, saturable
 from quarot_onnx.config.options import IGNORED
@@ -32,7 +32,7 @@ def notes(
     activations = [config.activation for config in configs if config.activation is not None]
     found = [f"{name} has no effect: {IGNORED[name]}" for name in ignored]
     # Per token, integers are uint8 around 128 whatever the type is called: the same values.
-    static = [spec for spec in activations if spec.quant_granularity is not QuantGranularity.Token]
+    static = [spec for spec in activations if spec.has_fixed_scale]
     if any(spec.data_type is DataType.Int8 for spec in static):
         found.append("int8 activations run several times slower than uint8 on onnxruntime's CPU; use UInt8Spec")
     weights = [config.weight for config in configs if config.weight is not None]

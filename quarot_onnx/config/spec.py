@@ -85,7 +85,7 @@ class QLayerConfig(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.activation is not None:
-            if self.activation.quant_granularity is not QuantGranularity.Token:
+            if self.activation.has_fixed_scale:
                 _check_static("activation", self.activation)
             elif self.activation.bits > 8:
                 raise ValueError(

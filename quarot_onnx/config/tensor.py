@@ -105,6 +105,11 @@ class QTensorConfig(Strict):
         """Bits of an integer."""
         return self.data_type.bits
 
+    @property
+    def has_fixed_scale(self) -> bool:
+        """Of an activation: whether calibration fixes its scale; else every token has its own."""
+        return self.quant_granularity is not QuantGranularity.Token
+
     def described(self) -> str:
         """The spec as messages name it: its class and what sets it apart."""
         marks = [] if self.quant_granularity is QuantGranularity.Group else [self.quant_granularity.name]

@@ -4,10 +4,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.calibration.leading import Lead, behind
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import ModelError
 
@@ -31,8 +30,7 @@ class Before:
 
     def windows(self, windows: TokenIds) -> TokenIds:
         """The windows as they are fed."""
-        front = np.tile(np.array(self.ids, np.int64), (len(windows), 1))
-        return np.concatenate([front, windows], axis=1)
+        return behind(self.ids, windows)
 
     def without(self, name: str, output: npt.NDArray[Any], caches: Collection[str], *, first: bool) -> npt.NDArray[Any]:
         """An output without what belongs to the prefix; ``first``: of the run that the tokens were fed in."""

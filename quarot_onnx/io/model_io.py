@@ -115,7 +115,6 @@ def save(
     check: Callable[[Path], Mapping[str, object]] | None = None,
     session_options: Mapping[str, str] = NO_OPTIONS,
     beside: Mapping[str, bytes] | None = None,
-    finish: Callable[[Path], None] | None = None,
 ) -> SavedModel:
     """Write a model, one weight in memory at a time, all files at once or none.
 
@@ -129,11 +128,10 @@ def save(
         companions_from: A model folder whose configs and tokenizer are copied along.
         report: Written as JSON to ``<stem>.quarot.json`` beside the model.
         forbid: Further files that must not be overwritten.
-        check: Called with the complete model among its companions, before any file is at its place. What it returns is
-            added to the report; what it raises leaves everything as it was.
+        check: Called with the complete model among its companions, before any file is at its place; it may rewrite the
+            ``.onnx`` file. What it returns is added to the report; what it raises leaves everything as it was.
         session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
         beside: Further files that go with the model, by name; what holds for its companions holds for them.
-        finish: Called after the check with the ``.onnx`` file, which it may rewrite.
 
     Returns:
         What was written.
@@ -175,8 +173,6 @@ def save(
             model_file = batch.stage(target)
             layout.write_model(model_file, None if data_path else progress)
             found = {} if check is None else check(model_file)
-            if finish is not None:
-                finish(model_file)
             if report_path is not None:
                 full = {**(report or {}), **found, **listed}
                 batch.stage(report_path).write_text(f"{json.dumps(full, indent=2)}\n", encoding="utf-8")

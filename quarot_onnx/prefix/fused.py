@@ -19,17 +19,28 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import data_input, label
+from quarot_onnx.graph.caches import FUSED_CACHES
+from quarot_onnx.graph.query import attribute_int, data_input, label
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.prefix.graft import Graft, flag, has, set_input
+from quarot_onnx.prefix.graft import Graft, has, set_input
 from quarot_onnx.rotation.rope import POSITIONS, SEQLENS
 from quarot_onnx.sites.attention import K_SCALE
 from quarot_onnx.sites.model import Attention
 
 Seen = Mapping[str, NDArray[Any]]
 
-_GQA_PASTS, _TOTAL, _BIAS = (3, 4), 6, 10
-_PRESENTS = (1, 2)
+_TOTAL, _BIAS = 6, 10
+"""Inputs of GroupQueryAttention."""
+
+
+def _pasts(node: ir.Node) -> tuple[int, ...]:
+    """The inputs of K's and V's past."""
+    return tuple(FUSED_CACHES[node.domain, node.op_type])
+
+
+def _presents(node: ir.Node) -> list[ir.Value]:
+    """The outputs that carry them on."""
+    return [node.outputs[index] for index in FUSED_CACHES[node.domain, node.op_type].values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +54,23 @@ class GroupQueryPlace:
     @property
     def wanted(self) -> tuple[ir.Value, ...]:
         """What the prefix's own run must give."""
-        return (*(data_input(self.node, index) for index in self.parts), *(self.node.outputs[i] for i in _PRESENTS))
+        return (*(data_input(self.node, index) for index in self.parts), *_presents(self.node))
 
     def attach(self, graft: Graft, seen: Seen) -> None:
         """Put the prefix in."""
         node = self.node
-        presents = [node.outputs[index] for index in _PRESENTS]
+        presents = _presents(node)
         fresh = self._fresh(graft)
         length = graft.ints(graft.length)
         for index in self.parts:
             value = data_input(node, index)
             own = graft.per_row("fed", seen[value.name or ""][:1], self.dtype, node)
-            own = graft.sliced(own, 1, node, end=fresh)
+            own = graft.first(fresh, own, 1, node)
             node.replace_input_with(index, graft.joined(own, value, 1, node))
-        for index, present in zip(_GQA_PASTS, presents, strict=True):
+        for index, present in zip(_pasts(node), presents, strict=True):
             own = graft.per_row("cache", seen[present.name or ""][:1], self.dtype, node)
             past = data_input(node, index)
-            own = graft.sliced(own, 2, node, end=self._room(graft, past))
+            own = graft.first(self._room(graft, past), own, 2, node)
             node.replace_input_with(index, graft.joined(own, past, 2, node))
         for index in (SEQLENS, _TOTAL):
             node.replace_input_with(index, graft.added(data_input(node, index), ir.DataType.INT32))
@@ -67,7 +78,7 @@ class GroupQueryPlace:
             given = data_input(node, POSITIONS)
             own = graft.per_row("positions", np.arange(graft.length)[None], ir.DataType.INT64, node)
             later = graft.added(given, ir.DataType.INT64)
-            node.replace_input_with(POSITIONS, graft.joined(graft.sliced(own, 1, node, end=fresh), later, 1, node))
+            node.replace_input_with(POSITIONS, graft.joined(graft.first(fresh, own, 1, node), later, 1, node))
         if has(node, _BIAS):
             pads = graft.op("Concat", [graft.ints(0, 0), fresh, length, graft.ints(0, 0, 0, 0)], node, axis=0)
             node.replace_input_with(_BIAS, graft.op("Pad", [data_input(node, _BIAS), pads], node))
@@ -94,16 +105,15 @@ class GroupQueryPlace:
 
 @dataclass(frozen=True)
 class _Operator:
-    """Inputs of a fused operator: the pasts, what is added to the scores, and what hides keys."""
+    """Inputs of a fused operator: what is added to the scores, and what hides keys."""
 
-    pasts: tuple[int, int]
     mask: int
     padding: int | None = None
 
 
 _OPERATORS = {
-    ("", "Attention"): _Operator((4, 5), 3),
-    ("com.microsoft", "MultiHeadAttention"): _Operator((6, 7), 5, padding=4),
+    ("", "Attention"): _Operator(3),
+    ("com.microsoft", "MultiHeadAttention"): _Operator(5, padding=4),
 }
 
 
@@ -112,38 +122,37 @@ class FusedPlace:
     """An Attention or a MultiHeadAttention; ``masks`` are inputs with a column for each key, and their types."""
 
     attention: Attention
-    operator: _Operator
     masks: tuple[tuple[int, float, ir.DataType], ...]
     dtype: ir.DataType
 
     @property
     def _cached(self) -> bool:
         """Whether the operator has a past of its own."""
-        return has(self.attention.node, self.operator.pasts[0])
+        return has(self.attention.node, _pasts(self.attention.node)[0])
 
     @property
     def wanted(self) -> tuple[ir.Value, ...]:
         """What the prefix's own run must give: the presents, or K and V themselves."""
         node = self.attention.node
-        return tuple(node.outputs[i] if self._cached else data_input(node, i) for i in _PRESENTS)
+        return tuple(_presents(node)) if self._cached else (data_input(node, 1), data_input(node, 2))
 
     def attach(self, graft: Graft, seen: Seen) -> None:
         """Put the prefix in."""
         node, cached = self.attention.node, self._cached
         arrays = [self._heads(seen[value.name or ""][:1]) for value in self.wanted]
-        for index, array in zip(self.operator.pasts, arrays, strict=True):
+        for index, array in zip(_pasts(node), arrays, strict=True):
             own = graft.per_row("cache", array, self.dtype, node)
             set_input(node, index, graft.joined(own, data_input(node, index), 2, node) if cached else own)
         for index, filling, dtype in self.masks:
             node.replace_input_with(index, graft.widened(data_input(node, index), filling, dtype))
         if cached:
-            for index in _PRESENTS:
-                graft.cut_off(node.outputs[index], 2, graft.ints(graft.length))
+            for present in _presents(node):
+                graft.cut_off(present, 2, graft.ints(graft.length))
             return
         # onnxruntime reads a past only where the present is asked for.
         node.resize_outputs(max(len(node.outputs), 3))
-        for index in _PRESENTS:
-            node.outputs[index].name = graft.editor.unique(f"{node.name}/present_{index}")
+        for number, present in enumerate(_presents(node), 1):
+            present.name = graft.editor.unique(f"{node.name}/present_{number}")
 
     def _heads(self, array: NDArray[Any]) -> NDArray[Any]:
         """K or V as a past, [1, heads, keys, head_dim]."""
@@ -165,7 +174,7 @@ def fused_place(attention: Attention, shapes: Shapes) -> GroupQueryPlace | Fused
     if node.op_type == "GroupQueryAttention":
         return _group_query(node, dtype)
     operator = _OPERATORS[node.domain, node.op_type]
-    cached = [has(node, index) for index in operator.pasts]
+    cached = [has(node, index) for index in _pasts(node)]
     if cached[0] != cached[1] or not has(node, 1) or not has(node, 2) or (node.domain and has(node, 3)):
         raise ModelError(f"{label(node)} ({node.op_type}) packs Q, K and V, or adds biases to them")
     masks = []
@@ -177,13 +186,13 @@ def fused_place(attention: Attention, shapes: Shapes) -> GroupQueryPlace | Fused
         if shapes.rank(data_input(node, operator.padding)) != 2:
             raise ModelError(f"{label(node)}: its key_padding_mask is no matrix [batch, keys]")
         masks.append((operator.padding, 1.0, ir.DataType.INT32))
-    return FusedPlace(attention, operator, tuple(masks), dtype)
+    return FusedPlace(attention, tuple(masks), dtype)
 
 
 def _group_query(node: ir.Node, dtype: ir.DataType) -> GroupQueryPlace:
-    if has(node, K_SCALE) or flag(node, "kv_cache_bit_width"):
+    if has(node, K_SCALE) or attribute_int(node, "kv_cache_bit_width", 0):
         raise ModelError(f"{label(node)} quantizes its cache")
-    if not all(has(node, index) for index in _GQA_PASTS) or len(node.outputs) <= _PRESENTS[-1]:
+    if not all(has(node, index) for index in _pasts(node)) or len(node.outputs) < 3:
         raise ModelError(f"{label(node)} has no cache")
     parts = (0, 1, 2) if has(node, 1) else (0,)
     return GroupQueryPlace(node, parts, dtype)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.graph.edit import Editor
-from quarot_onnx.graph.query import attribute_int, consumers
+from quarot_onnx.graph.query import consumers
 
 STEM = "quarot/prefix"
 _END = np.iinfo(np.int64).max
@@ -62,12 +62,9 @@ class Graft:
         """Two values along an axis."""
         return self.op("Concat", [first, second], anchor, axis=axis)
 
-    def sliced(
-        self, value: ir.Value, axis: int, anchor: ir.Node, *, start: ir.Value | None = None, end: ir.Value | None = None
-    ) -> ir.Value:
-        """A part of an axis; without ``start`` from its beginning, without ``end`` to its end."""
-        bounds = [start or self.ints(0), end or self.ints(_END), self.ints(axis)]
-        return self.op("Slice", [value, *bounds], anchor)
+    def first(self, count: ir.Value, value: ir.Value, axis: int, anchor: ir.Node) -> ir.Value:
+        """The first ``count`` entries of an axis, or as many as there are."""
+        return self.op("Slice", [value, self.ints(0), count, self.ints(axis)], anchor)
 
     def cut_off(self, value: ir.Value, axis: int, count: ir.Value) -> None:
         """Let all users of a value see it without the first ``count`` entries of an axis."""
@@ -124,8 +121,3 @@ def set_input(node: ir.Node, index: int, value: ir.Value) -> None:
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
-
-
-def flag(node: ir.Node, name: str) -> bool:
-    """Whether an int attribute is set."""
-    return bool(attribute_int(node, name, 0))

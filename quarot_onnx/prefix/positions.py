@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, INTEGERS, InputRole
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import attribute_int, consumers, data_input, resolve_constant
+from quarot_onnx.graph.query import SIZE_ONLY, attribute_int, consumers, data_input, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.prefix.graft import Graft
+from quarot_onnx.prefix.graft import Graft, has
 
 _COUNTING = frozenset({"GroupQueryAttention"})
 _POSITIONS = {("com.microsoft", "RotaryEmbedding"): 1, ("", "RotaryEmbedding"): 3}
@@ -27,12 +27,7 @@ def find_positions(graph: ir.Graph, roles: dict[str, InputRole], shapes: Shapes)
     given = [value for value in graph.inputs if roles.get(value.name or "") is InputRole.POSITIONS]
     if given:
         # What a GroupQueryAttention is told is lengthened together with what it is fed.
-        return tuple(
-            use
-            for value in given
-            for use in consumers(value)
-            if use[0].op_type not in _COUNTING and use[0].op_type != "Shape"
-        )
+        return tuple(use for value in given for use in consumers(value) if use[0].op_type not in _COUNTING | SIZE_ONLY)
     found = dict.fromkeys(use for node in graph for use in _counted(node, shapes))
     counting = any(node.op_type in _COUNTING and attribute_int(node, "do_rotary", 0) for node in graph)
     if not found and not counting:
@@ -52,7 +47,7 @@ def shift_positions(graft: Graft, places: tuple[tuple[ir.Node, int], ...], shape
 def _counted(node: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
     """Where positions that the graph has counted become angles."""
     index = _POSITIONS.get((node.domain, node.op_type))
-    if index is not None and index < len(node.inputs) and node.inputs[index] is not None:
+    if index is not None and has(node, index):
         yield node, index
     elif node.op_type in ("Cos", "Sin"):
         yield from _casts_behind(data_input(node), shapes)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.leading import behind
 from quarot_onnx.calibration.observing import ROW_PEAKS, observing_session
 from quarot_onnx.calibration.sample import run_sample
 from quarot_onnx.calibration.text import TokenIds
@@ -30,8 +31,8 @@ OUTLIER = 16.0
 
 _PIECE, _PIECES, _ROWS = 32, 128, 16
 _FREQUENT = 2
-_WORTH = 0.05
-"""Bits that a longer prefix must save."""
+WORTH = 0.05
+"""Bits that a prefix must save to be worth its while, and a longer one beside a shorter."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Sinks:
                 best = found if best is None or found.bits < best.bits else best
                 tried += 1
                 tell(tried, None)
-            if best is None or (kept[-1].ids and best.bits > kept[-1].bits - _WORTH):
+            if best is None or (kept[-1].ids and best.bits > kept[-1].bits - WORTH):
                 break
             kept.append(best)
         return tuple(kept)
@@ -111,11 +112,11 @@ class Sinks:
     def loss(self, ids: tuple[int, ...], *, given: bool = False) -> Loss:
         """What outliers cost after a prefix; ``given``: with what all texts begin with, itself counted."""
         before = ids if not given or self.start is None else (self.start,)
-        counted = self.pieces if not given else _behind(before, self.pieces)
+        counted = self.pieces if not given else behind(before, self.pieces)
         rows = self._inputs.lengths.batch or _ROWS
         peaks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._names}
         for number in range(0, len(self.pieces), rows):
-            fed = _behind(before, self.pieces[number : number + rows])
+            fed = behind(before, self.pieces[number : number + rows])
             outputs = run_sample(self._session, self._inputs.feed(fed), number)
             for name, found in zip(self._names, outputs, strict=True):
                 peaks[name].append(found.reshape(-1, fed.shape[1])[: len(fed), -counted.shape[1] :])
@@ -131,11 +132,6 @@ class Sinks:
             pieces=int(odd.any(axis=1).sum()),
             outliers=tuple(Counter(counted[odd].tolist()).most_common()),
         )
-
-
-def _behind(ids: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same tokens before every row."""
-    return np.concatenate([np.tile(np.array(ids, np.int64), (len(rows), 1)), rows], axis=1)
 
 
 def _pieces(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -133,8 +133,8 @@ def _masks(scores: ir.Node, softmax: ir.Node, shapes: Shapes) -> list[Mask]:
         if node.op_type not in SCORE_PATH | PASS_THROUGH:
             raise ModelError(f"{label(node)} ({node.op_type}) stands between scores and Softmax")
         for other, operand in enumerate(node.inputs):
-            if operand is None or other == index or _holds_for_all(operand, shapes):
-                continue
+            if operand is None or other == index or scalar(operand) is not None or shapes.is_one_per_row(operand):
+                continue  # one number for all keys
             found.append(_mask(node, index, other, operand, shapes))
         value = node.outputs[0]
 
@@ -151,14 +151,6 @@ def _mask(node: ir.Node, path: int, index: int, operand: ir.Value, shapes: Shape
     if filling is None or dtype is None:
         raise ModelError(f"{label(node)} ({node.op_type}) meets the scores in a way that is not understood")
     return Mask(node, index, filling, dtype)
-
-
-def _holds_for_all(value: ir.Value, shapes: Shapes) -> bool:
-    """Whether a value has one number for all keys."""
-    shape = shapes.of(value)
-    return (
-        scalar(value) is not None or shapes.is_single(value) or (shape is not None and bool(shape) and shape[-1] == 1)
-    )
 
 
 def _is_guard(node: ir.Node) -> bool:

@@ -239,7 +239,7 @@ def static(x: Floats, grid: Grid) -> Floats:
 
     Args:
         x: Any shape, float32.
-        grid: Scalar scale and zero point, int8 or uint8.
+        grid: Scalar scale and zero point, of 8 or 16 bits.
 
     Returns:
         The shape of ``x``, float32.

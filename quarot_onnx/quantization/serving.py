@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.ranges import Range, RangeRule
 from quarot_onnx.config.enums import CalibMethod
+from quarot_onnx.quantization.activations import static
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
 
 CANDIDATES = (
@@ -75,9 +76,11 @@ class SampledRows:
         integers = IntegerType(signed, rule.bits)
         errors = np.zeros(len(ranges))
         parts = ((self.sampled, self.count / len(self.sampled)), (self.largest, 1.0))
-        differences = [
-            [_rounded(rows, found, integers, symmetric=rule.symmetric) - rows for rows, _ in parts] for found in ranges
+        grids = [
+            grid_for_range(np.asarray(found.min), np.asarray(found.max), integers, symmetric=rule.symmetric)
+            for found in ranges
         ]
+        differences = [[static(rows, grid) - rows for rows, _ in parts] for grid in grids]
         itself = np.eye(self.sampled.shape[1], dtype=np.float32)
         for load in weights or [lambda: itself]:
             weight = load()
@@ -94,11 +97,3 @@ def _for(rule: RangeRule, candidate: RangeRule) -> RangeRule:
 def _rows(kept: Rows | None, rows: Rows, chosen: NDArray[np.intp]) -> Rows:
     """Of what was kept, followed by new rows, those that are chosen."""
     return (rows if kept is None else np.concatenate([kept, rows]))[chosen]
-
-
-def _rounded(rows: Rows, found: Range, integers: IntegerType, *, symmetric: bool) -> Rows:
-    """Rows through the grid of a range."""
-    grid = grid_for_range(np.asarray(found.min), np.asarray(found.max), integers, symmetric=symmetric)
-    zero = float(grid.zero_point)
-    on_grid = np.clip(np.rint(rows / grid.scale) + zero, integers.low, integers.low + integers.steps)
-    return np.asarray((on_grid - zero) * grid.scale, np.float32)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from quarot_onnx.calibration.observing import Fetched, observe_samples
 from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
-from quarot_onnx.config.enums import CalibMethod, QuantGranularity
+from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import seen
@@ -109,7 +109,7 @@ def _observed(selection: Selection) -> dict[RangeRule, dict[str, list[LinearJob]
     wanted: dict[RangeRule, dict[str, list[LinearJob]]] = {}
 
     def want(spec: QTensorConfig | None, value: ir.Value, reader: LinearJob | None) -> None:
-        if spec is None or spec.quant_granularity is QuantGranularity.Token:
+        if spec is None or not spec.has_fixed_scale:
             return
         readers = wanted.setdefault(RangeRule.of(spec), {}).setdefault(value.name or "", [])
         if reader is not None:
@@ -131,7 +131,7 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
     """
     if spec is None:
         return None
-    if spec.quant_granularity is not QuantGranularity.Token:
+    if spec.has_fixed_scale:
         if spec.bits >= 8:
             return fixed_grid(spec, name, ranges)
         low, high = _range(spec, name, ranges)

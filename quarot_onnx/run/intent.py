@@ -7,7 +7,6 @@ import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
-from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.errors import first_and_more
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.tags import is_online
@@ -111,7 +110,7 @@ def needless_r4(selection: Selection, config: QConfig) -> dict[ir.Node, str]:
         places, _ = find_places(survey.rotatable(), selection)
         for linear in (linear for place in places for linear in place.readers):
             spec = specs.get(linear.node)
-            if spec is not None and spec.quant_granularity is not QuantGranularity.Token:
+            if spec is not None and spec.has_fixed_scale:
                 found[linear.node] = (
                     "SmoothQuant scales its input instead (r4=True, on the command line --r4, for both)"
                 )

@@ -15,35 +15,18 @@ from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
-from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.evaluation.outputs import run as run_session
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
 from quarot_onnx.prefix.attach import attach, find_prefix_places
-from quarot_onnx.prefix.sinks import Loss, Sinks
+from quarot_onnx.prefix.sinks import WORTH, Loss, Sinks
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.run.provenance import make_recipe, record
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
-
-_SAVED = 0.05
-"""Bits of the inputs' ranges that a prefix has to save to be chosen automatically."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """A prefix that was decided on.
-
-    Attributes:
-        ids: The tokens.
-        form: Graph or npz.
-    """
-
-    ids: tuple[int, ...]
-    form: PrefixForm
 
 
 def check_prefix(
@@ -74,16 +57,21 @@ def check_prefix(
     if asked.form is PrefixForm.AUTO and not _fixed_inputs(selection):
         return "no activation has a fixed scale, so a sink prefix has nothing to gain (--prefix graph insists)"
     try:
-        if asked.form is PrefixForm.NPZ:
-            _check_cache(model, Path(source).parent)
-        else:
-            find_prefix_places(model, selection.survey.visible().attentions, Path(source).parent)
+        _check_room(asked, selection.survey, Path(source).parent)
     except ModelError as error:
         if asked.form is PrefixForm.AUTO:
             return f"no sink prefix: {error}"
         raise
-    _check_ids(asked, model, Path(source).parent)
     return None
+
+
+def _check_room(asked: SinkPrefixConfig, survey: Survey, folder: Path) -> None:
+    """Refuse a prefix that the graph, or its positions, have no room for."""
+    if asked.form is PrefixForm.NPZ:
+        _check_cache(survey.model, folder)
+    else:
+        find_prefix_places(survey.model, survey.visible().attentions, folder)
+    _check_ids(asked, survey.model, folder)
 
 
 def _check_cache(model: ir.Model, folder: Path) -> None:
@@ -123,7 +111,7 @@ def held_positions(config: QConfig, model: ir.Model) -> int:
 
 def find_prefix(
     asked: SinkPrefixConfig, file: str | Path, selection: Selection, samples: list[Feeds], progress: Progress
-) -> tuple[Prefix | None, tuple[str, ...]]:
+) -> tuple[SinkPrefixConfig | None, tuple[str, ...]]:
     """Decide on a prefix.
 
     Args:
@@ -134,7 +122,7 @@ def find_prefix(
         progress: Called after every prefix that was tried.
 
     Returns:
-        The prefix, None for none, and what the user should know.
+        What is asked for, its form and its tokens decided; None for none; and what the user should know.
 
     Raises:
         CalibrationError: The samples are no whole texts.
@@ -142,13 +130,13 @@ def find_prefix(
     """
     form = PrefixForm.GRAPH if asked.form is PrefixForm.AUTO else asked.form
     if asked.ids is not None:
-        return Prefix(asked.ids, form), ()
+        return asked.model_copy(update={"form": form}), ()
     model = selection.survey.model
     inputs = ModelInputs.from_model(model, folder=Path(file).parent)
     names = _fixed_inputs(selection) or [linear.input.name or "" for linear in linears(model.graph)]
     found = Sinks(model, inputs, names, texts_of(model, samples)).search(asked.max_tokens, progress)
     before, after = found[0], found[-1]
-    if not after.ids or before.bits - after.bits < _SAVED:
+    if not after.ids or before.bits - after.bits < WORTH:
         if asked.form is PrefixForm.AUTO:
             return None, (f"no sink prefix: no token stands out ({_worst(before)})",)
         raise ConfigError(f"{asked.name}: no token stands out ({_worst(before)}); leave it out, or name tokens (ids)")
@@ -156,7 +144,7 @@ def find_prefix(
         f"sink prefix {list(after.ids)}: without it {_worst(before)} and outliers in {before.pieces} pieces of text, "
         f"behind it {_worst(after)} and {after.pieces}"
     )
-    return Prefix(after.ids, form), (note,)
+    return asked.model_copy(update={"form": form, "ids": after.ids}), (note,)
 
 
 def _worst(loss: Loss) -> str:
@@ -167,7 +155,7 @@ def _worst(loss: Loss) -> str:
 def _fixed_inputs(selection: Selection) -> list[str]:
     """The Linears' inputs that get a fixed scale."""
     jobs = [(job.linear, job.config.activation) for job in selection.linears]
-    fixed = [linear for linear, spec in jobs if spec and spec.quant_granularity is not QuantGranularity.Token]
+    fixed = [linear for linear, spec in jobs if spec is not None and spec.has_fixed_scale]
     return [linear.input.name or "" for linear in fixed]
 
 
@@ -186,15 +174,16 @@ class Prefixed:
     places: int
 
 
-def with_prefix(model: ir.Model, file: str | Path, prefix: Prefix, original: Path) -> Prefixed:
+def with_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path) -> Prefixed:
     """Give a model its prefix: in its graph, or as past inputs.
 
     Args:
         model: The float model; its graph is changed where the prefix goes there.
         file: Its file.
-        prefix: The prefix.
+        prefix: Its form and its tokens, decided.
         original: The folder of the original, where its config files lie.
     """
+    assert prefix.ids is not None, "decided before"
     if prefix.form is PrefixForm.GRAPH:
         places = find_prefix_places(model, Survey(model).visible().attentions, original)
         attach(model, places, prefix.ids)
@@ -207,12 +196,16 @@ def with_prefix(model: ir.Model, file: str | Path, prefix: Prefix, original: Pat
     return Prefixed(inputs, Lead(prefix.ids, {name: array[:1] for name, array in past.items()}), len(past))
 
 
-def recorded_prefix(model: ir.Model, prefix: Prefix, asked: SinkPrefixConfig, given: Prefixed) -> Plan:
-    """Write into the model's record that it has a prefix; what was done, for the user."""
-    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(feeding_note(prefix),))
-    resolved = asked.model_copy(update={"ids": prefix.ids, "form": prefix.form})
-    record(model, make_recipe(earlier=recorded(model), transform=(plan, resolved)))
-    return plan
+def put_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path) -> tuple[Prefixed, Plan]:
+    """Give a model its prefix, and write that into its record; arguments are those of `with_prefix`.
+
+    Returns:
+        The model that has it, and what was done, for the user.
+    """
+    given = with_prefix(model, file, prefix, original)
+    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(_feeding_note(prefix),))
+    record(model, make_recipe(earlier=recorded(model), transform=(plan, prefix)))
+    return given, plan
 
 
 def check_given(asked: SinkPrefixConfig, model: ir.Model, folder: Path, feeds: Sequence[Feeds] | None) -> None:
@@ -226,37 +219,21 @@ def check_given(asked: SinkPrefixConfig, model: ir.Model, folder: Path, feeds: S
         raise ConfigError("rotating looks at no text: name the tokens of the prefix (ids=, form='graph')")
     if feeds is not None:
         raise ConfigError(f"{asked.name}: its proof feeds token ids; leave out feeds (--feeds)")
-    find_prefix_places(model, Survey(model).visible().attentions, folder)
-    _check_ids(asked, model, folder)
+    _check_room(asked, Survey(model), folder)
 
 
-def put_prefix(model: ir.Model, file: Path, asked: SinkPrefixConfig, folder: Path) -> tuple[dict[str, object], Plan]:
-    """Put named tokens into a graph, and into its record.
-
-    Args:
-        model: The rotated model; changed.
-        file: Its file.
-        asked: The tokens.
-        folder: The folder of the original.
-    """
-    assert asked.ids is not None, "checked before"
-    prefix = Prefix(asked.ids, PrefixForm.GRAPH)
-    plan = recorded_prefix(model, prefix, asked, with_prefix(model, file, prefix, folder))
-    return dict(recorded(model) or {}), plan
-
-
-def prefix_files(lead: Lead) -> dict[str, bytes]:
-    """What goes beside a model with a prefix, by name."""
-    if lead.past is None:
+def prefix_files(lead: Lead | None) -> dict[str, bytes]:
+    """What goes beside a model, by name, for the prefix that it has."""
+    if lead is None or lead.past is None:
         return {}
     content = io.BytesIO()
     np.savez(content, **lead.past)  # type: ignore[arg-type]
     return {PREFIX_FILE: content.getvalue()}
 
 
-def feeding_note(prefix: Prefix) -> str:
+def _feeding_note(prefix: SinkPrefixConfig) -> str:
     """What whoever feeds the model must know."""
-    tokens = list(prefix.ids)
+    tokens = list(prefix.ids or ())
     if prefix.form is PrefixForm.NPZ:
         return (
             f"the caches start with the prefix {tokens}: feed {PREFIX_FILE} as past inputs, {len(tokens)} positions, "

@@ -1,7 +1,7 @@
 """The float model made ready to be quantized: rotated, smoothed, given a prefix, written to scratch, and proved."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from quarot_onnx.io import model_io
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.plan import Plan
-from quarot_onnx.run.prefixing import Prefix, Prefixed, find_prefix, prefix_files, recorded_prefix, with_prefix
+from quarot_onnx.run.prefixing import find_prefix, put_prefix, with_prefix
 from quarot_onnx.run.provenance import make_recipe, record, recorded
 from quarot_onnx.run.smoothing import smooth_in_place
 from quarot_onnx.run.turning import prove
@@ -70,7 +70,6 @@ class Start:
         lead: What the model has before the tokens that it is fed; None for nothing.
         equivalence: The proof that nothing else changed.
         notes: What the user should know of how it was made.
-        beside: Files that go with the output, by name.
     """
 
     file: str | Path
@@ -81,7 +80,6 @@ class Start:
     lead: Lead | None = None
     equivalence: Equivalence | None = None
     notes: tuple[str, ...] = ()
-    beside: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
@@ -109,7 +107,7 @@ def prepared(
         record(start.model, make_recipe(rotation=rotation))
         # It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
         start = _written(start, rotation[0], run, "rotate")
-    prefix: Prefix | None = None
+    prefix: SinkPrefixConfig | None = None
     if asked is not None:
         progress = of_phase(run.progress, "prefix")
         prefix, notes = find_prefix(asked, start.file, start.selection, start.samples, progress)
@@ -119,8 +117,9 @@ def prepared(
         plan = step(start if prefix is None else _behind(start, prefix, run), config, run)
         record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, config)))
         start = _written(start, plan, run, phase)
-    if prefix is not None and asked is not None:
-        start = _prefixed(start, prefix, asked, run)
+    if prefix is not None:
+        given, done = put_prefix(start.model, start.file, prefix, run.folder)
+        start = _written(_led(start, given.inputs, given.lead), done, run, "prefix")
     changed = rotation is not None or steps or prefix is not None
     return _proved(start, run) if changed and run.verify else start
 
@@ -135,7 +134,12 @@ def behind_its_prefix(start: Start, folder: Path) -> Start:
     lead = Lead.of(start.model, folder)
     if lead is None or start.reader is None:
         return start
-    inputs = ModelInputs.from_model(start.model, folder=folder)
+    return _led(start, ModelInputs.from_model(start.model, folder=folder), lead)
+
+
+def _led(start: Start, inputs: ModelInputs, lead: Lead) -> Start:
+    """The same without what a prefix brings in its calibration data."""
+    assert start.reader is not None, "refused before"
     given = start.samples or list(islice(wrap(start.reader), start.limit))
     samples = led_samples(inputs, lead, texts_of(start.model, given))
     kept = samples if start.samples else []
@@ -155,28 +159,14 @@ _STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]]
 """What is done to the float model after its rotation: the phase, and the function that edits the graph."""
 
 
-def _behind(start: Start, prefix: Prefix, run: Run) -> Start:
+def _behind(start: Start, prefix: SinkPrefixConfig, run: Run) -> Start:
     """The model that is measured, behind its prefix; the one that is loaded stays as it is, to be edited."""
     model, file = model_io.load(start.file), run.work.scratch / "behind.onnx"
     given = with_prefix(model, start.file, prefix, run.folder)
     if given.lead.past is None:
         model_io.save(model, file)
         start = replace(start, file=file)
-    return _led(start, given)
-
-
-def _prefixed(start: Start, prefix: Prefix, asked: SinkPrefixConfig, run: Run) -> Start:
-    """The model with its prefix."""
-    given = with_prefix(start.model, start.file, prefix, run.folder)
-    plan = recorded_prefix(start.model, prefix, asked, given)
-    return _written(_led(start, given), plan, run, "prefix")
-
-
-def _led(start: Start, given: Prefixed) -> Start:
-    """Calibration data without what the prefix brings."""
-    samples = led_samples(given.inputs, given.lead, texts_of(start.model, start.samples))
-    beside = prefix_files(given.lead)
-    return replace(start, reader=SampleReader(samples), samples=samples, limit=None, lead=given.lead, beside=beside)
+    return _led(start, given.inputs, given.lead)
 
 
 def _written(start: Start, plan: Plan, run: Run, phase: str) -> Start:
