@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from quarot_onnx.calibration.decoding import find_decoding
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
@@ -231,12 +232,15 @@ def quantize(
 def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     """Calibrate, round and quantize the model in place; what the user should know of that."""
     selection, work, config = start.selection, run.work, run.config
+    calibrated = static_ranges.needs_calibration(selection)
+    decoding, of_decoding = find_decoding(start.file, run.folder, work.decode_steps, calibrated=calibrated)
     ranges = static_ranges.calibrate(
         start.file,
         selection,
         start.reader,
         max_samples=start.limit,
         progress=of_phase(run.progress, "calibrate"),
+        decoding=decoding,
     )
     if ranges:
         run.clock.lap("calibrate")
@@ -248,7 +252,7 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
         rounded = lowbit.by_name(weights)
         run.clock.lap("round")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
-    notes = (*left_in_float(start.model.graph, config), *notes)
+    notes = (*of_decoding, *left_in_float(start.model.graph, config), *notes)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return notes
 

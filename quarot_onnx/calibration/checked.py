@@ -85,6 +85,11 @@ class CheckedReader(RewindableReader):
         )
 
     @property
+    def decode_steps(self) -> int | None:
+        """Decode steps that follow every sample where ranges are taken; 0 for a reader that says nothing of them."""
+        return getattr(self._reader, "decode_steps", 0) if isinstance(self._reader, RewindableReader) else 0
+
+    @property
     def bos(self) -> BosChoice | None:
         """What stood in front of every window of text; None where no text was read."""
         bos = getattr(self._reader, "bos", None)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
@@ -42,6 +43,7 @@ def observe_samples(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    decoding: Decoding | None = None,
 ) -> None:
     """Show an observer the samples of a reader, their padding taken off.
 
@@ -51,6 +53,7 @@ def observe_samples(
         reader: Any calibration reader.
         max_samples: Stop after so many samples; None for all.
         progress: Called after every sample.
+        decoding: Makes the decode steps that are shown behind every sample; None for none.
 
     Raises:
         CalibrationError: A reader that is empty or does not fit the model's inputs.
@@ -66,6 +69,8 @@ def observe_samples(
         check_ids(padding.tokens(feeds, count), rewindable.name, count)
         for sample in padding.samples(feeds, count):
             observer.observe(sample)
+        for step in () if decoding is None else decoding.after(feeds, count):
+            observer.observe(Sample(step, count))
         count += 1
         if progress is not None:
             progress(count, total)
@@ -122,9 +127,9 @@ class Fetched:
 def _groups(sizes: dict[str, int]) -> list[list[str]]:
     """Split tensors, in order, into groups of at most the budget or of one."""
     groups: list[list[str]] = []
-    filled = _BUDGET
+    filled = 0
     for name, size in sizes.items():
-        if filled + size > _BUDGET:
+        if not groups or filled + size > _BUDGET:
             groups.append([])
             filled = 0
         groups[-1].append(name)

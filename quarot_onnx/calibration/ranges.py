@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.clipping import least_divergence, least_error
+from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples, observing_session
 from quarot_onnx.calibration.padding import Sample
@@ -88,6 +89,7 @@ def collect_ranges(
     max_samples: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    decoding: Decoding | None = None,
 ) -> dict[str, Range]:
     """The ranges of activations over the samples of a reader.
 
@@ -99,6 +101,7 @@ def collect_ranges(
         max_samples: Stop after so many samples; None for all.
         threads: onnxruntime's intra-op threads.
         progress: Called after every sample.
+        decoding: Makes the decode steps that count, too; None for none.
 
     Returns:
         Tensor name to range, in the order of ``tensor_names``.
@@ -116,7 +119,7 @@ def collect_ranges(
     observer = (
         _MinMax(loaded, names, threads) if rule.method is CalibMethod.MinMax else _Counted(loaded, names, threads, rule)
     )
-    observe_samples(observer, loaded, reader, max_samples=max_samples, progress=progress)
+    observe_samples(observer, loaded, reader, max_samples=max_samples, progress=progress, decoding=decoding)
     return observer.ranges()
 
 

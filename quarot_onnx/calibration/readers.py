@@ -13,7 +13,7 @@ from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
-from quarot_onnx.calibration.sample import run_sample
+from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
@@ -94,15 +94,28 @@ class TokenReader(_IndexedReader):
         inputs: The model's inputs.
         token_windows: ``[samples, seq]``.
         model_path: The ONNX file, needed for windows in pieces.
+        decode_steps: Tokens of each window that are decoded one by one where ranges are taken; None for 4 where the
+            graph has a cache.
 
     Raises:
-        CalibrationError: No windows, an id outside the model's vocabulary, or a length that the graph does not take.
+        CalibrationError: No windows, an id outside the model's vocabulary, a length that the graph does not take, or
+            fewer steps than none.
         FeedError: The graph takes no token ids.
     """
 
-    def __init__(self, inputs: ModelInputs, token_windows: TokenIds, model_path: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        inputs: ModelInputs,
+        token_windows: TokenIds,
+        model_path: str | Path | None = None,
+        *,
+        decode_steps: int | None = None,
+    ) -> None:
         super().__init__()
         require_ids(inputs)
+        if decode_steps is not None and decode_steps < 0:
+            raise CalibrationError(f"decode_steps {decode_steps}: ask for 0 or more")
+        self.decode_steps = decode_steps
         token_windows = np.asarray(token_windows)
         if token_windows.ndim != 2 or token_windows.size == 0:
             raise CalibrationError(
@@ -132,9 +145,7 @@ class TokenReader(_IndexedReader):
         rows = self.token_windows[batch * self._rows : (batch + 1) * self._rows, start:stop]
         feeds = self.inputs.feed(rows, self._past if piece else None, start)
         if self._session is not None:
-            names = [present for _, present in self.inputs.presents]
-            outputs = dict(zip(names, run_sample(self._session, feeds, index, names), strict=True))
-            self._past = self.inputs.present_to_past(outputs)
+            self._past = cache_after(self._session, self.inputs, feeds, index)
         return feeds
 
 
@@ -149,6 +160,7 @@ class TextReader(TokenReader):
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
+        decode_steps: See `TokenReader`.
 
     Attributes:
         bos: The BOS used, and why.
@@ -172,6 +184,7 @@ class TextReader(TokenReader):
         seq_len: int | None = None,
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
+        decode_steps: int | None = None,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos = choose_bos(self.tokenizer_path, bos)
@@ -196,7 +209,7 @@ class TextReader(TokenReader):
         looks = () if text is None else running_text_note(cut, tokenizer, str(text))
         self.notes = (*too_long, *looks)
         self.rest = ids[cut.size : cut.size + _REST]
-        super().__init__(inputs, cut, model_path)
+        super().__init__(inputs, cut, model_path, decode_steps=decode_steps)
 
 
 class NpzReader(_IndexedReader):

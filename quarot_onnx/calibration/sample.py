@@ -6,7 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io.tensors import read_array
 
@@ -74,6 +74,22 @@ def run_sample(session: Any, feeds: Feeds, sample: int, names: list[str] | None 
             f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
             "expect, in type, shape and length"
         ) from error
+
+
+def cache_after(session: Any, inputs: ModelInputs, feeds: Feeds, sample: int) -> Feeds:
+    """The cache that a run leaves, as the past of the next one.
+
+    Args:
+        session: Of the whole model.
+        inputs: Its inputs.
+        feeds: What is run.
+        sample: The sample's number, for the message.
+
+    Raises:
+        CalibrationError: onnxruntime cannot run it.
+    """
+    names = [present for _, present in inputs.presents]
+    return inputs.present_to_past(dict(zip(names, run_sample(session, feeds, sample, names), strict=True)))
 
 
 def not_finite(name: str, sample: int) -> CalibrationError:

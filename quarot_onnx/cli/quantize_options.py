@@ -196,6 +196,16 @@ class CalibrationOptions:
         ),
         Key("calibration.seq_len"),
     ] = None
+    calib_decode_steps: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            help="Tokens of a window that are decoded one by one, for fixed scales. Default: 4 where there is a cache.",
+            rich_help_panel=CALIBRATION,
+        ),
+        Key("calibration.decode_steps"),
+    ] = None
     text_key: opt.CalibTextKey = None
     bos: opt.CalibBos = None
     bos_id: opt.CalibBosId = None

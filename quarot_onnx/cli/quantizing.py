@@ -162,4 +162,5 @@ def _text_reader(calibration: Calibration, source: Path) -> TextReader:
         seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
         bos=Bos.of(calibration.bos),
         text_key=calibration.text_key,
+        decode_steps=calibration.decode_steps,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.observing import Fetched, observe_samples
 from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
@@ -60,6 +61,7 @@ def calibrate(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    decoding: Decoding | None = None,
 ) -> dict[tuple[str, RangeRule], Range]:
     """The ranges that the selection needs.
 
@@ -69,6 +71,7 @@ def calibrate(
         reader: Any onnxruntime calibration reader.
         max_samples: Stop after so many samples.
         progress: Called with samples done and, where known, their number.
+        decoding: Makes the decode steps that count, too; None for none.
 
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
@@ -79,6 +82,8 @@ def calibrate(
     if checked is None or not observed:
         return {}
     ranges: dict[tuple[str, RangeRule], Range] = {}
+    observe = partial(observe_samples, max_samples=max_samples, progress=progress, decoding=decoding)
+    ranges_of = partial(collect_ranges, max_samples=max_samples, progress=progress, decoding=decoding)
     for number, (rule, wanted) in enumerate(observed.items()):
         if number:
             checked.rewind()
@@ -86,11 +91,11 @@ def calibrate(
             loaded = model_io.load(model)
             takers = {name: SampledRows() for name in wanted}
             observer = Fetched(loaded, takers, None)
-            observe_samples(observer, loaded, checked, max_samples=max_samples, progress=progress)
+            observe(observer, loaded, checked)
             found = {name: _best(name, takers[name], rule, readers) for name, readers in wanted.items()}
         else:
             names = list(wanted)
-            found = collect_ranges(model, names, checked, rule=rule, max_samples=max_samples, progress=progress)
+            found = ranges_of(model, names, checked, rule=rule)
         ranges |= {(name, rule): found[name] for name in wanted}
     return ranges
 

@@ -157,6 +157,8 @@ class Calibration(Strict):
         seq_len: Tokens of a window, BOS among them.
         bos: True forces the BOS that the tokenizer's files name, False none, a number is its id; None leaves it to
             the files.
+        decode_steps: Tokens of a window that are decoded one by one where fixed scales are calibrated; None for 4
+            where the graph has a cache.
     """
 
     text: ConfigPath = None
@@ -165,6 +167,7 @@ class Calibration(Strict):
     samples: int = Field(default=16, ge=1, strict=True)
     seq_len: int = Field(default=512, ge=2, strict=True)
     bos: Annotated[bool | int | None, BeforeValidator(_bos)] = None
+    decode_steps: int | None = Field(default=None, ge=0, strict=True)
 
 
 class Recipe(FileConfig):

@@ -115,13 +115,16 @@ def check_tokens(
         require_tokens(sum(known), max(rounded, key=lambda linear: linear.in_features))
 
 
-def fingerprint(sources: list[Path], config: QConfig, samples: list[Feeds]) -> dict[str, object]:
+def fingerprint(
+    sources: list[Path], config: QConfig, samples: list[Feeds], decode_steps: int | None = 0
+) -> dict[str, object]:
     """What decides the result of a run, as JSON types: equal fingerprints, equal results.
 
     Args:
         sources: The model's files.
         config: The configuration; the files that it names count too.
         samples: The calibration samples.
+        decode_steps: Decode steps that follow each; None for the default.
     """
     digest = sha256()
     for sample in samples:
@@ -135,6 +138,7 @@ def fingerprint(sources: list[Path], config: QConfig, samples: list[Feeds]) -> d
         "files": [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
         "config": config.to_dict(),
         "samples": digest.hexdigest(),
+        "decode_steps": decode_steps,
         "versions": {name: version(name) for name in ("quarot-onnx", "onnxruntime", "numpy", "scipy")},
     }
 

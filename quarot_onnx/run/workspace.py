@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quarot_onnx.calibration.feeds import Feeds
-from quarot_onnx.calibration.readers import DataReader, SampleReader
+from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
 from quarot_onnx.config import QConfig
 from quarot_onnx.io.run_folder import run_folder
 from quarot_onnx.rounding import lowbit
@@ -23,12 +23,14 @@ class Workspace:
         checkpoint: What a killed run goes on from; None where nothing takes long.
         samples: Calibration samples for algorithms.
         reader: The calibration data; reads from `samples` where there are any, since a reader may be read only once.
+        decode_steps: Decode steps that follow each sample where ranges are taken; None for the default.
     """
 
     scratch: Path
     checkpoint: Checkpoint | None
     samples: list[Feeds]
     reader: DataReader | None
+    decode_steps: int | None
 
 
 @contextmanager
@@ -37,15 +39,16 @@ def workspace(
 ) -> Iterator[Workspace]:
     """A scratch folder, or for weights that are rounded beforehand a checkpoint that outlives an interrupted run."""
     again = SampleReader(samples) if samples else reader
+    steps = 0 if reader is None else wrap(reader).decode_steps
     if not config.low_bit:
         with scratch_folder(target) as scratch:
-            yield Workspace(scratch, None, samples, again)
+            yield Workspace(scratch, None, samples, again, steps)
         return
     with (
         run_folder(target) as folder,
-        open_checkpoint(folder.path, lowbit.fingerprint(sources, config, samples)) as checkpoint,
+        open_checkpoint(folder.path, lowbit.fingerprint(sources, config, samples, steps)) as checkpoint,
     ):
-        yield Workspace(folder.scratch, checkpoint, samples, again)
+        yield Workspace(folder.scratch, checkpoint, samples, again, steps)
 
 
 @contextmanager

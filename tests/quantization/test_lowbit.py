@@ -85,6 +85,7 @@ def test_equal_fingerprints_equal_results(tmp_path: Path) -> None:
         lowbit.fingerprint([file], config, [{"y": SAMPLES[0]["x"]}]),
         lowbit.fingerprint([file], config, [{"x": SAMPLES[0]["x"] + np.eye(2, 3)}]),
         lowbit.fingerprint([], config, SAMPLES),
+        lowbit.fingerprint([file], config, SAMPLES, 4),
     ]
     file.write_bytes(b"123")
     others.append(lowbit.fingerprint([file], config, SAMPLES))
