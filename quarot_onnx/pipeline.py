@@ -233,7 +233,9 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
     """Calibrate, round and quantize the model in place; what the user should know of that."""
     selection, work, config = start.selection, run.work, run.config
     calibrated = static_ranges.needs_calibration(selection)
-    decoding, of_decoding = find_decoding(start.file, run.folder, work.decode_steps, calibrated=calibrated)
+    decoding, of_decoding = find_decoding(
+        start.file, run.folder, start.reader, work.decode_steps, limit=start.limit, calibrated=calibrated
+    )
     ranges = static_ranges.calibrate(
         start.file,
         selection,

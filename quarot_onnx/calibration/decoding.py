@@ -2,18 +2,21 @@
 
 A causal model makes the same of a token in a decode step and in a prefill, up to rounding. What attention reads is
 another tensor then, and in some graphs other nodes run; ranges are those of both. Samples stay as they are. Behind each
-of them its first part, an eighth, is run for its cache, and the tokens that follow that part are decoded: a fraction of
-the sample's own cost.
+of them some tokens are decoded that follow its first part, an eighth, which is run for its cache beforehand: a fraction
+of the sample's own cost. The caches of all samples are kept, so that no second session has the weights in memory while
+ranges are taken.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from quarot_onnx.calibration.checked import DataReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
-from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.io import model_io
 from quarot_onnx.sessions import runtime
@@ -30,57 +33,105 @@ class Decoding:
 
     Attributes:
         inputs: Of the model, whose lengths are free.
-        session: Of the model, for its caches.
         steps: Decode steps behind every sample; fewer where it is short.
+        caches: Of every sample, the cache behind its last but one step; None where it has no step.
     """
 
     inputs: ModelInputs
-    session: Any
     steps: int
+    caches: tuple[Feeds | None, ...]
+
+    @classmethod
+    def on(
+        cls, file: str | Path, inputs: ModelInputs, steps: int, reader: DataReader, limit: int | None = None
+    ) -> "Decoding":
+        """Run the first part of every sample.
+
+        Args:
+            file: The model's file.
+            inputs: Its inputs.
+            steps: Decode steps behind every sample.
+            reader: The samples: token ids ``[rows, tokens]`` without padding, on the cache that they bring.
+            limit: How many of them count; None for all.
+
+        Raises:
+            CalibrationError: onnxruntime cannot run a sample.
+        """
+        session, caches = runtime.session(file, low_memory=True), []
+        for number, feeds in enumerate(islice(wrap(reader), limit)):
+            ids, held = feeds[inputs.tokens], _held(inputs, feeds)
+            positions = _decoded(ids.shape[1], steps)
+            whole = inputs.feed(ids[:, : positions.stop - 1], held, _length(held)) if positions else None
+            caches.append(None if whole is None else cache_after(session, inputs, whole, number))
+        return cls(inputs, steps, tuple(caches))
 
     def after(self, feeds: Feeds, number: int) -> Iterator[Feeds]:
         """The feeds of the decode steps that follow a sample.
 
         Args:
-            feeds: The sample: token ids ``[rows, tokens]`` without padding, on the cache that it brings.
-            number: Its number, for messages.
+            feeds: The sample.
+            number: Its number.
         """
-        ids = feeds[self.inputs.tokens]
-        first = max(ids.shape[1] // _PART, 1)
-        length = min(first + self.steps, ids.shape[1])
-        past = {name: feeds[name] for name, role in self.inputs.roles.items() if role is InputRole.PAST}
-        held = next(iter(past.values())).shape[2]
-        for start, stop in pieces(self.inputs, length, length - first):
-            step = self.inputs.feed(ids[:, start:stop], past, held + start)
-            if start:
-                yield step
-            if stop < length:
-                past = cache_after(self.session, self.inputs, step, number)
+        cache = self.caches[number]
+        if cache is None:
+            return
+        ids, before = feeds[self.inputs.tokens], _length(_held(self.inputs, feeds))
+        for position in _decoded(ids.shape[1], self.steps):
+            length = before + position
+            past = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in cache.items()}
+            yield self.inputs.feed(ids[:, position : position + 1], past, length)
+
+
+def _decoded(tokens: int, steps: int) -> range:
+    """The positions of a sample whose tokens are decoded."""
+    first = max(tokens // _PART, 1)
+    return range(first, min(first + steps, tokens))
+
+
+def _held(inputs: ModelInputs, feeds: Feeds) -> Feeds:
+    """The cache that a sample brings."""
+    return {name: feeds[name] for name, role in inputs.roles.items() if role is InputRole.PAST}
+
+
+def _length(cache: Feeds) -> int:
+    length: int = next(iter(cache.values())).shape[2]
+    return length
 
 
 def find_decoding(
-    file: str | Path, folder: Path, asked: int | None, *, calibrated: bool = True
+    file: str | Path,
+    folder: Path,
+    reader: DataReader | None,
+    asked: int | None,
+    *,
+    limit: int | None = None,
+    calibrated: bool = True,
 ) -> tuple[Decoding | None, tuple[str, ...]]:
     """What makes the decode steps of a model.
 
     Args:
         file: The model's file.
         folder: Where the original's config files lie.
+        reader: The samples.
         asked: Decode steps; None for the default where the graph allows them.
+        limit: How many samples count; None for all.
         calibrated: Whether any range is taken.
 
     Returns:
         None where there are none; and what the user should know.
+
+    Raises:
+        CalibrationError: onnxruntime cannot run a sample.
     """
     if not calibrated:
         return None, (f"no activation has a fixed scale: {asked} decode steps not used",) if asked else ()
     if asked == 0:
         return None, ()
+    assert reader is not None, "refused before"
     inputs = ModelInputs.from_model(model_io.load(file), folder=folder)
     lengths = inputs.lengths
     if not inputs.has_cache:
         return None, () if asked is None else (f"the graph has no cache: no decode step is calibrated on, not {asked}",)
     if lengths.seq is not None or lengths.past is not None or lengths.total is not None:
         return None, ("the graph fixes its lengths: no decode step is calibrated on beside the windows",)
-    steps = DEFAULT_STEPS if asked is None else asked
-    return Decoding(inputs, runtime.session(file, low_memory=True), steps), ()
+    return Decoding.on(file, inputs, DEFAULT_STEPS if asked is None else asked, reader, limit), ()

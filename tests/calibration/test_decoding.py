@@ -31,15 +31,17 @@ CACHED = {
 }
 
 
-def decoding_of(path: Path, steps: int | None = None) -> Decoding:
-    found, notes = find_decoding(path, path.parent, steps)
+def decoding_of(path: Path, samples: list[Feeds] | TextReader, steps: int | None = None) -> Decoding:
+    reader = SampleReader(samples) if isinstance(samples, list) else samples
+    found, notes = find_decoding(path, path.parent, reader, steps)
     assert found is not None
     assert not notes
     return found
 
 
-def logits_match(path: Path, decoding: Decoding, sample: Feeds, ids: np.ndarray) -> int:
+def logits_match(path: Path, sample: Feeds, ids: np.ndarray, steps_asked: int | None = None) -> int:
     """Compare the logits of the decode steps with those of the prefill; how many there were."""
+    decoding = decoding_of(path, [sample], steps_asked)
     session = runtime.session(path)
     inputs = decoding.inputs
     [whole] = session.run([inputs.logits], sample)
@@ -56,44 +58,40 @@ def logits_match(path: Path, decoding: Decoding, sample: Feeds, ids: np.ndarray)
 @pytest.mark.parametrize("exporter", CACHED)
 def test_steps_stand_on_the_cache_of_what_precedes_them(exporter: str) -> None:
     path = CACHED[exporter]()
-    decoding = decoding_of(path)
     ids = np.random.default_rng(0).integers(0, 256, (1, LENGTH))
-    assert logits_match(path, decoding, decoding.inputs.feed(ids), ids) == DEFAULT_STEPS
+    assert logits_match(path, ModelInputs.from_path(path).feed(ids), ids) == DEFAULT_STEPS
 
 
-def test_a_fixed_batch_decodes_all_its_rows() -> None:
+def test_all_rows_of_a_batch_are_decoded() -> None:
     path = exports.optimum_export("llama")
-    decoding = decoding_of(path, 3)
     ids = np.random.default_rng(0).integers(0, 256, (2, LENGTH))
-    assert logits_match(path, decoding, decoding.inputs.feed(ids), ids) == 3
+    assert logits_match(path, ModelInputs.from_path(path).feed(ids), ids, 3) == 3
 
 
 @pytest.mark.parametrize("exporter", CACHED)
 def test_behind_a_prefix_in_the_graph(exporter: str, tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
     rotate(CACHED[exporter](), target, QuarotConfig(), prefix=SinkPrefixConfig(form="graph", ids=(256, 9)))
-    decoding = decoding_of(target)
     ids = np.random.default_rng(1).integers(0, 256, (1, LENGTH))
-    assert logits_match(target, decoding, decoding.inputs.feed(ids), ids) == DEFAULT_STEPS
+    assert logits_match(target, ModelInputs.from_path(target).feed(ids), ids) == DEFAULT_STEPS
 
 
 @pytest.mark.parametrize("exporter", CACHED)
 def test_behind_a_prefix_that_is_fed(exporter: str) -> None:
     path = CACHED[exporter]()
-    decoding = decoding_of(path)
-    inputs, rng = decoding.inputs, np.random.default_rng(2)
+    inputs, rng = ModelInputs.from_path(path), np.random.default_rng(2)
     names = [present for _, present in inputs.presents]
     outputs = runtime.session(path).run(names, inputs.feed(np.array([[256, 9]])))
     past = inputs.present_to_past(dict(zip(names, outputs, strict=True)))
     ids = rng.integers(0, 256, (1, LENGTH))
-    assert logits_match(path, decoding, inputs.feed(ids, past, 2), ids) == DEFAULT_STEPS
+    assert logits_match(path, inputs.feed(ids, past, 2), ids) == DEFAULT_STEPS
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 0), (2, 1), (3, 2), (9, 4)])
 def test_a_short_sample_has_few(tokens: int, steps: int) -> None:
-    decoding = decoding_of(exports.optimum_export("llama"))
-    ids = np.arange(tokens)[None]
-    assert len(list(decoding.after(decoding.inputs.feed(ids), 0))) == steps
+    path = exports.optimum_export("llama")
+    sample = ModelInputs.from_path(path).feed(np.arange(tokens)[None])
+    assert len(list(decoding_of(path, [sample]).after(sample, 0))) == steps
 
 
 @pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.MinMSE])
@@ -104,7 +102,7 @@ def test_what_only_a_decode_step_has_is_in_the_ranges(method: CalibMethod) -> No
     rule = RangeRule(method, percentile=100)
     with pytest.raises(CalibrationError, match="empty in every sample"):
         collect_ranges(path, [past], reader, rule=rule)
-    found = collect_ranges(path, [past], reader, rule=rule, decoding=decoding_of(path, 2))
+    found = collect_ranges(path, [past], reader, rule=rule, decoding=decoding_of(path, reader, 2))
     assert found[past].min < 0 < found[past].max
 
 
@@ -197,10 +195,10 @@ def test_fixed_lengths_are_told_of(tmp_path: Path) -> None:
     model = model_io.load(source)
     model.graph.inputs[0].shape = ir.Shape([1, 16])
     model_io.save(model, fixed, companions_from=source.parent)
-    assert find_decoding(fixed, fixed.parent, None)[1] == (
+    assert find_decoding(fixed, fixed.parent, SampleReader([]), None)[1] == (
         "the graph fixes its lengths: no decode step is calibrated on beside the windows",
     )
-    assert find_decoding(fixed, fixed.parent, 0) == (None, ())
+    assert find_decoding(fixed, fixed.parent, None, 0) == (None, ())
 
 
 def test_steps_without_a_fixed_scale_are_told_of(tmp_path: Path) -> None:
@@ -224,6 +222,6 @@ def test_from_the_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path
     Shell(capfd).ok("quantize", source, target, "--scheme", "w8a8-static", "--no-rotate", "--no-check", *few)
     ids = TextReader(source, samples=1, seq_len=LENGTH)
     name = "decode/input"
-    found = collect_ranges(source, [name], ids, decoding=decoding_of(source, steps) if steps else None)[name]
+    found = collect_ranges(source, [name], ids, decoding=decoding_of(source, ids, steps) if steps else None)[name]
     expected = (max(found.max, 0) - min(found.min, 0)) / 255
     assert down_scale(target) == pytest.approx(expected, rel=1e-5)
