@@ -24,7 +24,7 @@ from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
-from quarot_onnx.quantization import static_ranges
+from quarot_onnx.quantization import bias_correction, static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rounding import lowbit
@@ -253,6 +253,18 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
         rounded = lowbit.by_name(weights)
         run.clock.lap("round")
+    if config.bias_correction:
+        assert start.reader is not None, "refused before"
+        selection = bias_correction.corrected(
+            start.file,
+            selection,
+            ranges,
+            lambda job: rounded(job).load().dequantized(),
+            start.reader,
+            max_samples=start.limit,
+            progress=of_phase(run.progress, "correct"),
+        )
+        run.clock.lap("correct")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*of_decoding, *left_in_float(start.model.graph, config), *notes)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))

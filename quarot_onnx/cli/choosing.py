@@ -36,6 +36,7 @@ _BESIDE_8_BITS = frozenset(
         "activations.symmetric",
         "activations.calibration_method",
         "activations.percentile",
+        "activations.bias_correction",
     }
 )
 """What of them goes with the schemes of plain 8 bits."""

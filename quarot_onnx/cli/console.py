@@ -19,6 +19,7 @@ _PHASES = {
     "verify": "comparing with the original",
     "calibrate": "calibrating",
     "round": "rounding weights",
+    "correct": "correcting biases",
     "quantize": "quantizing",
     "check": "checking the quantized model",
     "save": "writing",

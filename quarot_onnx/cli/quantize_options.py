@@ -7,11 +7,11 @@ from typing import Annotated
 from typer import Option
 
 from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.calibration_options import CalibrationOptions
 from quarot_onnx.cli.gptaq_options import GptaqOptions
-from quarot_onnx.cli.options import ACTIVATIONS, CALIBRATION, CHECK, ROTATION, SCHEME, Key
+from quarot_onnx.cli.options import ACTIVATIONS, CHECK, ROTATION, SCHEME, Key
 from quarot_onnx.cli.weight_options import RoundingOptions, WeightOptions
 from quarot_onnx.config.choices import OutputFormat, Precision, PrefixForm, Scheme
-from quarot_onnx.config.enums import CalibMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,73 +142,6 @@ class SmoothingOptions:
         ),
         Key("prefix.ids"),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """Calibration."""
-
-    calib_method: Annotated[
-        CalibMethod | None,
-        Option(
-            metavar="METHOD",
-            parser=CalibMethod.parse,
-            help="minmax, percentile, mse, entropy, or auto, by the Linears' error: for fixed scales. Default: minmax.",
-            rich_help_panel=CALIBRATION,
-        ),
-        Key("activations.calibration_method"),
-    ] = None
-    percentile: Annotated[
-        float | None,
-        Option(metavar="P", help="For --calib-method percentile. Default: 99.999.", rich_help_panel=CALIBRATION),
-        Key("activations.percentile"),
-    ] = None
-    calib_text: Annotated[
-        Path | None,
-        Option(
-            metavar="FILE",
-            help="UTF-8 text, or JSON lines. Default: Python's own documentation.",
-            rich_help_panel=CALIBRATION,
-        ),
-        Key("calibration.text"),
-    ] = None
-    tokenizer: Annotated[
-        Path | None,
-        Option(
-            metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.", rich_help_panel=CALIBRATION
-        ),
-        Key("calibration.tokenizer"),
-    ] = None
-    calib_samples: Annotated[
-        int | None,
-        Option(metavar="N", min=1, help="Windows of text. Default: 16.", rich_help_panel=CALIBRATION),
-        Key("calibration.samples"),
-    ] = None
-    nsamples: Annotated[
-        int | None,
-        Option(metavar="N", min=1, help="The same as --calib-samples.", rich_help_panel=CALIBRATION),
-        Key("calibration.samples"),
-    ] = None
-    calib_seq_len: Annotated[
-        int | None,
-        Option(
-            metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=CALIBRATION
-        ),
-        Key("calibration.seq_len"),
-    ] = None
-    calib_decode_steps: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            min=0,
-            help="Tokens of a window that are decoded one by one, for fixed scales. Default: 4 where there is a cache.",
-            rich_help_panel=CALIBRATION,
-        ),
-        Key("calibration.decode_steps"),
-    ] = None
-    text_key: opt.CalibTextKey = None
-    bos: opt.CalibBos = None
-    bos_id: opt.CalibBosId = None
 
 
 @dataclass(frozen=True, kw_only=True)

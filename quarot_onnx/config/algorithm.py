@@ -18,7 +18,7 @@ from pydantic import (
 
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.formats import Placed
-from quarot_onnx.config.misfits import smoothing_float_inputs
+from quarot_onnx.config.misfits import corrected_without_scale, smoothing_float_inputs
 from quarot_onnx.config.prefix import SinkPrefixConfig
 from quarot_onnx.config.rounding import (
     ROUNDINGS,
@@ -170,13 +170,17 @@ def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
         raise ValueError(f"{before} stands too early; rotate, then smooth, then keep a prefix, then round")
 
 
-def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed]) -> None:
+def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed], *, bias_correction: bool) -> None:
     """Raise ValueError for an algorithm that has nothing to work on, or works on groups as it cannot.
 
     Args:
         algorithms: In any order.
         layers: All layer configurations.
+        bias_correction: Whether biases are to be corrected.
     """
+    activations = [layer.config.activation for layer in layers]
+    if bias_correction and not any(spec is not None and spec.has_fixed_scale for spec in activations):
+        raise ValueError(f"bias_correction: {corrected_without_scale()}")
     for item in algorithms:
         if isinstance(item, RoundingConfig) and layers and all(layer.config.weight is None for layer in layers):
             raise ValueError(

@@ -81,6 +81,7 @@ class QConfig(WithoutPresets):
         output_format: How quantized Linears are written; None chooses, see `resolved_format`.
         accuracy_level: The least that the format NBITS computes with, as onnxruntime numbers it: 0 (as None) and 1
             float32, 2 float16, 3 bfloat16, 4 activations rounded to int8 per block.
+        bias_correction: Add the mean error of each output to the bias of Linears whose inputs have a fixed scale.
     """
 
     positional = (
@@ -113,6 +114,7 @@ class QConfig(WithoutPresets):
     ignored_options: tuple[str, ...] = ()
     output_format: Annotated[OutputFormat, BeforeValidator(OutputFormat.parse)] | None = None
     accuracy_level: int | None = Field(default=None, ge=0, le=4, strict=True)
+    bias_correction: StrictBool = False
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +175,7 @@ class QConfig(WithoutPresets):
         return self
 
     def _check_format(self) -> None:
-        refuse_idle(self.algo_config, self._placed())
+        refuse_idle(self.algo_config, self._placed(), bias_correction=self.bias_correction)
         found = self.resolved_format
         if self.low_bit or self.output_format is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
@@ -212,8 +214,8 @@ class QConfig(WithoutPresets):
 
     @property
     def needs_samples(self) -> bool:
-        """Whether an algorithm takes statistics of calibration samples."""
-        return any(item.needs_statistics for item in self.algo_config)
+        """Whether statistics are taken of calibration samples, which are then looked at more than once."""
+        return self.bias_correction or any(item.needs_statistics for item in self.algo_config)
 
     @property
     def low_bit(self) -> bool:

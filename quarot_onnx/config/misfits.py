@@ -81,6 +81,15 @@ def smoothing_float_inputs() -> Misfit:
     )
 
 
+def corrected_without_scale() -> Misfit:
+    """Bias correction where no activation has a fixed scale."""
+    return Misfit(
+        "activations.bias_correction",
+        "no input has a fixed scale, and no mean of it is known",
+        (("activations.granularity", "tensor"),),
+    )
+
+
 def order_across_groups(group_size: int) -> Misfit:
     """Features of a group would be rounded apart from each other."""
     return Misfit(

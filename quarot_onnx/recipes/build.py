@@ -107,6 +107,7 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
         OpTypesToQuantize=types,
         output_format=named,
         accuracy_level=recipe.accuracy_level,
+        bias_correction=recipe.activations.bias_correction,
     )
 
 

@@ -129,6 +129,7 @@ class Activations(Strict):
         granularity: Token, or Tensor with a scale that calibration fixes.
         calibration_method: How that scale is found, MinMax or Percentile; None for MinMax.
         percentile: Of Percentile, above 50, at most 100; None for 99.999.
+        bias_correction: Add the mean error of each output to the bias, where scales are fixed.
     """
 
     bits: Annotated[int, BeforeValidator(_activation_bits)] = FLOAT_BITS
@@ -138,6 +139,7 @@ class Activations(Strict):
     granularity: Annotated[QuantGranularity, BeforeValidator(_activation_granularity)] = QuantGranularity.Token
     calibration_method: Annotated[CalibMethod | None, _optional(CalibMethod)] = None
     percentile: float | None = Field(default=None, gt=50, le=100, strict=True)
+    bias_correction: StrictBool = False
 
     @property
     def quantized(self) -> bool:

@@ -6,7 +6,12 @@ from dataclasses import replace
 from quarot_onnx.config.choices import Method, OutputFormat, Precision
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.formats import chosen, level_misfit, misfit, table_misfit
-from quarot_onnx.config.misfits import groups_across_channels, order_across_groups, smoothing_float_inputs
+from quarot_onnx.config.misfits import (
+    corrected_without_scale,
+    groups_across_channels,
+    order_across_groups,
+    smoothing_float_inputs,
+)
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.config.spec import Int4Spec, QLayerConfig
 from quarot_onnx.errors import ConfigError
@@ -91,7 +96,7 @@ def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
         yield say.refused(smoothing_float_inputs())
     if not activations.quantized:
         for name in sorted(activations.model_fields_set - {"bits"}):
-            calibrated = name in {"calibration_method", "percentile"}
+            calibrated = name in {"calibration_method", "percentile", "bias_correction"}
             way = say.advised("activations.granularity", "tensor") if calibrated else say.advised("activations.bits", 8)
             yield f"{say.named(f'activations.{name}')}: activations stay in float; use {way}, {_OUT}"
     elif activations.granularity is QuantGranularity.Tensor and activations.group_size is not None:
@@ -102,6 +107,8 @@ def _activations(recipe: Recipe, say: Wording) -> Iterator[str]:
 def _calibrated(recipe: Recipe, say: Wording) -> Iterator[str]:
     """What only activations with a fixed scale have."""
     activations = recipe.activations
+    if activations.bias_correction and activations.granularity is not QuantGranularity.Tensor:
+        yield say.refused(corrected_without_scale())
     for name in ("calibration_method", "percentile"):
         if getattr(activations, name) is None:
             continue
