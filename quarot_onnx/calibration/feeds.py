@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import FLOATS, InputRole, TensorSpec, attention_shape, embedding_rows
+from quarot_onnx.calibration.inputs import (
+    FLOATS,
+    InputRole,
+    TensorSpec,
+    attention_shape,
+    embedding_rows,
+    position_axis,
+)
 from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made
 from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.roles import assign_roles
@@ -94,7 +101,7 @@ class ModelInputs:
         if vocab_size is None and tokens is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
-        open_shape = any(not isinstance(length, int) for spec in pasts for length in (spec.shape or ())[1::2])
+        open_shape = any(_open_axes(spec) for spec in pasts)
         kv_heads, width = attention_shape(model) if open_shape else (None, None)
         if pasts and folder is not None:
             config = _config_shape(Path(folder))
@@ -145,7 +152,8 @@ class ModelInputs:
 
         Args:
             token_ids: ``[batch, seq]``; where the graph fixes the batch, rows are repeated to fill it.
-            past: The cache by past input name, each ``[batch, kv_heads, past, head_dim]``; None for an empty one.
+            past: The cache by past input name, ``[batch, kv_heads, past, head_dim]`` or as the graph says; None for an
+                empty one.
             past_length: Tokens in ``past``; 0 takes it from the arrays.
 
         Returns:
@@ -158,7 +166,7 @@ class ModelInputs:
         token_ids = self._checked(np.asarray(token_ids))
         batch, length = token_ids.shape
         if past and not past_length:
-            past_length = next(iter(past.values())).shape[2]
+            past_length = next(past[name].shape[self._axis(name)] for name, _ in self.presents if name in past)
         filling = Filling.of(self.lengths, batch, length, past_length)
         feeds: Feeds = {}
         for spec in self.inputs:
@@ -190,7 +198,15 @@ class ModelInputs:
         if room is None:
             return {past: outputs[present] for past, present in self.presents}
         columns = slice(0, room) if self.lengths.in_place else slice(-room, None)
-        return {past: outputs[present][:, :, columns] for past, present in self.presents}
+        return {
+            past: outputs[present][(slice(None),) * self._axis(past) + (columns,)] for past, present in self.presents
+        }
+
+    def _axis(self, past: str) -> int:
+        """The axis of the positions of a past input."""
+        shape = next(spec.shape for spec in self.inputs if spec.name == past)
+        assert shape is not None, "or it has another role"
+        return position_axis(shape)
 
     def _checked(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if token_ids.ndim != 2 or token_ids.size == 0 or not np.issubdtype(token_ids.dtype, np.integer):
@@ -209,17 +225,25 @@ class ModelInputs:
 
     def _empty_past(self, spec: TensorSpec, batch: int) -> npt.NDArray[Any]:
         assert spec.shape is not None
-        _, heads, _, width = spec.shape
-        heads = heads if isinstance(heads, int) else self.kv_heads
-        width = width if isinstance(width, int) else self.head_dim
-        if heads is None or width is None:
+        told = {axis: self.head_dim if axis == 3 else self.kv_heads for axis in _open_axes(spec)}
+        if None in told.values():
             raise FeedError(
                 f"the cache {spec.name!r} leaves {list(spec.shape[1:])} open: put the exporter's genai_config.json or "
                 "config.json beside the model (in Python, give head_dim)"
             )
         if spec.dtype == ir.DataType.BFLOAT16:
             raise ModelError(f"the cache {spec.name!r} is bfloat16, which onnxruntime cannot take from NumPy")
-        return np.zeros((batch, heads, self.lengths.past or 0, width), spec.dtype.numpy())
+        told |= {0: batch, position_axis(spec.shape): self.lengths.past or 0}
+        shape = (told.get(axis, dim) for axis, dim in enumerate(spec.shape))
+        return np.zeros([length for length in shape if isinstance(length, int)], spec.dtype.numpy())
+
+
+def _open_axes(spec: TensorSpec) -> list[int]:
+    """The axes of a cache that the graph leaves open, besides those of rows and positions."""
+    shape = spec.shape or ()
+    return [
+        axis for axis, dim in enumerate(shape) if not isinstance(dim, int) and axis not in (0, position_axis(shape))
+    ]
 
 
 def _unknown(spec: TensorSpec) -> FeedError:

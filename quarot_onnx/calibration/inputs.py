@@ -4,7 +4,7 @@
 """
 
 import enum
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -66,6 +66,17 @@ class TensorSpec:
         if value.shape is not None:
             shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
         return cls(value.name or "", value.dtype or ir.DataType.UNDEFINED, shape)
+
+
+def position_axis(shape: Sequence[int | str | None]) -> int:
+    """The axis of a cache's positions: the third as in [batch, KV heads, positions, head_dim], or the last of fewer.
+
+    Scales that are cached with quantized keys and values may have fewer axes; of three the free one is that of the
+    positions, as in [batch, positions, KV heads].
+    """
+    if len(shape) == 3 and isinstance(shape[2], int) and not isinstance(shape[1], int):
+        return 1
+    return min(2, len(shape) - 1)
 
 
 def embedding_rows(graph: ir.Graph, token_input: str) -> int | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.given import load_npz
-from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.calibration.padding import Padding
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.config.choices import PrefixForm
@@ -93,7 +93,7 @@ def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
     pasts = [name for name, role in inputs.roles.items() if role is InputRole.PAST]
     found: list[TokenIds] = []
     for number, feeds in enumerate(samples):
-        held = any(name in feeds and feeds[name].shape[2] for name in pasts)
+        held = any(name in feeds and feeds[name].shape[position_axis(feeds[name].shape)] for name in pasts)
         if held or inputs.tokens not in feeds or not inputs.takes_ids:
             what = "a past" if held else "no token ids"
             raise CalibrationError(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import InputRole, TensorSpec
+from quarot_onnx.calibration.inputs import InputRole, TensorSpec, position_axis
 from quarot_onnx.calibration.traced import is_joined
 
 EMBEDDINGS = 256
@@ -65,7 +65,7 @@ class Lengths:
         caches = frozenset({InputRole.PAST})
         masks = frozenset({InputRole.MASK, InputRole.BIAS})
         batch = fixed(_MAIN | caches, 0)
-        total, past = fixed(masks, -1, 2), fixed(caches, 2)
+        total, past = fixed(masks, -1, 2), _columns(inputs, roles)
         seq = fixed(_MAIN, 1)
         seq = fixed(frozenset({InputRole.POSITIONS}), -1) if seq is None else seq
         has_cache = InputRole.PAST in roles.values()
@@ -76,6 +76,12 @@ class Lengths:
         return cls(batch, seq, past, total, in_place=_in_place(inputs, roles, outputs, graph))
 
 
+def _columns(inputs: Sequence[TensorSpec], roles: Mapping[str, InputRole]) -> int | None:
+    """The columns of the caches, None where they are free."""
+    shapes = [spec.shape for spec in inputs if roles[spec.name] is InputRole.PAST and spec.shape is not None]
+    return next((length for shape in shapes if isinstance(length := shape[position_axis(shape)], int)), None)
+
+
 def _in_place(
     inputs: Sequence[TensorSpec],
     roles: Mapping[str, InputRole],
@@ -84,12 +90,12 @@ def _in_place(
 ) -> bool:
     """Whether a cache of fixed length is written in place: by what reads it, else by the outputs' shapes."""
     past = next((spec for spec in inputs if roles[spec.name] is InputRole.PAST), None)
-    if past is None or past.shape is None or not isinstance(past.shape[2], int):
+    if past is None or past.shape is None or not isinstance(past.shape[position_axis(past.shape)], int):
         return False
     joined = is_joined(next(value for value in graph.inputs if value.name == past.name))
     if joined is not None:
         return not joined
-    return any(spec.rank == 4 and spec.shape == past.shape for spec in outputs)
+    return any(spec.rank == past.rank and spec.shape == past.shape for spec in outputs)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.errors import CalibrationError, ModelError
 
 Mask = NDArray[np.bool_]
@@ -140,7 +140,8 @@ class Padding:
     def _past_length(self, feeds: Feeds) -> int:
         """The positions in the cache that is fed."""
         pasts = [name for name, role in self._roles.items() if role is InputRole.PAST and name in feeds]
-        return feeds[pasts[0]].shape[2] if pasts else 0
+        shape = feeds[pasts[0]].shape if pasts else ()
+        return shape[position_axis(shape)] if shape else 0
 
     def _fits(self, feeds: Feeds) -> bool:
         """Whether the graph's fixed lengths allow these shapes."""

@@ -9,7 +9,7 @@ import tiny_decoders as tiny
 from onnx import TensorProto, helper, numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.errors import CalibrationError, ModelError
 
 IDS = np.array([[3, 5, 7, 2, 30, 4, 4, 9]])
@@ -37,6 +37,34 @@ def test_decode_steps_equal_one_prefill(rename: bool, positions: bool):
         outputs = dict(zip(names, session.run(names, feeds), strict=True))
         # Float32 sums of up to eight terms: a few roundoffs of 6e-8.
         np.testing.assert_allclose(outputs[inputs.logits][:, 0], whole[:, step], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rename", [False, True])
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_a_cache_of_integers_with_their_scales(axes: int, rename: bool):
+    """Every present goes back as the past that it carries on, whatever its type and axes."""
+    model = tiny.build(tiny.Spec(scales=axes))
+    model = tiny.renamed(model) if rename else model
+    session, inputs = open_session(model), inputs_of(model)
+    assert len(inputs.presents) == 4
+    declared = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    empty = inputs.feed(IDS)
+    assert {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in empty.items()} == declared
+    assert {empty[past].ndim for past, _ in inputs.presents} == {4, axes}
+    assert not any(empty[past].size for past, _ in inputs.presents)
+    names = [output.name for output in session.get_outputs()]
+    whole = session.run([inputs.logits], empty)[0]
+    outputs = dict(zip(names, session.run(names, inputs.feed(IDS[:, :5])), strict=True))
+    for step in range(5, IDS.shape[1]):
+        past = inputs.present_to_past(outputs)
+        assert {np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.float32)} == {a.dtype for a in past.values()}
+        outputs = dict(zip(names, session.run(names, inputs.feed(IDS[:, step : step + 1], past)), strict=True))
+        np.testing.assert_allclose(outputs[inputs.logits][:, 0], whole[:, step], rtol=1e-5, atol=1e-5)
+
+
+def test_scales_whose_positions_come_before_the_heads():
+    shapes = [("b", 2, "past"), ("b", "past", 2), ("b", "past"), ("b", 2, "past", "width"), ("b", 2, 64, "width")]
+    assert [position_axis(shape) for shape in shapes] == [2, 1, 1, 2, 2]
 
 
 def test_roles_do_not_depend_on_names():

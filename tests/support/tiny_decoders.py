@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import quantized_cache
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -24,6 +25,7 @@ class Spec:
     head_dim: int | str = HEAD_DIM
     vocab: int = VOCAB
     forget: float = 1.0  # a factor on the past: anything but one spoils decoding alone
+    scales: int = 0  # axes of the scales of an integer cache; 0 for a float one
 
 
 def weights(seed: int = 0, vocab: int = VOCAB) -> dict[str, np.ndarray]:
@@ -40,7 +42,7 @@ def build(spec: Spec | None = None, arrays: dict[str, np.ndarray] | None = None)
     constants = {name: array.astype(kind) for name, array in arrays.items()}
     constants |= {"forget": np.array(spec.forget, kind), "axis2": np.array(2), "axes13": np.array([1, 3])}
     constants |= {"split": np.array([0, 0, HEADS, HEAD_DIM]), "join": np.array([0, 0, HIDDEN])}
-    constants |= {"ends": np.array([2**62]), "time": np.array([2])}
+    constants |= {"ends": np.array([2**62]), "time": np.array([2])} | quantized_cache.CONSTANTS
     inputs = [_info("input_ids", spec.ids, ["b", "s"]), _info("attention_mask", spec.ids, ["b", "t"])]
     outputs = [_info("logits", spec.dtype, ["b", "s", spec.vocab])]
     nodes = [helper.make_node("Gather", ["E", "input_ids"], ["x0"])]
@@ -61,7 +63,11 @@ def build(spec: Spec | None = None, arrays: dict[str, np.ndarray] | None = None)
             helper.make_node("Transpose", [f"{part}1"], [f"{part}2"], perm=[0, 2, 1, 3]),
         ]
         states.append(f"{part}2")
-        if spec.cache:
+        if spec.scales:
+            more, pasts, presents = quantized_cache.quantized(f"{part}2", name, spec.scales)
+            nodes, inputs, outputs = nodes + more, inputs + pasts, outputs + presents
+            states[-1] = f"{name}_read"
+        elif spec.cache:
             inputs.append(_info(past, spec.dtype, ["b", HEADS, "past", spec.head_dim]))
             outputs.append(_info(present, spec.dtype, ["b", HEADS, "t", spec.head_dim]))
             nodes += [
