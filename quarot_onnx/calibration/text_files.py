@@ -44,16 +44,31 @@ def read_text(path: str | Path, key: str | None = None) -> str:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8").lstrip(_MARK)
+        content = path.read_bytes()
     except OSError as error:
         raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"the text {path} is not UTF-8 (byte {error.start}): convert it first") from error
+    text = decoded(content, str(path))
     if is_json_lines(path, key):
         text = _joined(text, DEFAULT_KEY if key is None else key, path)
     if not text.strip():
         raise CalibrationError(f"the text {path} is empty: name a file with text in it")
     return text
+
+
+def decoded(content: bytes, name: str) -> str:
+    """The text of UTF-8 bytes, without a byte order mark at their head.
+
+    Args:
+        content: The bytes.
+        name: What they are from, for messages.
+
+    Raises:
+        CalibrationError: They are not UTF-8.
+    """
+    try:
+        return content.decode("utf-8").lstrip(_MARK)
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"the text {name} is not UTF-8 (byte {error.start}): convert it first") from error
 
 
 def _joined(content: str, key: str, path: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
+from quarot_onnx.cli.generate_options import GenerateOptions
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.signature import dashed, takes
@@ -237,6 +238,19 @@ def evaluate(
     notes(result.notes)
     content = perplexity_record(result) | {"model": str(path), "text": str(text)}
     print_json(content) if as_json else render.perplexity(content)
+
+
+@app.command(
+    epilog="Examples: quarot-onnx generate model.onnx --prompt 'The capital of France is'   |   "
+    "quarot-onnx generate int8/ --chat --prompt 'Why is the sky blue?' --temperature 0.7 --top-p 0.9 --seed 1"
+)
+@takes(GenerateOptions)
+def generate(options: GenerateOptions) -> None:
+    """Read what a model says, float or quantized; speeds of prefill and decode on standard error."""
+    path = opt.model_file(options.model)
+    from quarot_onnx.cli.generating import run  # noqa: PLC0415
+
+    run(options, path)
 
 
 @app.command(epilog="Example: quarot-onnx demo --out demo")

@@ -79,6 +79,23 @@ class Scored:
             )
         return output.reshape(length, shape[-1])
 
+    def last(self, output: NDArray[Any]) -> NDArray[Any]:
+        """The logits of the last token of the first row.
+
+        Args:
+            output: What the model gave: of every token, or of the last one alone.
+
+        Returns:
+            ``[vocab]``.
+
+        Raises:
+            ModelError: They are hidden states.
+        """
+        if self._is_hidden(output.shape[-1]):
+            raise self._no_logits(output.shape[-1])
+        found: NDArray[Any] = (output[0] if output.ndim > 2 else output)[-1]
+        return found
+
     def _is_hidden(self, width: int) -> bool:
         """Whether an output of this width can only be something else than logits."""
         return width == 1 or (self.table is not None and width == self.table[1] != self.table[0])
@@ -88,5 +105,5 @@ class Scored:
         what = "the width of its hidden states" if width > 1 else "a single column"
         return ModelError(
             f"{self.path} has no logits: its output {self.inputs.logits!r} is {width} wide, {what}{tokens}; "
-            "perplexity needs a model with its language model head"
+            "export it with its language model head"
         )

@@ -224,7 +224,7 @@ def test_demo_passes_its_options_on(shell: Shell, tmp_path: Path, monkeypatch: p
     assert shell.ok("demo", "--out", tmp_path / "d", "--json").json["rows"] == [row | {"prefill_tokens_per_s": 1234.5}]
 
 
-COMMANDS = ("export", "inspect", "rotate", "quantize", "verify", "compare", "evaluate", "demo")
+COMMANDS = ("export", "inspect", "rotate", "quantize", "verify", "compare", "evaluate", "generate", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -58,6 +58,21 @@ def test_nothing_is_left(phase: str, sent: str, model: Path, tmp_path: Path) -> 
     assert files(tmp_path) == before
 
 
+def test_a_text_that_is_interrupted_ends_its_line(model: Path, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    arguments = ["generate", str(model), "--prompt", "The quick"]
+    code = PROGRAM.format(room=".generation", module="generator", function="next_token", arguments=arguments)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "in\n"
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=PATIENCE)
+    assert (run.returncode, out, err) == (130, "\n", "interrupted: no partial output was left\n")
+    assert files(tmp_path) == before
+
+
 def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
     code = (
         HEARS_SIGINT + "import sys, os\n"

@@ -1,0 +1,50 @@
+"""The tokens that end a text, as the files beside a model say."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from quarot_onnx.calibration.tokenizer import load_tokenizer
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json
+
+
+def end_ids(model: Path, tokenizer: Path) -> frozenset[int]:
+    """The ids that end a text: what the first file says that says anything; empty where none does.
+
+    generation_config.json goes first, then genai_config.json and config.json, beside the model and beside the
+    tokenizer, then the ``eos_token`` of tokenizer_config.json.
+
+    Args:
+        model: The model's folder.
+        tokenizer: A tokenizer.json.
+
+    Raises:
+        CalibrationError: A file is not readable, or what it names is no id.
+    """
+    for folder in dict.fromkeys((model, tokenizer.parent)):
+        for file, said in _told(folder):
+            if said is not None:
+                return _ids(said, file)
+    file = tokenizer.parent / "tokenizer_config.json"
+    token = read_json(file, CalibrationError).get("eos_token")
+    text = token.get("content") if isinstance(token, Mapping) else token
+    known = load_tokenizer(tokenizer).token_to_id(text) if isinstance(text, str) else None
+    return frozenset() if known is None else frozenset({known})
+
+
+def _told(folder: Path) -> Iterator[tuple[Path, object]]:
+    """What each file of a folder says."""
+    for name, section in (("generation_config.json", None), (GENAI_CONFIG, "model"), ("config.json", None)):
+        content = read_json(folder / name, CalibrationError)
+        part = content if section is None else content.get(section)
+        yield folder / name, part.get("eos_token_id") if isinstance(part, Mapping) else None
+    text = read_json(folder / "config.json", CalibrationError).get("text_config")  # of models that see, too
+    yield folder / "config.json", text.get("eos_token_id") if isinstance(text, Mapping) else None
+
+
+def _ids(said: object, file: Path) -> frozenset[int]:
+    found = said if isinstance(said, list) else [said]
+    for item in found:
+        if type(item) is not int or item < 0:
+            raise CalibrationError(f"{file}: eos_token_id {item!r} is no token id: mend it or take it out")
+    return frozenset(found)
