@@ -57,7 +57,7 @@ def check_8_bits(source: Path, target: Path, *, rotated: set[str], integers: int
     assert compare(source, target).rel_l2 < RTOL_INT8
 
 
-def run_example(name: str, *arguments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_example(name: str, *arguments: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has imported already what takes most of an example's time."""
     path = ROOT / "examples" / name
     monkeypatch.setattr(sys, "argv", list(map(str, [path, *arguments])))
@@ -72,6 +72,13 @@ def test_python_examples_quantize_a_model(
     run_example(name, llama_optimum, out, monkeypatch=monkeypatch)
     integers = onnx.TensorProto.INT8 if name == "quark_style.py" else onnx.TensorProto.UINT8
     check_8_bits(llama_optimum, out, rotated={"R1", "R2", "R4"}, integers=integers)
+
+
+def test_generate(llama_optimum: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("generate.py", "The quick", llama_optimum, llama_optimum, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "alike for 32 of 32 tokens" in printed
+    assert printed.count("tokens/s") == 2
 
 
 @pytest.mark.slow

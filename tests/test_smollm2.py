@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from transformers import AutoTokenizer
 
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
@@ -15,6 +16,7 @@ from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.evaluation.perplexity import perplexity
+from quarot_onnx.generation.generator import Generator
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, rotate
@@ -127,3 +129,15 @@ def test_per_token_w8a8(
     assert measured(target, smollm2_export, evaluation_text) / float_perplexity < 1.015
     assert operators(target, tmp_path)["MatMulIntegerToFloat"] == 211
     assert target.with_name("tokenizer.json").exists()
+
+
+def test_what_it_says(smollm2_export: Path) -> None:
+    generator = Generator(smollm2_export)
+    assert generator.run(generator.task("The capital of France is", max_new_tokens=4)).text.startswith(" Paris.")
+    asked = generator.task("Name a colour of the sky, in one word.", chat=True)
+    theirs = AutoTokenizer.from_pretrained(smollm2_export.parent)
+    turns = [{"role": "user", "content": asked.prompt}]
+    assert list(asked.ids) == theirs.apply_chat_template(turns, add_generation_prompt=True)
+    said = generator.run(asked)
+    assert said.ended
+    assert "sky" in said.text

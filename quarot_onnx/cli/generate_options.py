@@ -32,7 +32,13 @@ class GenerateOptions:
     tokenizer: Annotated[
         Path | None, Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
     ] = None
-    bos: opt.UseBos = None
+    bos: Annotated[
+        bool | None,
+        Option(
+            "--bos/--no-bos",
+            help="Force the token in front of the prompt, or none. Default: as the tokenizer's files say.",
+        ),
+    ] = None
     bos_id: opt.BosId = None
     threads: Annotated[int | None, Option(metavar="N", min=1, help="onnxruntime's threads.")] = None
     exact: Annotated[
