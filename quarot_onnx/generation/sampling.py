@@ -50,23 +50,35 @@ def candidates(
         Their ids and their probabilities, which sum to 1; the likeliest first where any were cut off, of equal ones the
         lowest id.
     """
-    scaled = logits.astype(np.float64) / sampling.temperature
+    below = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):  # of a temperature near 0: what is not the likeliest is out of reach
+        scaled = below / sampling.temperature
     ids = np.arange(len(scaled))
-    if sampling.top_k is not None or sampling.top_p is not None:
-        ids = np.argsort(-scaled, kind="stable")[: sampling.top_k]
-    weights = np.exp(scaled[ids] - scaled[ids].max())
+    if sampling.top_k is not None and sampling.top_k < len(ids):
+        ids = np.flatnonzero(scaled >= np.partition(scaled, -sampling.top_k)[-sampling.top_k])
+        ids = ids[_descending(scaled[ids])][: sampling.top_k]
+    weights = np.exp(scaled[ids])
     weights /= weights.sum()
     if sampling.top_p is not None:
-        before = np.cumsum(weights) - weights
-        ids, weights = ids[before < sampling.top_p], weights[before < sampling.top_p]
+        # The others make up 1 - top_p at most together, and come last: only these need be sorted.
+        likely = np.flatnonzero(weights > (1 - sampling.top_p) / len(weights))
+        order = likely[_descending(weights[likely])]
+        before = np.cumsum(weights[order]) - weights[order]
+        order = order[before < sampling.top_p]
+        ids, weights = ids[order], weights[order]
     return ids, weights / weights.sum()
+
+
+def _descending(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Indices that sort values, the largest first, of equal ones the first."""
+    return np.argsort(-values, kind="stable")
 
 
 def next_token(logits: npt.NDArray[np.floating], sampling: Sampling | None, rng: np.random.Generator) -> int:
     """The next token.
 
     Args:
-        logits: ``[vocab]``, no NaN among them.
+        logits: ``[vocab]``, finite or minus infinity.
         sampling: How it is drawn; None for the likeliest, of equal ones the lowest id.
         rng: What it is drawn with; one number of it is used up.
     """

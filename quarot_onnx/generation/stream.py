@@ -2,7 +2,8 @@
 
 A token need not be a character: the bytes of one may be spread over several, and whether a word has a space before it
 may depend on the word before. So the whole is decoded, and what has been added is handed on, held back for as long as
-it ends within a character, which decodes to U+FFFD.
+it ends within a character, which decodes to U+FFFD. Of a long text the last tokens stand for the whole, from a place on
+where no character was broken.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 _BROKEN = "\ufffd"
+_KEPT = 32
+"""Tokens that are decoded again, at least, once there are so many."""
 
 
 class TextStream:
@@ -24,13 +27,20 @@ class TextStream:
         """
         self._tokenizer = tokenizer
         self._ids = list(prompt)
+        self._mark = len(self._ids)
         self._told = len(self._decoded())
 
     def add(self, token: int) -> str:
         """What can be told once a token is added; empty where it ends within a character."""
         self._ids.append(token)
         text = self._decoded()
-        return "" if text.endswith(_BROKEN) else self._new(text)
+        if text.endswith(_BROKEN):
+            return ""
+        new = self._new(text)
+        if len(self._ids) - self._mark > _KEPT:
+            self._ids = self._ids[self._mark :]
+            self._mark, self._told = len(self._ids), len(self._decoded())
+        return new
 
     def rest(self) -> str:
         """What was held back, as it is."""

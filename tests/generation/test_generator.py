@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import odd_decoders as odd
+import onnx
 import pytest
 import tiny_decoders as tiny
 from exports import BOS, EOS, EXPORTS
@@ -227,6 +228,24 @@ def test_room(case: str, tmp_path: Path) -> None:
     assert behind.task(prompt).count == 25
     # The last token that fits is the last that can be computed.
     assert len(generator.run(generator.task(prompt)).ids) <= 27
+
+
+def test_a_buffer_that_past_and_present_share(tmp_path: Path) -> None:
+    """GroupQueryAttention writes into a past of the longest length, of which the mask says what counts."""
+    source = EXPORTS["genai"]()
+    path = copied(source, tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if len(value.type.tensor_type.shape.dim) == 4:
+            value.type.tensor_type.shape.dim[2].dim_value = 32
+    onnx.save(proto, path)
+    generator = Generator(path)
+    assert generator.task(PROMPT).count == 32 + 1 - 10
+    found = generator.run(generator.task(PROMPT))
+    assert found.ended or len(found.ids) == 23
+    assert_greedy(found, source)
+    with pytest.raises(CalibrationError, match="columns of its cache"):
+        generator.task(PROMPT, max_new_tokens=24)
 
 
 def test_columns_of_a_cache_are_room(tmp_path: Path) -> None:

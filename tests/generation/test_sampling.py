@@ -47,6 +47,28 @@ def test_top_p_is_taken_of_what_top_k_leaves() -> None:
     assert list(drawn_from(top_k=2, top_p=0.62)) == [1, 3]
 
 
+@pytest.mark.parametrize("top_k", [None, 1, 7, 300, 5000])
+@pytest.mark.parametrize("top_p", [None, 1e-6, 0.3, 0.9, 0.9999, 1.0])
+def test_cuts_are_those_of_all_logits_sorted(top_k: int | None, top_p: float | None) -> None:
+    """Few logits are sorted; equal ones among them."""
+    logits = np.random.default_rng(1).normal(0, 3, 1000).round(1).astype(np.float32)
+    sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p)
+    order = sorted(range(1000), key=lambda i: (-logits[i], i))[:top_k]
+    shares = np.exp(logits[order].astype(np.float64) / 0.8)
+    shares /= shares.sum()
+    before = np.concatenate([[0.0], np.cumsum(shares)[:-1]])
+    kept = int((before < (top_p or 1.1)).sum())
+    found = dict(zip(*(array.tolist() for array in candidates(logits, sampling)), strict=True))
+    expected = dict(zip(order[:kept], (shares[:kept] / shares[:kept].sum()).tolist(), strict=True))
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected)
+
+
+def test_a_temperature_near_zero_is_greedy() -> None:
+    ids, weights = candidates(LOGITS, Sampling(temperature=1e-310))
+    assert dict(zip(ids.tolist(), weights.tolist(), strict=True)) == {0: 0, 1: 1, 2: 0, 3: 0, 4: 0}
+
+
 def test_of_equal_logits_the_lowest_ids() -> None:
     ids, weights = candidates(np.zeros(8, np.float32), Sampling(top_k=3))
     assert ids.tolist() == [0, 1, 2]

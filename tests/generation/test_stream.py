@@ -31,6 +31,12 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     assert [piece for piece in pieces if piece] == list(TEXT)
 
 
+def test_a_long_text_is_the_same_text() -> None:
+    """Most of it is no longer decoded; where it is cut, no character is."""
+    tokenizer, text = byte_level(), "Größe 世界🙂 " * 40
+    assert "".join(pieces_of(tokenizer, tokenizer.encode("é" * 50).ids, tokenizer.encode(text).ids)) == text
+
+
 def test_a_character_that_is_never_completed_comes_last() -> None:
     tokenizer = byte_level()
     *pieces, rest = pieces_of(tokenizer, [], tokenizer.encode("ab🙂").ids[:-1])
@@ -65,6 +71,14 @@ def test_bytes_that_a_tokenizer_falls_back_to() -> None:
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")])
     ids = [2 + byte for byte in "é".encode()]
     assert pieces_of(made, [1], [*ids, 1]) == ["", "é", " a", ""]
+    # A run of bytes is decoded as a whole, or not at all.
+    assert "".join(pieces_of(made, [1], ids * 200)) == "é" * 200
+
+
+def test_spaces_before_words_of_a_long_text() -> None:
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "▁one": 1, "▁two": 2, "s": 3}, unk_token="<unk>"))
+    made.decoder = decoders.Metaspace()
+    assert "".join(pieces_of(made, [1], [2, 3, 1] * 60)) == " twos one" * 60
 
 
 def test_the_tokenizer_of_the_tiny_models(llama_optimum) -> None:
