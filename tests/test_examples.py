@@ -231,7 +231,7 @@ def test_readme_commands(
     (reader_folder / "model.onnx").write_bytes((reader_folder / "onnx" / "model.onnx").read_bytes())
     commands = [shlex.split(line) for line in COMMANDS]
     assert {command[1] for command in commands if command[0] == "quarot-onnx"} == {
-        "inspect", "rotate", "verify", "quantize", "compare", "evaluate",
+        "inspect", "rotate", "verify", "quantize", "compare", "evaluate", "generate",
     }  # fmt: skip
     for command in commands:
         if command[0] == "python":

@@ -233,6 +233,8 @@ class ModelInputs:
             )
         if spec.dtype == ir.DataType.BFLOAT16:
             raise ModelError(f"the cache {spec.name!r} is bfloat16, which onnxruntime cannot take from NumPy")
+        if (width := told.get(3)) is not None and spec.dtype == ir.DataType.UINT8:
+            told[3] = width // 2  # two values of 4 bits to a byte, as GroupQueryAttention packs them
         told |= {0: batch, position_axis(spec.shape): self.lengths.past or 0}
         shape = (told.get(axis, dim) for axis, dim in enumerate(spec.shape))
         return np.zeros([length for length in shape if isinstance(length, int)], spec.dtype.numpy())

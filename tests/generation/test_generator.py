@@ -11,7 +11,7 @@ import odd_decoders as odd
 import onnx
 import pytest
 import tiny_decoders as tiny
-from exports import BOS, EOS, EXPORTS
+from exports import BOS, EOS, EXPORTS, genai_like
 from lowbit_runs import LAYERS, TOKEN
 from tokenizers import pre_tokenizers
 
@@ -123,6 +123,27 @@ def test_quantized(case: str, kind: str, tmp_path: Path) -> None:
 def test_a_cache_of_integers_and_scales(axes: int, tmp_path: Path) -> None:
     path = words(tiny.save(tiny.build(tiny.Spec(scales=axes)), tmp_path), tiny.VOCAB)
     assert_greedy(generate(path, "w5 w6 w7", max_new_tokens=COUNT), path)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_cache_that_fused_attention_quantizes(bits: int, tmp_path: Path) -> None:
+    """GroupQueryAttention's own integers, of a width that the graph leaves open; 4 bits are two to a byte."""
+    source = genai_like(packed_qkv=False)
+    path = copied(source, tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if len(value.type.tensor_type.shape.dim) == 4:
+            value.type.tensor_type.elem_type = {8: onnx.TensorProto.INT8, 4: onnx.TensorProto.UINT8}[bits]
+    # Keys and values reach some 4 in size.
+    scale = onnx.numpy_helper.from_array(np.array([4 / 2 ** (bits - 1)], np.float32), "kv_scale")
+    proto.graph.initializer.append(scale)
+    for node in (node for node in proto.graph.node if node.op_type == "GroupQueryAttention"):
+        node.input.extend([*[""] * (12 - len(node.input)), "kv_scale", "kv_scale"])
+        attributes = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": bits}
+        node.attribute.extend(onnx.helper.make_attribute(*pair) for pair in attributes.items())
+    onnx.save(proto, path)
+    found = generate(path, PROMPT, max_new_tokens=COUNT)
+    assert_greedy(found, path, tolerance=0.05)
 
 
 def words(model: Path, vocab: int) -> Path:
