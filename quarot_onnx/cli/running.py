@@ -33,6 +33,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(_usage(error, given), 2)
     except BrokenPipeError:
         raise
+    except SystemExit as stopped:
+        # typer's answer to a reader of our output that is gone; it is no failure of ours.
+        if isinstance(stopped.__context__, BrokenPipeError):
+            raise stopped.__context__ from None
+        raise
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except MemoryError:

@@ -1,5 +1,6 @@
 """An interrupted run ends with status 130 (terminated: 143) and leaves nothing, hidden folders included."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_a_text_that_is_interrupted_ends_its_line(model: Path, tmp_path: Path) -
         out, err = run.communicate(timeout=PATIENCE)
     assert (run.returncode, out, err) == (130, "\n", "interrupted: no partial output was left\n")
     assert files(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
+def test_a_reader_that_is_gone_is_no_fault(model: Path) -> None:
+    code = "import sys; from quarot_onnx.cli import main; main()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", code, "generate", str(model), "--prompt", "The quick", "--max-new-tokens", "9"]
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
