@@ -3,17 +3,25 @@
 An export names its inputs as it likes; what they are shows in the graph. The token ids are the integer ``[batch, seq]``
 input that indexes the embedding table (a Gather from a constant with as many rows as there are logits); a graph without
 them takes embeddings, float ``[batch, seq, hidden]``. Position ids reach a cosine, a RotaryEmbedding or a second table;
-a 4-D input is a mask where it is added to scores or compared, else a cache, and so is an input of other axes that the
-graph carries on to an output; what a single number counts shows where it ends (:mod:`quarot_onnx.calibration.traced`).
-Names decide only what the structure leaves open, or where no graph is at hand (an onnxruntime session shows inputs and
-outputs alone).
+a 4-D input is a mask where it is added to scores or compared, else a cache, and so is one of other axes, as long as
+these, that the graph carries on to an output; what a single number counts shows where it ends
+(:mod:`quarot_onnx.calibration.traced`). Names decide only what the structure leaves open, or where no graph is at hand
+(an onnxruntime session shows inputs and outputs alone).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import FLOATS, INTEGERS, InputRole, TensorSpec, embedding_rows, is_position
+from quarot_onnx.calibration.inputs import (
+    FLOATS,
+    INTEGERS,
+    InputRole,
+    TensorSpec,
+    embedding_rows,
+    is_position,
+    position_axis,
+)
 from quarot_onnx.calibration.traced import length_role, mask_role
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.caches import presents
@@ -50,15 +58,26 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
             roles[spec.name] = main[1]
         else:
             roles[spec.name] = _role(spec, values.get(spec.name), set(roles.values()))
-    if InputRole.UNKNOWN in roles.values():
-        ranks = {spec.name: spec.rank or 0 for spec in inputs}
-        carried = {value.name or "" for value in presents(graph)}
-        roles |= {
-            name: InputRole.PAST
-            for name, role in roles.items()
-            if role is InputRole.UNKNOWN and ranks[name] > 1 and name in carried
-        }
-    return roles
+    unknown = [spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN]
+    return roles | dict.fromkeys(_carried(unknown, inputs, roles, graph), InputRole.PAST)
+
+
+def _carried(
+    unknown: Sequence[TensorSpec], inputs: Sequence[TensorSpec], roles: Mapping[str, InputRole], graph: ir.Graph
+) -> list[str]:
+    """Caches of other than four axes: what the graph carries on to an output, and is as long as the other caches.
+
+    What has a length of its own is a state of another kind, such as a convolution's.
+    """
+    shapes = [spec.shape for spec in inputs if roles[spec.name] is InputRole.PAST and spec.shape is not None]
+    columns = {shape[position_axis(shape)] for shape in shapes}
+    carried = {value.name for value in presents(graph)} if unknown else set()
+    return [
+        spec.name
+        for spec in unknown
+        if spec.name in carried and spec.shape is not None and len(spec.shape) > 1
+        if spec.shape[position_axis(spec.shape)] in columns
+    ]
 
 
 def main_input(

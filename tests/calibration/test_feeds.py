@@ -62,6 +62,22 @@ def test_a_cache_of_integers_with_their_scales(axes: int, rename: bool):
         np.testing.assert_allclose(outputs[inputs.logits][:, 0], whole[:, step], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [3, "past"])
+def test_a_state_of_a_length_of_its_own_is_no_cache(length: int | str):
+    """Such as that of a convolution, which holds the last columns alone."""
+    model = tiny.build()
+    graph = model.graph
+    graph.input.append(helper.make_tensor_value_info("past_conv", TensorProto.FLOAT, ["b", tiny.HIDDEN, length]))
+    graph.output.append(helper.make_tensor_value_info("present_conv", TensorProto.FLOAT, ["b", tiny.HIDDEN, "t"]))
+    graph.node.append(helper.make_node("Transpose", ["x"], ["columns"], perm=[0, 2, 1]))
+    graph.node.append(helper.make_node("Concat", ["past_conv", "columns"], ["present_conv"], axis=2))
+    if length == "past":
+        assert inputs_of(model).roles["past_conv"] is InputRole.PAST
+    else:
+        with pytest.raises(ModelError, match=r"'past_conv'.* is not known"):
+            inputs_of(model)
+
+
 def test_scales_whose_positions_come_before_the_heads():
     shapes = [("b", 2, "past"), ("b", "past", 2), ("b", "past"), ("b", 2, "past", "width"), ("b", 2, 64, "width")]
     assert [position_axis(shape) for shape in shapes] == [2, 1, 1, 2, 2]
