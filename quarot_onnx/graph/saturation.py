@@ -45,7 +45,7 @@ def _weights(node: ir.Node) -> Iterator[ir.Value | None]:
         yield node.inputs[index] if index < len(node.inputs) else None
     elif node.op_type in _FUSED and len(node.inputs) > 1:
         activation, weight = (_dequantize(value) for value in node.inputs[:2])
-        if activation is not None and weight is not None and not _is_int8(activation):
+        if activation is not None and weight is not None and _may_be_uint8(activation):
             yield weight.inputs[0]
 
 
@@ -55,11 +55,11 @@ def _dequantize(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _is_int8(dequantize: ir.Node) -> bool:
-    """Whether integers are int8, as their zero point has it; without one they are uint8."""
+def _may_be_uint8(dequantize: ir.Node) -> bool:
+    """Whether integers are uint8, as their zero point has it, or as it does not tell."""
     zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
     constant = resolve_constant(zero)
-    return constant is not None and constant.dtype is ir.DataType.INT8
+    return constant is None or constant.dtype is ir.DataType.UINT8
 
 
 def _is_large(value: ir.Value | None) -> bool:

@@ -54,6 +54,12 @@ def test_uint8_weights_and_int8_activations_are_safe() -> None:
     assert not saturable_products(qdq(weight(127), INT8))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_activations_of_16_bits_are_safe(dtype: type) -> None:
+    # onnxruntime has no integer product for them
+    assert not saturable_products(qdq(weight(127), np.array(0, dtype)))
+
+
 def test_weights_that_are_cast_from_4_bits_are_safe() -> None:
     cast = [helper.make_node("Cast", ["w"], ["w8"], to=TensorProto.INT8)]
     made = qdq(weight(7), UINT8, through=cast)
