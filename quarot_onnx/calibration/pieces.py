@@ -48,6 +48,13 @@ def fitting_window(inputs: ModelInputs, seq_len: int, decode_steps: int = 0) -> 
     return runs * fixed, (runs - 1) * fixed
 
 
+def longest_window(inputs: ModelInputs, positions: int) -> int:
+    """The tokens of the longest window that a graph of so many positions takes; more where it fixes more."""
+    fixed = inputs.lengths.seq
+    longest = min(fitting_window(inputs, positions)[0], positions)
+    return longest if fixed is None else max(longest // fixed, 1) * fixed
+
+
 def pieces(inputs: ModelInputs, length: int, decode_steps: int = 0) -> list[tuple[int, int]]:
     """Start and stop of each run that a window takes.
 

@@ -39,6 +39,16 @@ def position_note(folder: Path, length: int) -> tuple[str, ...]:
     return (note,)
 
 
+def positions_of(folder: Path, graph: ir.Graph) -> int | None:
+    """A model's positions, as files beside it say or its tables show, the fewer; None where neither does.
+
+    Raises:
+        CalibrationError: A config that is not readable.
+    """
+    stated, shown = stated_positions(folder), table_positions(graph)
+    return min((count for count in (stated and stated[0], shown) if count), default=None)
+
+
 def table_positions(graph: ir.Graph) -> int | None:
     """The rows of the shortest constant table of cosines that an operator for RoPE reads; None without any."""
     rows = []

@@ -10,6 +10,7 @@ import typer
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
+from quarot_onnx.cli.evaluate_options import EvaluateOptions
 from quarot_onnx.cli.generate_options import GenerateOptions
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
@@ -198,46 +199,17 @@ def compare(
     require(result)
 
 
-@app.command(epilog="Example: quarot-onnx evaluate model.onnx --text wiki.test.raw --tokenizer model/")
-def evaluate(
-    model: opt.Model,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text, or JSON lines.")],
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside the model.")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.")
-    ] = None,
-    windows: Annotated[int, typer.Option(metavar="N", min=0, help="Windows; 0 for the whole text.")] = 20,
-    unscored: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens at the start of a window that are not scored.")
-    ] = 1,
-    text_key: opt.TextKey = None,
-    bos: opt.UseBos = None,
-    bos_id: opt.BosId = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
-    ] = False,
-    as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
-    """Perplexity of a model, float or quantized, on a text."""
-    path = opt.model_file(model)
-    source, chosen = opt.tokenizer_path(tokenizer, path), opt.bos_choice(bos, bos_id)
-    from quarot_onnx.calibration.bos import Bos  # noqa: PLC0415
-    from quarot_onnx.evaluation.perplexity import perplexity  # noqa: PLC0415
-    from quarot_onnx.evaluation.report import perplexity_record  # noqa: PLC0415
+@app.command(
+    epilog="Examples: quarot-onnx evaluate model.onnx --text wiki.test.raw --tokenizer model/   |   "
+    "quarot-onnx evaluate model.onnx --tasks piqa,arc_easy --batch-size 4"
+)
+@takes(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
+    """Perplexity of a model, float or quantized, on a text; or how well it does tasks of lm-eval."""
+    path = opt.model_file(options.model)
+    from quarot_onnx.cli.evaluating import run  # noqa: PLC0415
 
-    with bars(quiet=quiet or as_json) as progress:
-        result = perplexity(
-            path, text, source, seq_len=seq_len, windows=windows, threads=threads, bos=Bos.of(chosen),
-            text_key=text_key, exact=exact, unscored=unscored,
-            progress=lambda done, total: progress("evaluate", done, total),
-        )  # fmt: skip
-    notes(result.notes)
-    content = perplexity_record(result) | {"model": str(path), "text": str(text)}
-    print_json(content) if as_json else render.perplexity(content)
+    run(options, path)
 
 
 @app.command(

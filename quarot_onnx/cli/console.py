@@ -23,6 +23,7 @@ _PHASES = {
     "quantize": "quantizing",
     "check": "checking the quantized model",
     "save": "writing",
+    "index": "looking for the tasks",
     "evaluate": "evaluating",
 }
 

@@ -134,10 +134,10 @@ SplitCache = Annotated[
 ]
 _BOS_HELP = "Force the token in front of every window, or none. Default: as the tokenizer's files say."
 _BOS_ID_HELP = "The id to put there."
-_TEXT_KEY_HELP = "The text is JSON lines, this its key. Default in .jsonl files: text."
+TEXT_KEY_HELP = "The text is JSON lines, this its key. Default in .jsonl files: text."
 UseBos = Annotated[bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP)]
 BosId = Annotated[int | None, typer.Option("--bos-id", min=0, metavar="N", help=_BOS_ID_HELP)]
-TextKey = Annotated[str | None, typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP)]
+TextKey = Annotated[str | None, typer.Option("--text-key", metavar="KEY", help=TEXT_KEY_HELP)]
 CalibBos = Annotated[
     bool | None, typer.Option("--bos/--no-bos", help=_BOS_HELP, rich_help_panel=CALIBRATION), Key("calibration.bos")
 ]
@@ -148,7 +148,7 @@ CalibBosId = Annotated[
 ]
 CalibTextKey = Annotated[
     str | None,
-    typer.Option("--text-key", metavar="KEY", help=_TEXT_KEY_HELP, rich_help_panel=CALIBRATION),
+    typer.Option("--text-key", metavar="KEY", help=TEXT_KEY_HELP, rich_help_panel=CALIBRATION),
     Key("calibration.text_key"),
 ]
 RecipeFile = Annotated[

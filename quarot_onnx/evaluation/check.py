@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.positions import stated_positions, table_positions
+from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.readers import DataReader, TextReader
 from quarot_onnx.calibration.text import Bos
 from quarot_onnx.errors import CalibrationError, InputError, ModelError
@@ -163,7 +163,7 @@ def material_for(
         tokenizer = calibrated.tokenizer_path
     if tokenizer is None and (original.parent / "tokenizer.json").is_file():
         tokenizer = original.parent
-    positions = _positions(original.parent, model)
+    positions = positions_of(original.parent, model.graph)
     shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2))
     if tokenizer is not None:
         return text_material(
@@ -180,9 +180,3 @@ def material_for(
             f"a perplexity needs a tokenizer, and there is no tokenizer.json beside {original}; name one (--tokenizer)"
         )
     return random_material(inputs, shape)
-
-
-def _positions(folder: Path, model: ir.Model) -> int | None:
-    """The model's positions, as files beside it say or its tables show; None where neither does."""
-    stated, shown = stated_positions(folder), table_positions(model.graph)
-    return min((count for count in (stated and stated[0], shown) if count), default=None)

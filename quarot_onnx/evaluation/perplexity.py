@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
+from quarot_onnx.calibration.pieces import default_window, pieces
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
@@ -105,7 +105,7 @@ def perplexity(
         CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little.
         ModelError: The model cannot be run, has no logits of every position, or some that are not finite.
     """
-    model = _scored(model_path)
+    model = Scored.of_text(model_path)
     inputs = model.inputs
     seq_len = default_window(inputs) if seq_len is None else seq_len
     if seq_len <= max(unscored, 1) or windows < 0:
@@ -159,21 +159,6 @@ def perplexity(
         saturating=saturating,
         exact=exact,
     )
-
-
-def _scored(path: str | Path) -> Scored:
-    """A model that a text alone can feed.
-
-    Raises:
-        FeedError: It takes something else.
-    """
-    way_out = "a perplexity is that of a model that takes token ids: evaluate one that does"
-    try:
-        model = Scored.read(path)
-        require_ids(model.inputs)
-    except FeedError as error:
-        raise FeedError(error.reason, way_out) from error
-    return model
 
 
 def _logits(session: Any, model: Scored, window: TokenIds) -> npt.NDArray[Any]:

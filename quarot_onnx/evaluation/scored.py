@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.errors import ModelError
+from quarot_onnx.calibration.pieces import require_ids
+from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.io import model_io
 
 
@@ -54,6 +55,22 @@ class Scored:
         if better is None:
             raise found._no_logits(width)
         return replace(found, inputs=replace(inputs, logits=better.name, vocab_size=rows))
+
+    @classmethod
+    def of_text(cls, path: str | Path) -> "Scored":
+        """Find the logits of a model that a text alone can feed.
+
+        Raises:
+            FeedError: It takes something else.
+            ModelError: It has no logits.
+        """
+        try:
+            model = cls.read(path)
+            require_ids(model.inputs)
+        except FeedError as error:
+            way_out = "what is scored is a model that takes token ids: evaluate one that does"
+            raise FeedError(error.reason, way_out) from error
+        return model
 
     def logits(self, output: NDArray[Any], length: int) -> NDArray[Any]:
         """The logits of one window.

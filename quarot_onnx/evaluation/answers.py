@@ -1,0 +1,170 @@
+"""The log likelihood of given continuations: ``sum_i ln p(continuation_i | context, continuation_<i)``.
+
+What is too long for the model is cut off on the left, as lm-eval does: of ``context + continuation`` the last
+``positions + 1`` tokens count, and all but the last of these are fed. Rows of one length are run together and nothing
+is padded, so that no row sees what it is run beside; a graph that fixes its length gets tokens behind a row, which it
+cannot see either. Equal rows are run once. What a row and the prefix of a model begin with alike is not fed again, but
+for the last token of the context, whose logits are needed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.pieces import longest_window, pieces
+from quarot_onnx.calibration.positions import positions_of
+from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.errors import CalibrationError, FeedError, ModelError
+from quarot_onnx.evaluation.before import Before
+from quarot_onnx.evaluation.logits import negative_log_likelihood
+from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.io import model_io
+from quarot_onnx.sessions import runtime
+
+_POSITIONS = 2048
+"""Of a model that does not say how many it has; lm-eval's number."""
+
+Ids = Sequence[int]
+Row = tuple[int, ...]
+
+
+class Answers:
+    """A model that is asked how likely continuations are.
+
+    Attributes:
+        path: Its file.
+        positions: The most tokens that are fed of a row.
+        cut: How many rows were too long and lost tokens on the left.
+    """
+
+    def __init__(
+        self, path: str | Path, *, batch_size: int = 1, threads: int | None = None, exact: bool = False
+    ) -> None:
+        """Open the model.
+
+        Args:
+            path: The ONNX file.
+            batch_size: Rows of a run, at most; fewer where the graph fixes its batch, one where a cache is fed that
+                onnxruntime's fused attention takes for one row alone.
+            threads: onnxruntime's intra-op threads.
+            exact: Compute 8-bit products exactly where this processor's fast way saturates.
+
+        Raises:
+            ModelError: The model cannot be run, or takes no token ids.
+            CalibrationError: A config beside it is not readable.
+        """
+        self.path = Path(path)
+        self.cut = 0
+        self._model = Scored.of_text(path)
+        inputs, lead = self._model.inputs, self._model.lead
+        held = 0 if lead is None else len(lead.ids)
+        known = positions_of(self.path.parent, model_io.load(path).graph) or _POSITIONS
+        self.positions = longest_window(inputs, max(known - held, 1))
+        self._fixed = inputs.lengths.seq
+        fed = lead is not None and lead.past is not None
+        alone = fed or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
+        self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
+        self._session = runtime.session(path, threads=threads, exact_products=exact)
+
+    def score(
+        self, pairs: Sequence[tuple[Ids, Ids]], progress: Callable[[int, int], None] | None = None
+    ) -> list[tuple[float, bool]]:
+        """How likely each continuation is, and whether it is what greedy decoding would give.
+
+        Args:
+            pairs: Context and continuation, neither empty.
+            progress: Called with the pairs done and their number.
+
+        Returns:
+            In the order of ``pairs``: the log likelihood in nats, and whether every token is the likeliest one.
+
+        Raises:
+            CalibrationError: A context or a continuation without tokens, one longer than the model's positions, or ids
+                outside its vocabulary.
+            ModelError: The model cannot be run, or its logits are not finite.
+        """
+        asked: dict[Row, list[int]] = {}
+        for number, (context, continuation) in enumerate(pairs):
+            asked.setdefault(self._row(context, continuation), []).append(number)
+        found: dict[int, tuple[float, bool]] = {}
+        for batch in self._batches(list(asked)):
+            for row, logits in zip(batch, self._logits(batch), strict=True):
+                for number in asked[row]:
+                    found[number] = self._answer(logits[: len(row)], np.array(pairs[number][1], np.int64))
+            if progress is not None:
+                progress(len(found), len(pairs))
+        return [found[number] for number in range(len(pairs))]
+
+    def notes(self) -> tuple[str, ...]:
+        """What to say of the rows that were scored."""
+        lead, found = self._model.lead, []
+        if lead is not None:
+            found.append(
+                f"the model brings the prefix {list(lead.ids)}: it stands before every text, and what a text begins "
+                "with of it is not fed again"
+            )
+        if self.cut:
+            found.append(f"{self.cut} rows were longer than {self.positions} tokens and lost their beginning")
+        return tuple(found)
+
+    def _row(self, context: Ids, continuation: Ids) -> Row:
+        """The tokens that are fed for a pair."""
+        if not context or not continuation:
+            what = "an answer" if context else "a context"
+            raise CalibrationError(f"{what} of a task has no tokens: give it some text")
+        if len(continuation) > self.positions:
+            raise CalibrationError(
+                f"an answer of {len(continuation)} tokens does not fit into the {self.positions} that {self.path} "
+                "takes at once: choose a task with shorter ones, or a model with more positions"
+            )
+        whole = np.array([*context, *continuation], np.int64)
+        check_vocabulary(whole, self._model.inputs.vocab_size)
+        self.cut += len(whole) > self.positions + 1
+        whole = whole[-(self.positions + 1) :]
+        lead = self._model.lead
+        held = 0 if lead is None else min(lead.shared(whole), len(whole) - len(continuation) - 1)
+        return tuple(whole[held:-1].tolist())
+
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Rows that are run together, the longest first: what memory does not hold fails at once."""
+        lengths: dict[int, list[Row]] = {}
+        for row in rows:
+            lengths.setdefault(self._length(row), []).append(row)
+        for _, alike in sorted(lengths.items(), reverse=True):
+            for start in range(0, len(alike), self._rows):
+                yield alike[start : start + self._rows]
+
+    def _length(self, row: Row) -> int:
+        """The tokens of a row as it is run."""
+        return len(row) if self._fixed is None else -(-len(row) // self._fixed) * self._fixed
+
+    def _logits(self, batch: Sequence[Row]) -> list[npt.NDArray[np.floating]]:
+        """The logits of rows, [tokens, vocab] each, those of tokens behind a row among them."""
+        inputs, before = self._model.inputs, Before(past=self._model.lead)
+        ids = np.zeros((len(batch), self._length(batch[0])), np.int64)
+        for place, row in enumerate(batch):
+            ids[place, : len(row)] = row
+        found: list[list[npt.NDArray[np.floating]]] = [[] for _ in batch]
+        try:
+            runs = pieces(inputs, ids.shape[1])
+            outputs = window_outputs(self._session, inputs, ids, [inputs.logits], before=before)
+            for (start, stop), (output,) in zip(runs, outputs, strict=True):
+                for place, parts in enumerate(found):
+                    one = output[place : place + 1] if output.ndim == 3 else output
+                    parts.append(self._model.logits(one, stop - start))
+        except FeedError as error:
+            way_out = "where rows are longer than what the model takes, choose a task with shorter texts"
+            raise FeedError(error.reason, way_out) from error
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+
+    def _answer(self, logits: npt.NDArray[np.floating], continuation: npt.NDArray[np.int64]) -> tuple[float, bool]:
+        """The answer for one pair, from the logits of its row."""
+        logits = logits[-len(continuation) :]
+        total = -float(negative_log_likelihood(logits, continuation).sum())
+        if not np.isfinite(total):
+            raise ModelError(f"the logits of {self.path} are not finite: the model is damaged")
+        return total, bool((logits.argmax(axis=-1) == continuation).all())

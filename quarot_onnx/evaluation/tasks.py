@@ -1,0 +1,216 @@
+"""Zero-shot and few-shot tasks through lm-eval, scored by onnxruntime.
+
+Tasks, prompts, metrics and tables are lm-eval's; `harness` answers its requests. lm-eval is imported when tasks are
+asked for. Tasks come with it, or from YAML files in a folder of one's own, which may name local data.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quarot_onnx.calibration.bos import Bos
+from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
+from quarot_onnx.evaluation.answers import Answers
+from quarot_onnx.evaluation.encoding import Encoding
+from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.io import model_io
+from quarot_onnx.processor import saturates
+from quarot_onnx.progress import PhaseProgress, silent
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+_SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+_KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+_OWN = "a task of your own with local data can be named with --include-path DIR (docs/accuracy.md)"
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What came of tasks.
+
+    Attributes:
+        tables: As lm-eval prints them: the tasks, and the groups where there are any.
+        record: lm-eval's results as JSON types: what ``_KEPT`` names, and ``config``, how they were taken.
+        notes: What the user should know.
+    """
+
+    tables: tuple[str, ...]
+    record: Mapping[str, object]
+    notes: tuple[str, ...] = ()
+
+
+def evaluate_tasks(
+    model_path: str | Path,
+    tokenizer: str | Path,
+    tasks: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 1,
+    bos: int | Bos = Bos.AUTO,
+    threads: int | None = None,
+    exact: bool = False,
+    progress: PhaseProgress = silent,
+) -> TaskResults:
+    """Score a model on tasks of lm-eval.
+
+    Args:
+        model_path: The ONNX file.
+        tokenizer: A tokenizer.json, or the folder that holds one.
+        tasks: Names of tasks, groups or tags, or patterns such as ``mmlu_*``.
+        include_path: A folder with YAML files of further tasks, which go before lm-eval's own.
+        limit: Items of each task, from its start; below 1 a share of them. None for all.
+        num_fewshot: Solved items before each one; None for what the task says.
+        batch_size: Rows that are run at once, at most; of no influence on the results but in the last digits.
+        bos: The BOS id, or where it comes from; by default the tokenizer's post-processor puts it there, or not.
+        threads: onnxruntime's intra-op threads.
+        exact: Compute 8-bit products exactly where this processor's fast way saturates.
+        progress: Told of the phases "index" and "evaluate".
+
+    Raises:
+        MissingPackageError: lm-eval is not installed.
+        ConfigError: A task that is not known, that wants generated text, or that lm-eval cannot run.
+        CalibrationError: The data of a task cannot be had, or tokenizer and texts do not fit the model.
+        ModelError: The model cannot be run, or has no logits of every position.
+    """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ConfigError(f"no folder at {include_path}: --include-path names one with YAML files of tasks")
+    if limit is not None and not (0 < limit < 1 or limit in range(1, sys.maxsize)):
+        raise ConfigError(f"--limit {limit:g} is no number of items: need 1 or more, or a share of them below 1")
+    encoding = Encoding.of(tokenizer, bos)
+    if not tasks:
+        raise ConfigError("no task is named: --tasks takes names of lm-eval's, such as piqa,arc_easy")
+    _require_harness()
+    progress("index", 0, None)
+    manager, names = _known(tasks, include_path)
+    loaded = [task for name in names for task in _loaded(manager, name)]
+    answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact)
+    from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
+
+    lm = OnnxModel(answers, encoding, lambda done, total: progress("evaluate", done, total))
+    start = time.perf_counter()
+    found = _run(lm, manager, loaded, names, num_fewshot=num_fewshot, batch_size=batch_size, limit=limit)
+    config = found["config"] | {
+        "model": str(model_path),
+        "tokenizer": str(encoding.path),
+        "bos_id": encoding.bos,
+        "batch_size": batch_size,
+        "num_fewshot": num_fewshot,
+        "positions": answers.positions,
+        "exact": exact,
+        "lm_eval": version("lm_eval"),
+        "seconds": time.perf_counter() - start,
+    }
+    return TaskResults(
+        tables=_tables(found),
+        record={key: found[key] for key in _KEPT if key in found} | {"config": config},
+        notes=(*answers.notes(), *_saturation_note(model_path, exact=exact)),
+    )
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401, PLC0415 - seconds, and optional
+    except ImportError as error:
+        raise MissingPackageError(
+            f"tasks are run by lm-eval, which cannot be imported ({error}): pip install 'quarot-onnx[eval]'"
+        ) from error
+
+
+def _known(tasks: Sequence[str], include_path: str | Path | None) -> tuple["TaskManager", list[str]]:
+    """The names that are meant, and who knows them.
+
+    lm-eval's own tasks are some 15,000 files, which take half a minute to read; not where the folder has them all.
+
+    Raises:
+        ConfigError: A name that is not known.
+    """
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415 - late, see above
+
+    folder = None if include_path is None else str(include_path)
+    if folder is not None:
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(own.all_subtasks):
+            return own, list(dict.fromkeys(tasks))
+    manager = TaskManager(include_path=folder)
+    names: dict[str, None] = {}
+    for name in tasks:
+        matched = manager.match_tasks([name])
+        if not matched:
+            near = did_you_mean(name, manager.all_tasks)
+            raise ConfigError(f"lm-eval {version('lm_eval')} knows no task {name!r}{near}; {_OWN}")
+        names |= dict.fromkeys(matched)
+    return manager, list(names)
+
+
+def _loaded(manager: "TaskManager", name: str) -> list[Any]:
+    """The task of a name with its data; a group as one, a tag as its tasks.
+
+    Raises:
+        CalibrationError: Its data cannot be had.
+        ConfigError: It wants generated text, or its YAML is not understood.
+    """
+    try:
+        found = manager.load([name])
+    except OSError as error:  # of datasets and what it fetches with: no connection, no such file, nothing in the cache
+        raise CalibrationError(
+            f"the data of the task {name!r} cannot be had ({_line(error)}): fetch them once where there is a "
+            f"connection and keep the cache, or {_OWN}"
+        ) from error
+    except Exception as error:  # whatever a YAML file and the code that it names raise
+        raise ConfigError(f"lm-eval cannot set up the task {name!r} ({_line(error)}); {_OWN}") from error
+    for task in found["tasks"].values():
+        if task.OUTPUT_TYPE not in _SCORED:
+            raise ConfigError(
+                f"the task {task.task_name!r} wants generated text (output_type {task.OUTPUT_TYPE}), and only given "
+                f"answers are scored; choose tasks of the types {', '.join(_SCORED)}, such as piqa or arc_easy"
+            )
+    groups = found.get("groups", {})
+    return [groups[name]] if name in groups else list(found["tasks"].values())
+
+
+def _run(
+    lm: Any, manager: "TaskManager", loaded: Sequence[Any], names: Sequence[str], **options: object
+) -> dict[str, Any]:
+    """lm-eval's results.
+
+    Raises:
+        ConfigError: lm-eval stops at a task.
+    """
+    from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415 - late, see above
+
+    try:
+        with redirect_stdout(sys.stderr):  # it prints, and what is on standard output may be JSON
+            found = simple_evaluate(model=lm, tasks=list(loaded), task_manager=manager, log_samples=False, **options)
+    except QuarotError:
+        raise
+    except Exception as error:  # whatever a YAML file and the code that it names raise
+        raise ConfigError(
+            f"lm-eval stopped at {', '.join(names)} ({_line(error)}); see the task's YAML file"
+        ) from error
+    return dict(found)
+
+
+def _tables(found: Mapping[str, Any]) -> tuple[str, ...]:
+    from lm_eval.utils import make_table  # noqa: PLC0415 - late, see above
+
+    groups = (make_table(found, "groups"),) if found.get("groups") else ()
+    return (make_table(found), *groups)
+
+
+def _saturation_note(path: str | Path, *, exact: bool) -> tuple[str, ...]:
+    count = 0 if exact or not saturates() else len(saturable_products(model_io.load(path)))
+    return (f"{count} products saturate on this processor; --exact computes them exactly",) if count else ()
+
+
+def _line(error: Exception) -> str:
+    """An error of another package in a line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__

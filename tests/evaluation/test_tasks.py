@@ -1,0 +1,108 @@
+"""lm-eval gets the same answers from a session of onnxruntime as from its own Hugging Face back end."""
+
+from functools import partial
+from pathlib import Path
+
+import exports
+import harness_tasks
+import lm_eval.tasks
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quarot_onnx.errors import CalibrationError, ConfigError
+from quarot_onnx.evaluation.answers import Answers
+from quarot_onnx.evaluation.encoding import Encoding
+from quarot_onnx.evaluation.harness import OnnxModel
+from quarot_onnx.evaluation.tasks import evaluate_tasks
+
+PAIRS = [
+    ("The quick brown fox", " jumps over"),
+    ("The quick brown fox ", "jumps"),  # the space goes with the answer
+    ("", "No context at all"),
+    ("", "<s>begun"),
+    ("<s>It begins with the BOS", " itself"),
+    ("Longer than the model " * 12, "is"),
+]
+TEXTS = ["A text.", "<s>begun", "in several windows of the model's positions " * 9]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What datasets keeps of a file that it read."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def requests(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, given, i) for i, given in enumerate(arguments)]
+
+
+def test_as_the_hugging_face_back_end_does() -> None:
+    source, export = exports.hf_folder("llama"), exports.optimum_export("llama")
+    theirs = HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(source, dtype="float32"),
+        tokenizer=AutoTokenizer.from_pretrained(source),
+        batch_size=2,
+    )
+    ours = OnnxModel(Answers(export, batch_size=2), Encoding.of(export.parent))
+    assert ours.prefix_token_id == theirs.prefix_token_id
+    assert ours._answers.positions == theirs.max_length == 128
+    asked = requests("loglikelihood", PAIRS)
+    found, expected = ours.loglikelihood(asked), theirs.loglikelihood(asked, disable_tqdm=True)
+    # Sums of some ten float32 logits, each rounded in the 7th digit.
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-3)
+    assert [same for _, same in found] == [same for _, same in expected]
+    texts = requests("loglikelihood_rolling", [(text,) for text in TEXTS])
+    whole = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(whole, rel=1e-5)
+    assert len(TEXTS[-1]) > 2 * 128
+
+
+def test_tasks_groups_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    # Half a minute for lm-eval's own 15,000; the folder's are enough here.
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    folder, path = harness_tasks.write(tmp_path / "tasks"), exports.optimum_export("llama")
+    seen: list[str] = []
+    run = partial(evaluate_tasks, path, path.parent, include_path=folder)
+    alone = run(["pick", "roll", "pick"], progress=lambda phase, *_: seen.append(phase))
+    assert list(dict.fromkeys(seen)) == ["index", "evaluate"]
+    grouped, matched = run(["both"], batch_size=3), run(["[pr]*"], batch_size=4)
+    for other in (grouped, matched):
+        for name, metric in (("pick", "acc,none"), ("roll", "bits_per_byte,none")):
+            value = alone.record["results"][name][metric]  # type: ignore[index]
+            assert other.record["results"][name][metric] == pytest.approx(value, rel=1e-6)  # type: ignore[index]
+    assert len(grouped.tables) == 2
+    assert "|both" in grouped.tables[1]
+    assert alone.record["n-samples"]["pick"] == {"original": 6, "effective": 6}  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"knows no task 'pickk' \(did you mean 'pick'"):
+        run(["pick", "pickk"])
+    with pytest.raises(ConfigError, match="the task 'say' wants generated text"):
+        run(["pick", "say"])
+    with pytest.raises(ConfigError, match="no task is named"):
+        run([])
+
+
+def test_data_and_files_that_are_not_there(tmp_path: Path) -> None:
+    path = exports.optimum_export("llama")
+    folder = harness_tasks.write(tmp_path / "tasks", data="elsewhere.jsonl")
+    run = partial(evaluate_tasks, path, path.parent, include_path=folder)
+    with pytest.raises(CalibrationError, match=r"the data of the task 'pick' cannot be had \(FileNotFoundError"):
+        run(["pick"])
+    odd = {"task": "odd", "dataset_path": "json", "output_type": "multiple_choice", "doc_to_texts": "{{question}}"}
+    harness_tasks.put(folder, odd)
+    with pytest.raises(ConfigError, match="lm-eval cannot set up the task 'odd'"):
+        run(["odd"])
+    good = harness_tasks.write(tmp_path / "good")
+    content = (good / "pick.yaml").read_text()
+    (good / "pick.yaml").write_text(content.replace("{{question}}", "{{query}}"))
+    with pytest.raises(ConfigError, match=r"lm-eval stopped at pick .*query"):
+        evaluate_tasks(path, path.parent, ["pick"], include_path=good)
+
+
+@pytest.mark.slow
+def test_tasks_that_come_with_lm_eval_are_known() -> None:
+    path = exports.optimum_export("llama")
+    with pytest.raises(CalibrationError, match=r"the data of the task 'piqa' cannot be had.*--include-path DIR"):
+        evaluate_tasks(path, path.parent, ["piqa"])
