@@ -208,6 +208,7 @@ def reader_folder(qwen2_optimum: Path, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(ROOT / "rotation_configs", folder / "rotation_configs")
     for name in ("train.txt", "test.txt", "wikitext.txt"):
         (folder / name).write_text(default_text()[:30_000], encoding="utf-8")
+    run(sys.executable, "benchmarks/cloze_task.py", folder / "test.txt", folder / "tasks", "--items", 4)
     return folder
 
 
@@ -227,6 +228,7 @@ def test_readme_commands(
     reader_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(reader_folder)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", reader_folder / "cache")
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers here are pytest's
     (reader_folder / "model.onnx").write_bytes((reader_folder / "onnx" / "model.onnx").read_bytes())
     commands = [shlex.split(line) for line in COMMANDS]

@@ -76,7 +76,8 @@ def _tasks(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int | Bo
     # lm-eval's own bars, which the libraries it stands on read when they are imported; ours tell the same.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for talkative in ("lm_eval", "datasets", "huggingface_hub"):  # what stops a task is told in one line of ours
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)
     from quarot_onnx.evaluation.tasks import evaluate_tasks  # noqa: PLC0415
 
     names = [name for given in options.tasks or () for name in given.split(",") if name]

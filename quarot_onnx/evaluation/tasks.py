@@ -4,6 +4,7 @@ Tasks, prompts, metrics and tables are lm-eval's; `harness` answers its requests
 asked for. Tasks come with it, or from YAML files in a folder of one's own, which may name local data.
 """
 
+import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
@@ -82,7 +85,7 @@ def evaluate_tasks(
     """
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"no folder at {include_path}: --include-path names one with YAML files of tasks")
-    if limit is not None and not (0 < limit < 1 or limit in range(1, sys.maxsize)):
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
         raise ConfigError(f"--limit {limit:g} is no number of items: need 1 or more, or a share of them below 1")
     encoding = Encoding.of(tokenizer, bos)
     if not tasks:
@@ -90,18 +93,20 @@ def evaluate_tasks(
     _require_harness()
     progress("index", 0, None)
     manager, names = _known(tasks, include_path)
+    _seed()
     loaded = [task for name in names for task in _loaded(manager, name)]
     answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact)
     from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
 
     lm = OnnxModel(answers, encoding, lambda done, total: progress("evaluate", done, total))
     start = time.perf_counter()
-    found = _run(lm, manager, loaded, names, num_fewshot=num_fewshot, batch_size=batch_size, limit=limit)
-    config = found["config"] | {
+    found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
+    config = {
         "model": str(model_path),
         "tokenizer": str(encoding.path),
         "bos_id": encoding.bos,
         "batch_size": batch_size,
+        "limit": limit,
         "num_fewshot": num_fewshot,
         "positions": answers.positions,
         "exact": exact,
@@ -122,6 +127,14 @@ def _require_harness() -> None:
         raise MissingPackageError(
             f"tasks are run by lm-eval, which cannot be imported ({error}): pip install 'quarot-onnx[eval]'"
         ) from error
+
+
+def _seed() -> None:
+    """Seed what the code of some tasks shuffles with, as lm-eval's own command line does."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED  # noqa: PLC0415 - late, see above
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)  # noqa: NPY002 - the generator that lm-eval's tasks use
 
 
 def _known(tasks: Sequence[str], include_path: str | Path | None) -> tuple["TaskManager", list[str]]:
@@ -176,19 +189,38 @@ def _loaded(manager: "TaskManager", name: str) -> list[Any]:
     return [groups[name]] if name in groups else list(found["tasks"].values())
 
 
+def _set(task: Any, num_fewshot: int | None) -> None:
+    """Few-shot items as lm-eval's own command line sets them: a 0 that a task insists on stays."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED  # noqa: PLC0415 - late, see above
+
+    said = task.get_config("num_fewshot")
+    if said != 0 and (said is None or num_fewshot is not None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
 def _run(
-    lm: Any, manager: "TaskManager", loaded: Sequence[Any], names: Sequence[str], **options: object
+    lm: Any,
+    manager: "TaskManager",
+    loaded: Sequence[Any],
+    *,
+    names: Sequence[str],
+    num_fewshot: int | None,
+    limit: float | None,
 ) -> dict[str, Any]:
     """lm-eval's results.
 
     Raises:
         ConfigError: lm-eval stops at a task.
     """
-    from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415 - late, see above
+    from lm_eval.evaluator import evaluate  # noqa: PLC0415 - late, see above
 
     try:
+        tasks = manager.load(list(loaded))
+        for task in tasks["tasks"].values():
+            _set(task, num_fewshot)
         with redirect_stdout(sys.stderr):  # it prints, and what is on standard output may be JSON
-            found = simple_evaluate(model=lm, tasks=list(loaded), task_manager=manager, log_samples=False, **options)
+            found = evaluate(lm=lm, task_dict=tasks, limit=limit, log_samples=False)
     except QuarotError:
         raise
     except Exception as error:  # whatever a YAML file and the code that it names raise

@@ -95,9 +95,9 @@ def test_data_and_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lm-eval cannot set up the task 'odd'"):
         run(["odd"])
     good = harness_tasks.write(tmp_path / "good")
-    content = (good / "pick.yaml").read_text()
-    (good / "pick.yaml").write_text(content.replace("{{question}}", "{{query}}"))
-    with pytest.raises(ConfigError, match=r"lm-eval stopped at pick .*query"):
+    content = (good / "data.jsonl").read_text()
+    (good / "data.jsonl").write_text(content + '{"question": "Which?", "choices": null, "label": 0, "text": ""}\n')
+    with pytest.raises(ConfigError, match=r"lm-eval stopped at pick \(TypeError"):
         evaluate_tasks(path, path.parent, ["pick"], include_path=good)
 
 
