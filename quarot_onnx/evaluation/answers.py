@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.pieces import longest_window, pieces
@@ -24,6 +25,9 @@ from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.io import model_io
 from quarot_onnx.sessions import runtime
+
+_OF_ALL_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
+"""Operators that find one scale for all rows that they are given."""
 
 _POSITIONS = 2048
 """Of a model that does not say how many it has; lm-eval's number."""
@@ -48,8 +52,8 @@ class Answers:
 
         Args:
             path: The ONNX file.
-            batch_size: Rows of a run, at most; fewer where the graph fixes its batch, one where a cache is fed that
-                onnxruntime's fused attention takes for one row alone.
+            batch_size: Rows of a run, at most; fewer where the graph fixes its batch. One where a cache is fed that
+                onnxruntime's fused attention takes for one row alone, and where activations of all rows share a scale.
             threads: onnxruntime's intra-op threads.
             exact: Compute 8-bit products exactly where this processor's fast way saturates.
 
@@ -62,11 +66,13 @@ class Answers:
         self._model = Scored.of_text(path)
         inputs, lead = self._model.inputs, self._model.lead
         held = 0 if lead is None else len(lead.ids)
-        known = positions_of(self.path.parent, model_io.load(path).graph) or _POSITIONS
+        graph = model_io.load(path).graph
+        known = positions_of(self.path.parent, graph) or _POSITIONS
         self.positions = longest_window(inputs, max(known - held, 1))
         self._fixed = inputs.lengths.seq
         fed = lead is not None and lead.past is not None
-        alone = fed or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
+        shares = any(node.op_type in _OF_ALL_ROWS for node in ir.traversal.RecursiveGraphIterator(graph))
+        alone = fed or shares or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
         self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
         self._session = runtime.session(path, threads=threads, exact_products=exact)
 

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import tiny_decoders as tiny
 from command_line import Shell
+from onnxruntime.quantization import quantize_dynamic
 
 from quarot_onnx import QuarotConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
@@ -100,6 +101,13 @@ def test_nothing_depends_on_the_batch(export: Callable[[], Path]) -> None:
     alone = [Answers(path).score([pair])[0][0] for pair in pairs]
     np.testing.assert_allclose(one, alone, atol=ROUNDING)
     assert len(set(one.round(2))) > len(pairs) // 2
+
+
+def test_rows_that_would_share_a_scale_run_alone(tmp_path: Path) -> None:
+    quantize_dynamic(exports.optimum_export("llama"), tmp_path / "model.onnx")
+    pairs = drawn(250, [(6, 2)] * 4)
+    one, three = (Answers(tmp_path / "model.onnx", batch_size=size).score(pairs) for size in (1, 3))
+    assert one == three
 
 
 def test_equal_rows_are_run_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
