@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import datasets
 import exports
 import harness_tasks
 import lm_eval.tasks
@@ -102,7 +103,11 @@ def test_data_and_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tasks_that_come_with_lm_eval_are_known() -> None:
+def test_tasks_that_come_with_lm_eval_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     path = exports.optimum_export("llama")
     with pytest.raises(CalibrationError, match=r"the data of the task 'piqa' cannot be had.*--include-path DIR"):
         evaluate_tasks(path, path.parent, ["piqa"])
