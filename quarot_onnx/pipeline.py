@@ -27,6 +27,7 @@ from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
+from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
@@ -107,7 +108,9 @@ def rotate(
                 model_io.save(model, file, progress=of_phase(progress, "prefix"))
                 model = model_io.load(file)
             # What is written is what is proved.
-            equivalence = prove(source, file, given, progress)
+            change = past_change(plan, model)
+            own = None if given is None or change is None else [change(feed) for feed in given]
+            equivalence = prove(source, file, given, progress, own_feeds=own)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
         saved = model_io.save(
@@ -197,7 +200,7 @@ def quantize(
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
         rotation = None if plan is None or rotating is None else (plan, rotating)
-        begin = Start(source, selection, work.reader, work.samples, config.calib_data_size)
+        begin = Start(source, selection, work.reader, work.samples, config.calib_data_size, given_inputs)
         begin = behind_its_prefix(begin, folder)
         start = prepared(begin, rotation, run, config.prefix if no_prefix is None else None)
         earlier = recorded(start.model)

@@ -9,13 +9,16 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from quarot_onnx import QConfig, QLayerConfig, UInt8Spec
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.pieces import pieces
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.config import Int8Spec
+from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.errors import CalibrationError, FeedError
 from quarot_onnx.evaluation.equivalence import compare
 from quarot_onnx.evaluation.outputs import window_outputs
-from quarot_onnx.pipeline import rotate
+from quarot_onnx.pipeline import quantize, rotate
 
 # Spec, tokens of a window, and how many of the compared tokens are fed on a cache.
 FED = {
@@ -149,3 +152,32 @@ def test_a_given_past_is_rotated_as_the_model_would_have_made_it(spec: odd.Spec,
     outcome = rotate(source, tmp_path / "b.onnx", QuarotConfig(r3=True), feeds=feeds)
     assert outcome.equivalence is not None
     assert set(outcome.recipe["rotation"]["counts"]) >= {"R2", "R3"}
+
+
+def a_past(length: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(4)
+    feeds = {"input_ids": np.full((1, 6), 7), "temperature": np.ones(1, np.float32)}
+    shape = (1, odd.HEADS, length, odd.HEAD_DIM)
+    return feeds | {f"past_key_values.0.{part}": rng.standard_normal(shape, np.float32) for part in ("key", "value")}
+
+
+def test_a_given_past_is_rotated_with_a_given_matrix(tmp_path: Path):
+    """A record has its hash alone."""
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((odd.HEAD_DIM, odd.HEAD_DIM)))
+    np.save(tmp_path / "r2.npy", q)
+    source = odd.write(tmp_path / "a", odd.Spec(unknown=True))
+    outcome = rotate(
+        source, tmp_path / "b.onnx", QuarotConfig(r2_matrix_path=tmp_path / "r2.npy", r3=True), feeds=a_past(9)
+    )
+    assert outcome.equivalence is not None
+    assert set(outcome.recipe["rotation"]["counts"]) >= {"R2", "R3"}
+
+
+@pytest.mark.parametrize("rotation", [[], [QuarotConfig(r3=True)]])
+def test_a_given_past_is_scaled_as_the_model_would_have_made_it(rotation: list[QuarotConfig], tmp_path: Path):
+    source = odd.write(tmp_path / "a", odd.Spec(unknown=True))
+    config = QConfig(QLayerConfig(UInt8Spec(), Int8Spec()), algo_config=[*rotation, SmoothQuantConfig(0.8)])
+    feeds = a_past(9)
+    outcome = quantize(source, tmp_path / "b.onnx", config, SampleReader([feeds]), feeds=feeds, check=None)
+    assert outcome.equivalence is not None
+    assert outcome.equivalence.tokens == 6

@@ -100,6 +100,7 @@ def compare(
     *,
     token_ids: TokenIds | None = None,
     feeds: Sequence[Feeds] | None = None,
+    own_feeds: Sequence[Feeds] | None = None,
     random_tokens: int = 128,
     real_tokens: int = 128,
     seq_len: int = 64,
@@ -120,6 +121,7 @@ def compare(
         token_ids: Token ids of your own in place of the real text, ``[windows, seq]``; their last ``decode_steps``
             are decoded one by one.
         feeds: Inputs of your own in place of all that, each one run; see ``calibration.given.given_feeds``.
+        own_feeds: The same with the caches of ``path_b``; None makes them of ``feeds`` as the models' records say.
         random_tokens: Prefill tokens of random ids, rounded up to whole windows; 0 for none.
         real_tokens: Prefill tokens of real text, if a tokenizer.json lies beside ``path_a``; 0 for none.
         seq_len: Prefill tokens of a window; a graph that fixes a length gets that.
@@ -151,8 +153,13 @@ def compare(
         pairing = pair_decoders(model_a, a.inputs, model_b, b.inputs)
         names_a, names_b = ([item.name for item in pairing.outputs], [item.other for item in pairing.outputs])
         if feeds is not None:
-            runs_a = float_outputs(path_a, names_a, turned(feeds, a.inputs, pairing, 0), threads)
-            runs_b = float_outputs(path_b, names_b, turned(feeds, b.inputs, pairing, 1), threads)
+            feeds_a, feeds_b = (
+                (turned(feeds, a.inputs, pairing, 0), turned(feeds, b.inputs, pairing, 1))
+                if own_feeds is None
+                else (feeds, own_feeds)
+            )
+            runs_a = float_outputs(path_a, names_a, feeds_a, threads)
+            runs_b = float_outputs(path_b, names_b, feeds_b, threads)
         else:
             length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
             groups = _token_windows(

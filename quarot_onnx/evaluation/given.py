@@ -5,9 +5,13 @@ given past are turned alike.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.evaluation.pairing import Pairing
+from quarot_onnx.hadamard.rotation import Rotation
 
 
 def turned(feeds: Sequence[Feeds], inputs: ModelInputs, pairing: Pairing, side: int) -> Iterator[Feeds]:
@@ -25,6 +29,10 @@ def turned(feeds: Sequence[Feeds], inputs: ModelInputs, pairing: Pairing, side: 
         for past, present in inputs.presents:
             rotation = rotations.get(present)
             if rotation is not None and fed[past].size:
-                heads = rotation.apply(fed[past].reshape(-1, rotation.size))
-                fed[past] = heads.reshape(fed[past].shape).astype(fed[past].dtype)
+                fed[past] = turned_heads(fed[past], rotation)
         yield fed
+
+
+def turned_heads(cache: NDArray[Any], rotation: Rotation) -> NDArray[Any]:
+    """A cache whose heads, its last axis or parts of that, are rotated."""
+    return rotation.apply(cache.reshape(-1, rotation.size)).reshape(cache.shape).astype(cache.dtype)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.hadamard.online import OnlineFactors
@@ -57,6 +59,7 @@ class Plan:
         rotations: The rotations used, by kind and size, for records.
         counts: Sites rotated, by kind.
         caches: The rotation of every output that carries a cache R2 or R3 changes, by the output's name.
+        scales: What the values of a cache are multiplied by where they are scaled, [KV heads, head_dim], by the same.
         notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
         suffix: What the name of an initializer gets where the original stays in use.
     """
@@ -67,6 +70,7 @@ class Plan:
     notes: tuple[str, ...]
     caches: Mapping[str, str] = field(default_factory=dict)
     suffix: str = "rotated"
+    scales: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
         """What was done, for the output's metadata: JSON types only."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from quarot_onnx.calibration.changed import ChangedReader
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.leading import Lead, led_samples, texts_of
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
@@ -18,6 +19,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
+from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rotation.plan import Plan
 from quarot_onnx.run.prefixing import find_prefix, put_prefix, with_prefix
 from quarot_onnx.run.provenance import make_recipe, record, recorded
@@ -36,7 +38,7 @@ class Run:
         config: What is asked for.
         work: The scratch folder, the checkpoint, the calibration data.
         checking: The check of the quantized model.
-        feeds: Inputs of the proof; None for those that a rule makes.
+        feeds: Inputs of the proof, as the original takes them; None for those that a rule makes.
         verify: Whether the changed float model is compared with the original.
         clock: Seconds of each phase.
         progress: Called as the work goes on.
@@ -67,6 +69,7 @@ class Start:
         reader: The calibration data, as this model takes them.
         samples: The same for algorithms, which look at them more than once.
         limit: How many of them count; None for all.
+        feeds: Inputs of the proof, as this model takes them; None for those that a rule makes.
         lead: What the model has before the tokens that it is fed; None for nothing.
         equivalence: The proof that nothing else changed.
         notes: What the user should know of how it was made.
@@ -77,6 +80,7 @@ class Start:
     reader: DataReader | None
     samples: list[Feeds]
     limit: int | None
+    feeds: Sequence[Feeds] | None = None
     lead: Lead | None = None
     equivalence: Equivalence | None = None
     notes: tuple[str, ...] = ()
@@ -174,10 +178,31 @@ def _written(start: Start, plan: Plan, run: Run, phase: str) -> Start:
     model_io.save(start.model, file, progress=of_phase(run.progress, phase))
     run.clock.lap(phase)
     selection = select(Survey(model_io.load(file)), run.config)
-    return replace(start, file=file, selection=selection, notes=(*start.notes, *plan.notes))
+    return _own_pasts(replace(start, file=file, selection=selection, notes=(*start.notes, *plan.notes)), plan)
+
+
+def _own_pasts(start: Start, plan: Plan) -> Start:
+    """The same, the pasts in its data and feeds as the model makes them now that the plan was carried out."""
+    change = past_change(plan, start.model)
+    if change is None:
+        return start
+    samples = [change(feeds) for feeds in start.samples]
+    reader = start.reader
+    if reader is not None:
+        reader = SampleReader(samples) if samples else ChangedReader(wrap(reader), change)
+    feeds = None if start.feeds is None else [change(feed) for feed in start.feeds]
+    return replace(start, reader=reader, samples=samples, feeds=feeds)
 
 
 def _proved(start: Start, run: Run) -> Start:
-    equivalence = prove(run.source, start.file, run.feeds, run.progress, then=run.checking.observe, lead=start.lead)
+    equivalence = prove(
+        run.source,
+        start.file,
+        run.feeds,
+        run.progress,
+        own_feeds=start.feeds,
+        then=run.checking.observe,
+        lead=start.lead,
+    )
     run.clock.lap("verify")
     return replace(start, equivalence=equivalence)

@@ -71,13 +71,14 @@ def prove(
     feeds: Sequence[Feeds] | None,
     progress: PhaseProgress,
     *,
+    own_feeds: Sequence[Feeds] | None = None,
     then: Callable[[Any], None] | None = None,
     lead: Lead | None = None,
 ) -> Equivalence:
-    """Compare the two; raises VerificationError when they differ. ``then`` and ``lead`` are as for ``compare``."""
+    """Compare the two; raises VerificationError when they differ. Options are as for ``compare``."""
     progress("verify", 0, None)
     try:
-        equivalence = compare(source, rotated, feeds=feeds, then=then, lead=lead)
+        equivalence = compare(source, rotated, feeds=feeds, own_feeds=own_feeds, then=then, lead=lead)
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give inputs for the proof"
         raise FeedError(

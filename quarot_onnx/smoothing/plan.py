@@ -37,6 +37,7 @@ def plan_smoothing(
         config: α.
     """
     steps = WeightSteps()
+    scales: dict[str, Vector] = {}
     for place in places:
         inputs = np.max([peaks[linear.input.name or ""] for linear in place.readers], axis=0)
         weights = np.max([_row_peaks(linear) for linear in place.readers], axis=0)
@@ -45,12 +46,15 @@ def plan_smoothing(
         spread = _spread(scale, place)
         for linear in place.readers:
             steps.weight(linear, Scale(0, ir.Tensor(spread)))
+        if place.cache is not None and place.heads is not None:
+            groups, _, width = place.heads
+            scales[place.cache] = (1.0 / scale).reshape(groups, width)
     reasons: dict[str, list[str]] = {}
     for entry in refused:
         reasons.setdefault(entry.reason, []).append(entry.linear)
     notes = tuple(f"not smoothed: {first_and_more(names)}, as {reason}" for reason, names in reasons.items())
-    caches = {place.cache: "scaled" for place in places if place.cache is not None}
-    return Plan(tuple(steps.edits()), {}, {"places": len(places)}, notes, caches, suffix="smoothed")
+    caches, counts = dict.fromkeys(scales, "scaled"), {"places": len(places)}
+    return Plan(tuple(steps.edits()), {}, counts, notes, caches, suffix="smoothed", scales=scales)
 
 
 def _row_peaks(linear: Linear) -> Vector:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 import tiny_decoders as tiny
 
+from quarot_onnx.calibration.changed import ChangedReader
 from quarot_onnx.calibration.checked import wrap
 from quarot_onnx.calibration.ranges import collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
@@ -84,3 +85,21 @@ def test_negative_ids_are_refused_unless_hidden() -> None:
         collect_ranges(model, ["h"], Mine(FEEDS, wrong))
     hidden = wrong | {"input_ids": np.array([[5, 6, -100]]), "attention_mask": np.array([[1, 1, 0]])}
     assert collect_ranges(model, ["h"], Mine(hidden))["h"].max > 0
+
+
+def test_a_changed_reader_speaks_for_the_one_that_it_reads() -> None:
+    def doubled(feeds: dict[str, Any]) -> dict[str, Any]:
+        return {name: 2 * array for name, array in feeds.items()}
+
+    once = wrap(Mine(FEEDS, FEEDS))
+    once.require_sample()
+    reader = wrap(ChangedReader(once, doubled))
+    assert [feeds["input_ids"].tolist() for feeds in reader] == [[[10, 12, 14]]] * 2
+    assert once.count == 2
+    assert reader.notes(3) == once.notes(3) != ()
+    with pytest.raises(CalibrationError, match=r"^Mine has no rewind\(\) and has been read already"):
+        list(reader)
+    own = SampleReader([FEEDS, FEEDS])
+    again = ChangedReader(wrap(own), doubled)
+    assert (again.name, again.size, again.bos, again.decode_steps) == ("SampleReader", 2, None, 0)
+    assert len(list(again)) == len(list(again)) == 2
