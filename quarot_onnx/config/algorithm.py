@@ -18,6 +18,7 @@ from pydantic import (
 
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.formats import Placed
+from quarot_onnx.config.kv_cache import KVCacheConfig
 from quarot_onnx.config.misfits import corrected_without_scale, smoothing_float_inputs
 from quarot_onnx.config.prefix import SinkPrefixConfig
 from quarot_onnx.config.rounding import (
@@ -128,6 +129,7 @@ _ALGORITHMS: dict[str, type[AlgoConfig]] = {
     "quarot": QuarotConfig,
     "smooth_quant": SmoothQuantConfig,
     "sink_prefix": SinkPrefixConfig,
+    "kv_cache": KVCacheConfig,
     **ROUNDINGS,
 }
 
@@ -155,19 +157,21 @@ def as_algorithm(value: object, info: ValidationInfo) -> object:
 
 
 def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
-    """Raise ValueError unless there is at most one rotation, smoothing, prefix and rounding, in this order."""
-    kinds = (QuarotConfig, SmoothQuantConfig, SinkPrefixConfig, RoundingConfig)
+    """Raise ValueError unless there is at most one of each kind, in the order in which they are carried out."""
+    kinds = (QuarotConfig, SmoothQuantConfig, SinkPrefixConfig, RoundingConfig, KVCacheConfig)
     places = [next(place for place, kind in enumerate(kinds) if isinstance(item, kind)) for item in algorithms]
-    for place, kind in enumerate(kinds[:-1]):
-        if places.count(place) > 1:
-            raise ValueError(f"more than one {kind.__name__}; give one")
-    if places.count(len(kinds) - 1) > 1:
-        names = " and ".join(item.name for item in algorithms if isinstance(item, RoundingConfig))
-        raise ValueError(f"more than one rounding, {names}; give one of them")
+    for place, kind in enumerate(kinds):
+        if places.count(place) < 2:
+            continue
+        if kind is RoundingConfig:
+            names = " and ".join(item.name for item in algorithms if isinstance(item, RoundingConfig))
+            raise ValueError(f"more than one rounding, {names}; give one of them")
+        raise ValueError(f"more than one {kind.__name__}; give one")
     if places != sorted(places):
         first = next(place for place, later in itertools.pairwise(places) if place > later)
-        before = ("", "the smoothing", "the prefix", "the rounding")[first]
-        raise ValueError(f"{before} stands too early; rotate, then smooth, then keep a prefix, then round")
+        before = ("", "the smoothing", "the prefix", "the rounding", "the cache")[first]
+        order = "rotate, then smooth, then keep a prefix, then round, then quantize the cache"
+        raise ValueError(f"{before} stands too early; {order}")
 
 
 def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed], *, bias_correction: bool) -> None:
@@ -200,6 +204,7 @@ __all__ = [
     "GPTAQConfig",
     "GPTQConfig",
     "HessianConfig",
+    "KVCacheConfig",
     "QronosConfig",
     "QuarotConfig",
     "RTNConfig",

@@ -92,6 +92,24 @@ class PrefixForm(Choice):
     NPZ = "npz"
 
 
+class CacheForm(Choice):
+    """How a quantized key/value cache is written: as integers, or rounded and in float."""
+
+    AUTO = "auto"
+    INT = "int"
+    FAKE = "fake"
+
+
+class CacheScales(Choice):
+    """What the integers of a key/value cache have a scale for: found at run time, or, from CHANNEL on, fixed."""
+
+    AUTO = "auto"
+    TOKEN = "token"  # noqa: S105 - no password
+    CHANNEL = "channel"
+    HEAD = "head"
+    TENSOR = "tensor"
+
+
 class Scheme(Choice):
     """The recipes that are shipped, by name: what ``--scheme`` and ``--recipe`` take."""
 

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_v
 
 from quarot_onnx.config.algorithm import (
     AlgoConfig,
+    KVCacheConfig,
     QuarotConfig,
     RoundingConfig,
     SinkPrefixConfig,
@@ -66,8 +67,8 @@ class QConfig(WithoutPresets):
         specific_layer_config: Rules by node name, glob or ^regex.
         layer_type_config: Rules by operator type.
         exclude: Nodes to leave in float, by name, glob or ^regex.
-        algo_config: At most one `QuarotConfig`, then at most one rounding: `RTNConfig`, `GPTQConfig`, `GPTAQConfig` or
-            `QronosConfig`.
+        algo_config: At most one of each, in this order: `QuarotConfig`, `SmoothQuantConfig`, `SinkPrefixConfig`, a
+            rounding (`RTNConfig`, `GPTQConfig`, `GPTAQConfig` or `QronosConfig`), `KVCacheConfig`.
         use_external_data_format: Write the weights beside the model.
         op_types_to_quantize: Operators that are quantized at all (``OpTypesToQuantize``).
         nodes_to_quantize: If not empty, only these nodes are quantized (``NodesToQuantize``).
@@ -197,6 +198,12 @@ class QConfig(WithoutPresets):
         return next((item for item in found if item.needs_statistics), None)
 
     @property
+    def kv_cache(self) -> KVCacheConfig | None:
+        """The key/value cache among the algorithms, unless it stays in float."""
+        found = (item for item in self.algo_config if isinstance(item, KVCacheConfig))
+        return next((item for item in found if item.quantized), None)
+
+    @property
     def rounding(self) -> RoundingConfig | None:
         """The rounding among the algorithms."""
         return next((item for item in self.algo_config if isinstance(item, RoundingConfig)), None)
@@ -233,6 +240,7 @@ class QConfig(WithoutPresets):
             found += self.quarot.notes
         if self.rounding is not None:
             found += rounding_notes(self.rounding, [self.global_config, *others])
+        found += tuple(note for item in self.algo_config if isinstance(item, KVCacheConfig) for note in item.notes)
         return found + format_notes(self._placed(), self.output_format, self.resolved_format, self.accuracy_level)
 
     def layer_config_for(self, node_name: str, op_type: str) -> QLayerConfig | None:

@@ -84,7 +84,7 @@ class ActivationWriter:
     def _per_token(self, anchor: ir.Node, x: ir.Value, clip_ratio: float) -> tuple[ir.Value, ir.Value]:
         """X / a through Q/DQ, and a = clip · max|x|."""
         add = self._writer.add
-        highest = self._clipped(anchor, self._reduce(anchor, "ReduceMax", add(anchor, "Abs", x)), clip_ratio)
+        highest = self._clipped(anchor, self._writer.reduced(anchor, "ReduceMax", add(anchor, "Abs", x)), clip_ratio)
         amax = add(anchor, "Max", highest, self._number("tiny", TINY))
         return self.round_trip(anchor, add(anchor, "Div", x, amax), UNIT_GRID), amax
 
@@ -124,7 +124,7 @@ class ActivationWriter:
 
     def _symmetric(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> tuple[ir.Value, None]:
         """The scale of each row."""
-        highest = self._reduce(anchor, "ReduceMax", self._writer.add(anchor, "Abs", x))
+        highest = self._writer.reduced(anchor, "ReduceMax", self._writer.add(anchor, "Abs", x))
         return self._scale(anchor, self._clipped(anchor, highest, kind.clip_ratio), kind), None
 
     def _asymmetric(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> tuple[ir.Value, ir.Value]:
@@ -132,7 +132,7 @@ class ActivationWriter:
         add, nothing = self._writer.add, self._number("zero", 0)
         ends = []
         for reduce, bound in (("ReduceMin", "Min"), ("ReduceMax", "Max")):
-            end = add(anchor, bound, self._reduce(anchor, reduce, x), nothing)
+            end = add(anchor, bound, self._writer.reduced(anchor, reduce, x), nothing)
             ends.append(self._clipped(anchor, end, kind.clip_ratio))
         scale = self._scale(anchor, add(anchor, "Sub", ends[1], ends[0]), kind)
         zero = add(anchor, "Round", add(anchor, "Div", add(anchor, "Neg", ends[0]), scale))
@@ -146,13 +146,6 @@ class ActivationWriter:
         if clip_ratio == 1:
             return value
         return self._writer.add(anchor, "Mul", value, self._number("clip_ratio", clip_ratio))
-
-    def _reduce(self, anchor: ir.Node, op_type: str, x: ir.Value) -> ir.Value:
-        """ReduceMin or ReduceMax over the last axis."""
-        if self._writer.opset < 18:
-            return self._writer.add(anchor, op_type, x, axes=[-1], keepdims=1)
-        axes = self._writer.constant("last_axis", np.array([-1], dtype=np.int64))
-        return self._writer.add(anchor, op_type, x, axes, keepdims=1)
 
     def _number(self, stem: str, value: float | np.float32) -> ir.Value:
         return self._writer.constant(stem, np.array(value, np.float32))

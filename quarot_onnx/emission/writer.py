@@ -38,15 +38,19 @@ class Writer:
         """An initializer whose array is computed when the model is written."""
         return self.editor.initializer(stem, model_io.lazy_tensor(compute, dtype=dtype, shape=shape, name=stem))
 
-    def add(self, anchor: ir.Node, op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
+    def add(self, anchor: ir.Node, op_type: str, *inputs: ir.Value, **attributes: int | list[int] | str) -> ir.Value:
         """Insert a node before ``anchor`` and return its output."""
-        attrs = [
-            ir.AttrInt64s(key, value) if isinstance(value, list) else ir.AttrInt64(key, value)
-            for key, value in attributes.items()
-        ]
+        attrs = [_attribute(key, value) for key, value in attributes.items()]
         made = self.editor.node(op_type, inputs, f"{anchor.name or 'node'}/{op_type}", attributes=attrs)
         self.editor.before(anchor, [made])
         return made.outputs[0]
+
+    def reduced(self, anchor: ir.Node, op_type: str, x: ir.Value) -> ir.Value:
+        """ReduceMin or ReduceMax over the last axis, which stays."""
+        if self.opset < 18:
+            return self.add(anchor, op_type, x, axes=[-1], keepdims=1)
+        axes = self.constant("last_axis", np.array([-1], dtype=np.int64))
+        return self.add(anchor, op_type, x, axes, keepdims=1)
 
     def cast(self, anchor: ir.Node, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
         """``value`` in another type, through a Cast where they differ."""
@@ -55,3 +59,13 @@ class Writer:
     def cast_node(self, value: ir.Value, to: ir.DataType, stem: str) -> ir.Node:
         """A Cast that the caller inserts."""
         return self.editor.node("Cast", [value], stem, attributes=[ir.AttrInt64("to", int(to))])
+
+
+def _attribute(key: str, value: int | list[int] | str) -> ir.Attr:
+    match value:
+        case str():
+            return ir.AttrString(key, value)
+        case list():
+            return ir.AttrInt64s(key, value)
+        case _:
+            return ir.AttrInt64(key, value)

@@ -100,7 +100,7 @@ def select(survey: Survey, config: QConfig) -> Selection:
         if chosen is not None:
             found.append(LinearJob(linear, chosen))
     tables = _tables(survey, config)
-    if not found and not tables:
+    if not found and not tables and config.kv_cache is None:
         refuse_hidden(model.graph)
         kinds = ", ".join(config.op_types_to_quantize)
         raise ConfigError(

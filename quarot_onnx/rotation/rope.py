@@ -51,8 +51,7 @@ class RopeSplitter:
             The values that the operator now reads as Q and K.
         """
         node, edit = attention.node, self._editor
-        if node.inputs[1] is None:
-            self._unpack(attention)
+        self.unpack(attention)
         if attribute_int(node, "do_rotary", 0):
             positions = self._position_ids(node)
             for index in (0, 1):
@@ -63,9 +62,11 @@ class RopeSplitter:
             edit.set_int(node, "do_rotary", 0)
         return SplitHeads(data_input(node, 0), data_input(node, 1))
 
-    def _unpack(self, attention: Attention) -> None:
-        """Split a packed QKV into its three parts."""
+    def unpack(self, attention: Attention) -> None:
+        """Split a packed QKV into its three parts; what is apart already stays."""
         node, edit = attention.node, self._editor
+        if node.inputs[1] is not None:
+            return
         q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
         if (q, kv) not in self._sizes:
             tensor = ir.Tensor(np.array([q, kv, kv], dtype=np.int64))

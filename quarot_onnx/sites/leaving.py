@@ -15,15 +15,12 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.caches import FUSED_CACHES, Step, forward, pasts_behind, presents
+from quarot_onnx.graph.caches import Step, forward, presents
 from quarot_onnx.graph.query import SIZE_ONLY, data_input, label, through
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.sites.attention import FUSED, context_product, score_product
+from quarot_onnx.sites.attention import FUSED, KEY, VALUE, context_product, past_inputs, score_product
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.operands import overlaps
-
-KEY, VALUE = 1, 2
-"""Where fused attentions take K and V, and where they put out the caches of both."""
 
 _TOGETHER = "rotate all graphs that share the cache with the same options and split_cache (--split-cache)"
 
@@ -110,7 +107,7 @@ class _Guard:
         if self._split:
             return None
         for attention in self._sites.attentions:
-            for past in (*_pasts(attention.node, KEY), *_pasts(attention.node, VALUE)):
+            for past in (*past_inputs(attention.node, KEY), *past_inputs(attention.node, VALUE)):
                 if past not in self._presents:
                     return past
         return None
@@ -158,7 +155,7 @@ class _Guard:
         if after:
             raise _LeavesError(f"the attention's result leaves the graph as {_names(after)}, rotated")
         values = self._leaving([linear.node.outputs[0]], to_product)
-        return self._cache("V", values, _pasts(attention.node, VALUE), linear.input)
+        return self._cache("V", values, past_inputs(attention.node, VALUE), linear.input)
 
     def _key_cache(self, attention: Attention) -> str | None:
         """The output by which R3's keys leave, if they do."""
@@ -177,7 +174,7 @@ class _Guard:
             raise _LeavesError(f"Q leaves the graph as {_names(queries)}, rotated")
         keys = self._leaving(_present(node, KEY) if heads.key is None else [heads.key], to_scores)
         source = heads.key or data_input(node, KEY if node.inputs[KEY] is not None else 0)
-        return self._cache("K", keys, _pasts(node, KEY), source)
+        return self._cache("K", keys, past_inputs(node, KEY), source)
 
     def _cache(self, what: str, leaving: list[ir.Value], pasts: list[ir.Value], source: ir.Value) -> str | None:
         """The one cache among the outputs that hold K or V.
@@ -221,17 +218,6 @@ def _is_fused(node: ir.Node) -> bool:
 def _present(node: ir.Node, which: int) -> list[ir.Value]:
     """The cache that a fused attention puts out."""
     return [node.outputs[which]] if _is_fused(node) and len(node.outputs) > which else []
-
-
-def _pasts(attention: ir.Node, which: int) -> list[ir.Value]:
-    """The inputs of the graph that join K or V."""
-    if _is_fused(attention):
-        caches = FUSED_CACHES[attention.domain, attention.op_type]
-        places = (which, *(index for index, out in caches.items() if out == which))
-        held = [attention.inputs[index] for index in places if index < len(attention.inputs)]
-        return [past for value in held for past in pasts_behind(value)]
-    product = context_product(attention.outputs[0]) if which == VALUE else score_product(data_input(attention))
-    return [] if product is None else pasts_behind(product.inputs[1])
 
 
 def _depends(value: ir.Value, nodes: Collection[ir.Node]) -> bool:

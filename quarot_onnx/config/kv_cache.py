@@ -1,0 +1,154 @@
+"""The key/value cache in few bits (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456, section 4.3)."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
+
+from quarot_onnx.config.algo import AlgoConfig
+from quarot_onnx.config.choices import CacheForm, CacheScales
+from quarot_onnx.config.numbers import refuse_disguised
+
+WHOLE_TOKEN = -1
+"""The group that holds all heads of a token, as the studies' code writes it."""
+
+_FLOAT_BITS = 16
+_STORED_BITS = (8, 4)
+
+
+def _bits(value: object) -> object:
+    refuse_disguised(value)
+    if value is None or value == _FLOAT_BITS:
+        return None
+    if type(value) is not int or not 2 <= value <= 8:
+        raise ValueError("keys and values have 2 to 8 bits, or 16, which leaves them in float")
+    return value
+
+
+def _group(value: object) -> object:
+    refuse_disguised(value)
+    if value is not None and value != WHOLE_TOKEN and (type(value) is not int or value < 2):
+        raise ValueError("a group has 2 or more entries of a head; -1 is a token with all its heads, None a head")
+    return value
+
+
+_Bits = Annotated[int | None, BeforeValidator(_bits)]
+_Group = Annotated[int | None, BeforeValidator(_group)]
+_Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+class KVCacheConfig(AlgoConfig):
+    """Keys and values of the past as integers; the keys rotated online (R3), where the rotation leaves that open.
+
+    Attributes:
+        k_bits: Of keys, 2 to 8; None, or 16, leaves them in float.
+        v_bits: So for values.
+        k_groupsize: Entries of a head that share a scale, a divisor of head_dim; None for the whole head, -1 for all
+            heads of a token.
+        v_groupsize: So for values.
+        k_asym: The integers have a zero point of their own.
+        v_asym: So for values.
+        k_clip_ratio: What the range is multiplied by.
+        v_clip_ratio: So for values.
+        k_pre_rope: Keys are rounded before RoPE.
+        form: ``int``: the graph takes and gives integers, of 8 bits, or of 4, two in a byte. ``fake``: values on the
+            grids, in float, for studies. ``auto``: ``int`` where both have 8 or 4 bits on symmetric grids, a scale for
+            each head or fixed ones.
+        scales: One for each ``token`` and head, found at run time and kept beside the integers; or fixed by
+            calibration: one for each ``channel``, ``head``, or cache (``tensor``). ``auto``: ``token``, and what
+            GroupQueryAttention takes: ``channel``.
+        name: ``"kv_cache"``.
+    """
+
+    positional = ("k_bits", "v_bits")
+    synonyms = ("bits",)
+
+    name: Literal["kv_cache"] = "kv_cache"
+    k_bits: _Bits = None
+    v_bits: _Bits = None
+    k_groupsize: _Group = None
+    v_groupsize: _Group = None
+    k_asym: StrictBool = False
+    v_asym: StrictBool = False
+    k_clip_ratio: _Ratio = 1.0
+    v_clip_ratio: _Ratio = 1.0
+    k_pre_rope: StrictBool = False
+    form: Annotated[CacheForm, BeforeValidator(CacheForm.parse)] = CacheForm.AUTO
+    scales: Annotated[CacheScales, BeforeValidator(CacheScales.parse)] = CacheScales.AUTO
+
+    @classmethod
+    def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Take ``bits`` for both."""
+        bits = data.pop("bits", None)
+        if bits is None:
+            return data
+        if twice := [name for name in ("k_bits", "v_bits") if name in data]:
+            raise ValueError(f"bits and {twice[0]} say the same thing twice; leave out one of them")
+        return data | {"k_bits": bits, "v_bits": bits}
+
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.form is CacheForm.INT and (reason := self.only_fake):
+            raise ValueError(f"form=int: {reason}; use form=fake")
+        if self.fixed and (reason := self.only_fake):
+            raise ValueError(f"scales={self.scales}: {reason}, and fake scales are found for each token; leave it out")
+        return self
+
+    @property
+    def _idle(self) -> tuple[str, ...]:
+        """Settings of what stays in float."""
+        left = [what for what, bits in (("k_", self.k_bits), ("v_", self.v_bits)) if bits is None]
+        names = [name for name in type(self).model_fields if name[:2] in left and not name.endswith("_bits")]
+        return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anything is."""
+        return self.k_bits is not None or self.v_bits is not None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether fixed scales were asked for."""
+        return self.scales in {CacheScales.CHANNEL, CacheScales.HEAD, CacheScales.TENSOR}
+
+    @property
+    def rotates_keys(self) -> bool:
+        """Whether R3 helps."""
+        return self.k_bits is not None and not self.k_pre_rope
+
+    @property
+    def only_fake(self) -> str | None:
+        """Why no integers can be kept; None where they can."""
+        if self.k_pre_rope:
+            return "keys before RoPE would have to be turned anew at every step"
+        for what, bits in (("k", self.k_bits), ("v", self.v_bits)):
+            if bits not in {None, *_STORED_BITS}:
+                return f"{what}_bits={bits}: integers are kept with 8 or 4 bits"
+            if bits is not None and getattr(self, f"{what}_asym"):
+                return f"{what}_asym: integers are kept on symmetric grids"
+            if bits is not None and getattr(self, f"{what}_groupsize") is not None:
+                return f"{what}_groupsize: integers are kept with a scale for each head, or fixed ones"
+        return None
+
+    @property
+    def resolved_form(self) -> CacheForm:
+        """INT or FAKE."""
+        if self.form is not CacheForm.AUTO:
+            return self.form
+        return CacheForm.INT if self.only_fake is None else CacheForm.FAKE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        found = []
+        if self._idle:
+            left = "keys" if self.k_bits is None else "values"
+            what = left if self.quantized else "the key/value cache"
+            found.append(
+                f"of no effect, as {what} stay{'' if self.quantized else 's'} in float: {', '.join(self._idle)}"
+            )
+        if self.form is CacheForm.AUTO and self.quantized and self.only_fake is not None:
+            found.append(f"the key/value cache is rounded and stays in float, nothing gets smaller: {self.only_fake}")
+        return tuple(found)
+
+
+__all__ = ["WHOLE_TOKEN", "KVCacheConfig"]

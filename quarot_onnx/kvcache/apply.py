@@ -1,0 +1,225 @@
+"""A quantized key/value cache: what can be done to a graph, what it needs, and the doing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
+from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.errors import CalibrationError, ConfigError
+from quarot_onnx.graph.metadata import prefix_of, recorded
+from quarot_onnx.graph.query import label
+from quarot_onnx.kvcache.fake import FakeCache
+from quarot_onnx.kvcache.fused import FusedCache
+from quarot_onnx.kvcache.integers import Floats
+from quarot_onnx.kvcache.joined import JoinedCache
+from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, find_cache_places
+from quarot_onnx.kvcache.scales import cache_peaks, fixed_scales
+from quarot_onnx.progress import Progress
+from quarot_onnx.sites.detect import Survey
+
+Peaks = Mapping[str, NDArray[np.float64]]
+
+_SCALE_BYTES = 4
+
+_INSTEAD = "or round it in float, for studies (form='fake', on the command line --kv-format fake)"
+
+
+@dataclass(frozen=True, eq=False)
+class CachePlan:
+    """What is to be done.
+
+    Attributes:
+        config: What is asked for.
+        places: Where.
+        scales: What has a scale; TOKEN for those that are found at run time.
+    """
+
+    config: KVCacheConfig
+    places: CachePlaces
+    scales: CacheScales
+
+    @property
+    def calibrated(self) -> list[str]:
+        """The outputs of the graph that calibration must look at."""
+        if self.config.resolved_form is CacheForm.FAKE or self.scales is CacheScales.TOKEN:
+            return []
+        wanted = [keys for keys in (True, False) if (self.config.k_bits if keys else self.config.v_bits) is not None]
+        return [value.name or "" for keys in wanted for value in self.places.presents(keys=keys)]
+
+
+def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
+    """Find out how a model can have the cache that is asked for.
+
+    Args:
+        survey: The float model.
+        config: What is asked for; something is quantized.
+
+    Raises:
+        ConfigError: Its operators, or the heads' length, do not go with that.
+        ModelError: It has no cache, or none that is understood.
+    """
+    places = find_cache_places(survey)
+    _check_groups(config, places)
+    if config.resolved_form is CacheForm.FAKE:
+        return CachePlan(config, places, CacheScales.TOKEN)
+    for place in places.fused:
+        _check_fused(place, config)
+    auto = CacheScales.CHANNEL if places.fused else CacheScales.TOKEN
+    scales = auto if config.scales is CacheScales.AUTO else config.scales
+    if places.fused and scales is CacheScales.TOKEN:
+        raise ConfigError(
+            f"scales=token: {label(places.fused[0].node)} is a GroupQueryAttention, which takes fixed scales: use "
+            f"channel, head or tensor, {_INSTEAD}"
+        )
+    return CachePlan(config, places, scales)
+
+
+def _check_groups(config: KVCacheConfig, places: CachePlaces) -> None:
+    attentions = [*(place.attention for place in places.joined), *(place.attention for place in places.fused)]
+    for head_dim in dict.fromkeys(attention.head_dim for attention in attentions):
+        for name in ("k_groupsize", "v_groupsize"):
+            group = getattr(config, name)
+            if group not in {None, WHOLE_TOKEN} and head_dim % group:
+                raise ConfigError(
+                    f"{name}={group} does not divide the heads of {head_dim} entries; use a divisor, or -1 for all "
+                    "heads of a token"
+                )
+        if head_dim % 2 and 4 in {config.k_bits, config.v_bits} and config.resolved_form is CacheForm.INT:
+            raise ConfigError(f"heads of {head_dim} entries cannot lie two in a byte: use 8 bits, {_INSTEAD}")
+
+
+def _check_fused(place: FusedPlace, config: KVCacheConfig) -> None:
+    if place.node.op_type != "GroupQueryAttention":
+        raise ConfigError(
+            f"{label(place.node)} ({place.node.op_type}) keeps its cache itself, in float: of the fused operators "
+            f"GroupQueryAttention alone takes integers; leave the cache in float, {_INSTEAD}"
+        )
+    if config.k_bits != config.v_bits:
+        bits = [16 if width is None else width for width in (config.k_bits, config.v_bits)]
+        raise ConfigError(
+            f"k_bits={bits[0]} and v_bits={bits[1]}: {label(place.node)} is a GroupQueryAttention, which keeps K and V "
+            f"in one type; give both as many, {_INSTEAD}"
+        )
+
+
+def require_reader(plan: CachePlan, reader: DataReader | None) -> None:
+    """Refuse fixed scales without calibration data.
+
+    Raises:
+        CalibrationError: There are none.
+    """
+    if plan.calibrated and reader is None:
+        raise CalibrationError(
+            "the fixed scales of the key/value cache need calibration data: pass a CalibrationDataReader"
+            f"{', or use scales=token' if not plan.places.fused else ''}, {_INSTEAD}"
+        )
+
+
+def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> None:
+    """Refuse early what would fail late.
+
+    Args:
+        survey: The float model, as it comes.
+        config: What is asked for.
+        reader: Calibration data.
+
+    Raises:
+        ConfigError: As from `plan_cache`; or a prefix that is fed would have to be integers.
+        ModelError: As from there.
+        CalibrationError: Fixed scales, and no calibration data.
+    """
+    if config.kv_cache is None:
+        return
+    plan = plan_cache(survey, config.kv_cache)
+    require_reader(plan, reader)
+    held = prefix_of(recorded(survey.model))
+    form = config.prefix.form if config.prefix is not None else None if held is None else held[0]
+    if form == PrefixForm.NPZ and config.kv_cache.resolved_form is CacheForm.INT:
+        raise ConfigError(
+            "a prefix in a file beside the model is a cache in float, and the graph is to take integers: keep the "
+            f"prefix in the graph (--prefix graph), {_INSTEAD}"
+        )
+
+
+def calibrate_cache(
+    file: str | Path,
+    plan: CachePlan,
+    reader: DataReader | None,
+    *,
+    max_samples: int | None = None,
+    progress: Progress | None = None,
+) -> Peaks:
+    """What the fixed scales of a plan are made of; nothing where it has none.
+
+    Args:
+        file: The float model's file, the one that the plan was made on.
+        plan: The plan.
+        reader: Calibration data.
+        max_samples: Stop after so many samples; None for all.
+        progress: Called after every sample.
+    """
+    require_reader(plan, reader)
+    if reader is None or not plan.calibrated:
+        return {}
+    return cache_peaks(file, plan.calibrated, reader, max_samples=max_samples, progress=progress)
+
+
+def apply_cache(survey: Survey, plan: CachePlan, peaks: Peaks) -> None:
+    """Quantize the cache of a model in place.
+
+    Args:
+        survey: The model that the plan was made on.
+        plan: The plan.
+        peaks: From `calibrate`.
+    """
+    config, places, model = plan.config, plan.places, survey.model
+    if config.resolved_form is CacheForm.FAKE:
+        FakeCache(model, config).write(places)
+        return
+    fixed = _fixed(plan, peaks)
+    joined, fused = JoinedCache(model), FusedCache(model)
+    for place in places.joined:
+        bits, clip = (config.k_bits, config.k_clip_ratio) if place.keys else (config.v_bits, config.v_clip_ratio)
+        if bits is not None:
+            joined.write(place, bits, clip, fixed.get(place.present.name or ""))
+    for operator in places.fused:
+        assert config.k_bits is not None, "K and V alike"
+        scales = {keys: fixed[value.name or ""] for keys, value in operator.presents.items()}
+        if plan.scales is CacheScales.HEAD:
+            scales = {keys: np.repeat(own, operator.attention.head_dim, axis=3) for keys, own in scales.items()}
+        fused.write(operator, config.k_bits, scales)
+
+
+def _fixed(plan: CachePlan, peaks: Peaks) -> dict[str, Floats]:
+    """Fixed scales by the output that holds the cache."""
+    found = {}
+    for keys in (True, False):
+        for value in plan.places.presents(keys=keys):
+            own = peaks.get(value.name or "")
+            if own is not None:
+                found[value.name or ""] = fixed_scales(own, plan.config, keys=keys, scales=plan.scales)
+    return found
+
+
+def cache_note(plan: CachePlan) -> str:
+    """What a user should know of a cache, before it is changed: the bytes of a position, and how they are held."""
+    config, places = plan.config, plan.places
+    if config.resolved_form is CacheForm.FAKE:
+        return "the key/value cache is rounded, and as large as before: its form is fake"
+    held = [(place.keys, place.attention, place.past) for place in places.joined]
+    held += [(keys, place.attention, past) for place in places.fused for keys, past in place.pasts.items()]
+    before, after = 0.0, 0.0
+    for keys, attention, past in held:
+        bits, entries = config.k_bits if keys else config.v_bits, attention.num_kv_heads * attention.head_dim
+        assert past.dtype is not None, "a cache has a type"
+        scales = _SCALE_BYTES * attention.num_kv_heads if plan.scales is CacheScales.TOKEN else 0
+        before += entries * past.dtype.itemsize
+        after += entries * past.dtype.itemsize if bits is None else entries * bits / 8 + scales
+    kind = "a scale for each token and head beside them" if plan.scales is CacheScales.TOKEN else "fixed scales"
+    return f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"

@@ -1,0 +1,147 @@
+"""Keys and values rounded where they are new, and kept in float: what a cache of any bits would hold, for studies.
+
+::
+
+    K, V ── (scale, zero point of each head of a token, or of each group in it) ── rounded ── cache, attention
+
+K is rounded after RoPE and R3, or before RoPE (`k_pre_rope`, as KVQuant does, Hooper et al. 2024, arXiv:2401.18079,
+section 3.1). The grids are those of activations per token (:mod:`quarot_onnx.quantization.activations`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.emission.activation import ActivationWriter
+from quarot_onnx.emission.writer import Writer
+from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.graph.query import attribute_int, consumers, data_input, label
+from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.kvcache.before_rope import before_rope
+from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, JoinedPlace
+from quarot_onnx.quantization.activations import FakePerToken
+from quarot_onnx.rotation.rope import RopeSplitter
+from quarot_onnx.sites.model import Attention
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is rounded: keys (``"k"``) or values (``"v"``), their type, head_dim and rank.
+
+    Of rank 4 it is [batch, heads, seq, head_dim], of rank 3 packed: [batch, seq, heads · head_dim].
+    """
+
+    what: str
+    dtype: ir.DataType
+    head_dim: int
+    rank: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether heads have an axis of their own."""
+        return self.rank == 4
+
+
+class FakeCache:
+    """Rounds keys and values of one graph."""
+
+    def __init__(self, model: ir.Model, config: KVCacheConfig) -> None:
+        """Write into ``model``."""
+        self._config, self._writer, self._shapes = config, Writer(model), Shapes(model)
+        self._activations = ActivationWriter(self._writer)
+        self._ropes = RopeSplitter(self._writer.editor)
+
+    def write(self, places: CachePlaces) -> None:
+        """Round at all places."""
+        for joined in places.joined:
+            if (self._config.k_bits if joined.keys else self._config.v_bits) is not None:
+                self._joined(joined)
+        for fused in places.fused:
+            self._fused(fused)
+
+    def _joined(self, place: JoinedPlace) -> None:
+        dtype = place.past.dtype
+        assert dtype is not None, "a cache has a type"
+        if place.keys and self._config.k_pre_rope:
+            self._before_rope(data_input(place.concat, 1), place.attention, dtype)
+        else:
+            self._round([(place.concat, 1)], _Kind("k" if place.keys else "v", dtype, place.attention.head_dim, 4))
+
+    def _fused(self, place: FusedPlace) -> None:
+        node, config, head_dim, dtype = place.node, self._config, place.attention.head_dim, place.pasts[True].dtype
+        assert dtype is not None, "a cache has a type"
+        inside = attribute_int(node, "do_rotary", 0)
+        if node.op_type == "GroupQueryAttention" and config.rotates_keys:
+            self._ropes.split(place.attention)
+        elif node.op_type == "GroupQueryAttention":
+            self._ropes.unpack(place.attention)
+        elif node.inputs[1] is None or node.inputs[2] is None:
+            raise ModelError(f"{label(node)} packs Q, K and V, so its cache cannot be rounded; leave it in float")
+        if config.k_bits is not None and config.k_pre_rope and not inside:
+            self._before_rope(data_input(node, 1), place.attention, dtype)
+        elif config.k_bits is not None:
+            self._round([(node, 1)], _Kind("k", dtype, head_dim, self._rank(node, 1)))
+        if config.v_bits is not None:
+            self._round([(node, 2)], _Kind("v", dtype, head_dim, self._rank(node, 2)))
+
+    def _before_rope(self, key: ir.Value, attention: Attention, dtype: ir.DataType) -> None:
+        value = before_rope(key)
+        shape = self._shapes.of(value)
+        across = self._config.k_groupsize == WHOLE_TOKEN and shape is not None and len(shape) == 4
+        if shape is None or (across and shape[1] != attention.num_kv_heads):
+            raise ModelError(
+                f"the axes of {value.name!r} are not known, so keys cannot be rounded before RoPE; round them after it"
+            )
+        self._round(consumers(value), _Kind("k", dtype, attention.head_dim, len(shape)))
+
+    def _rank(self, node: ir.Node, index: int) -> int:
+        """Of K or V as a fused operator reads it."""
+        if node.op_type == "GroupQueryAttention":
+            return 3
+        rank = self._shapes.rank(data_input(node, index))
+        if rank is None:
+            raise ModelError(f"{label(node)}: the axes of K and V are not known; leave its cache in float")
+        return rank
+
+    def _round(self, users: list[tuple[ir.Node, int]], kind: "_Kind") -> None:
+        """Round what nodes read.
+
+        Args:
+            users: Nodes and the input of each, in graph order; all read one value.
+            kind: What that is.
+        """
+        (node, index), config = users[0], self._config
+        value = data_input(node, index)
+        group = getattr(config, f"{kind.what}_groupsize")
+        if group not in {None, WHOLE_TOKEN} and kind.head_dim % group:
+            raise ConfigError(
+                f"{kind.what}_groupsize={group} does not divide the heads of {kind.head_dim} entries; use a divisor, "
+                "or -1 for all heads of a token"
+            )
+        together = group == WHOLE_TOKEN and kind.apart
+        size = None if group == WHOLE_TOKEN or (group is None and kind.apart) else group or kind.head_dim
+        grid = FakePerToken(
+            getattr(config, f"{kind.what}_bits"),
+            not getattr(config, f"{kind.what}_asym"),
+            size,
+            getattr(config, f"{kind.what}_clip_ratio"),
+        )
+        rows = self._side_by_side(node, value) if together else value
+        rounded, _ = self._activations.quantized(node, rows, kind.dtype, grid)
+        rounded = self._writer.cast(node, rounded, ir.DataType.FLOAT, kind.dtype)
+        result = self._apart(node, rounded, value) if together else rounded
+        for user, place in users:
+            user.replace_input_with(place, result)
+
+    def _side_by_side(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """[batch, heads, seq, head_dim] as [batch, seq, heads · head_dim]."""
+        turned = self._writer.add(node, "Transpose", value, perm=[0, 2, 1, 3])
+        return self._writer.add(node, "Reshape", turned, self._writer.constant("packed", np.array([0, 0, -1])))
+
+    def _apart(self, node: ir.Node, rows: ir.Value, like: ir.Value) -> ir.Value:
+        """Back again."""
+        turned = self._writer.add(node, "Transpose", like, perm=[0, 2, 1, 3])
+        split = self._writer.add(node, "Reshape", rows, self._writer.add(node, "Shape", turned))
+        return self._writer.add(node, "Transpose", split, perm=[0, 2, 1, 3])

@@ -1,0 +1,44 @@
+"""The integers of a cache, in NumPy: what the graph computes (:mod:`.joined`) and what onnxruntime does inside.
+
+q = clip(round(x / scale)), symmetric; 4-bit ones lie two in a byte, each plus 8.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+OFFSET = 8
+"""What is added to a 4-bit integer."""
+
+Floats = NDArray[np.float32]
+
+
+def highest(bits: int) -> int:
+    """The largest integer."""
+    return (1 << (bits - 1)) - 1
+
+
+def scales_of(peaks: NDArray[np.floating[Any]], bits: int, clip_ratio: float) -> Floats:
+    """Scales under which peaks, times the ratio, are the largest integer; 1 where there was nothing but zeros."""
+    scales = np.asarray(peaks, np.float64) * clip_ratio / highest(bits)
+    return np.where(scales < np.finfo(np.float32).tiny, 1.0, scales).astype(np.float32)
+
+
+def rounded(x: Floats, scales: Floats, bits: int) -> NDArray[np.int8]:
+    """The integers of ``x``; ``scales`` broadcast against it."""
+    top = highest(bits)
+    integers: NDArray[np.int8] = np.clip(np.rint(np.asarray(x, np.float32) / scales), -top - 1, top).astype(np.int8)
+    return integers
+
+
+def packed(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """4-bit integers [..., head_dim] two in a byte [..., head_dim / 2], as GroupQueryAttention does: the even first."""
+    raised: NDArray[np.uint8] = (integers + OFFSET).astype(np.uint8)
+    return np.bitwise_or(raised[..., ::2], np.left_shift(raised[..., 1::2], np.uint8(4)))
+
+
+def stored(x: Floats, scales: Floats, bits: int) -> NDArray[Any]:
+    """What a cache holds of ``x`` [..., head_dim]."""
+    integers = rounded(x, scales, bits)
+    return integers if bits == 8 else packed(integers)

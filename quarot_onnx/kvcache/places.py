@@ -1,0 +1,156 @@
+"""Where keys and values join what a cache holds of them: the places at which they become integers.
+
+Spelt out, in the layout [batch, heads, positions, head_dim]::
+
+    past ── Concat(past, new) ──┬── attention
+                                └── present
+
+Fused: an operator that takes the past and what is new, and gives the present.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ModelError, first_and_more
+from quarot_onnx.graph.caches import FUSED_CACHES, presents
+from quarot_onnx.graph.query import attribute_int, data_users, label
+from quarot_onnx.sites.attention import KEY, VALUE, past_inputs
+from quarot_onnx.sites.detect import Survey
+from quarot_onnx.sites.model import Attention
+
+_RANK, _POSITIONS = 4, 2
+"""Of a cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPlace:
+    """A past that a Concat joins with what is new.
+
+    Attributes:
+        keys: Whether it is K, else V.
+        attention: Who reads it.
+        past: The input of the graph.
+        concat: The node; its second input is what is new.
+        present: The output of the graph.
+    """
+
+    keys: bool
+    attention: Attention
+    past: ir.Value
+    concat: ir.Node
+    present: ir.Value
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPlace:
+    """An operator's own cache.
+
+    Attributes:
+        attention: The operator.
+        pasts: The inputs of the graph by whether they are K.
+        presents: The outputs of the graph likewise.
+    """
+
+    attention: Attention
+    pasts: dict[bool, ir.Value]
+    presents: dict[bool, ir.Value]
+
+    @property
+    def node(self) -> ir.Node:
+        """The operator's node."""
+        return self.attention.node
+
+
+Place = JoinedPlace | FusedPlace
+
+
+@dataclass(frozen=True, eq=False)
+class CachePlaces:
+    """All of a graph.
+
+    Attributes:
+        joined: Those that are spelt out.
+        fused: Those of operators.
+    """
+
+    joined: tuple[JoinedPlace, ...]
+    fused: tuple[FusedPlace, ...]
+
+    def presents(self, *, keys: bool) -> list[ir.Value]:
+        """The outputs that hold keys, or values, in graph order."""
+        spelt = [place.present for place in self.joined if place.keys is keys]
+        return [*spelt, *(place.presents[keys] for place in self.fused)]
+
+
+def find_cache_places(survey: Survey) -> CachePlaces:
+    """The places of a float model.
+
+    Raises:
+        ModelError: It has no cache, or joins one in a way that is not understood.
+    """
+    caches = presents(survey.model.graph)
+    joined: dict[ir.Value, JoinedPlace] = {}
+    fused: list[FusedPlace] = []
+    strange: list[str] = []
+    for attention in survey.visible().attentions:
+        pasts = {True: past_inputs(attention.node, KEY), False: past_inputs(attention.node, VALUE)}
+        if not any(pasts.values()):
+            continue
+        if (attention.node.domain, attention.node.op_type) in FUSED_CACHES:
+            place = _fused(attention, pasts, caches)
+            strange += [] if place else [label(attention.node)]
+            fused += [place] if place else []
+            continue
+        for keys, found in pasts.items():
+            for past in (value for value in found if value not in joined):
+                spelt = _joined(keys, attention, past, caches)
+                if spelt is None:
+                    strange.append(label(attention.node))
+                else:
+                    joined[past] = spelt
+    if strange:
+        raise ModelError(
+            f"{first_and_more(strange)}: its cache is no input [batch, heads, positions, head_dim] that is joined with "
+            "what is new and leaves the graph again, so it cannot be quantized; leave the cache in float"
+        )
+    if not joined and not fused:
+        raise ModelError(
+            "the graph has no key/value cache, so there is none to quantize: export it with one (optimum: --task "
+            "text-generation-with-past), or leave the cache in float"
+        )
+    return CachePlaces(tuple(joined.values()), tuple(fused))
+
+
+def _joined(
+    keys: bool,
+    attention: Attention,
+    past: ir.Value,
+    caches: dict[ir.Value, tuple[ir.Value, ...]],
+) -> JoinedPlace | None:
+    users = data_users(past)
+    if len(users) != 1 or past not in caches or past.shape is None or len(past.shape) != _RANK:
+        return None
+    node, index = users[0]
+    axis = attribute_int(node, "axis", 0)
+    if node.op_type != "Concat" or index != 0 or len(node.inputs) != 2 or axis not in {_POSITIONS, _POSITIONS - _RANK}:
+        return None
+    present = node.outputs[0]
+    if node.inputs[0] is not past or caches[past] != (present,):
+        return None  # through a Cast, or put out twice
+    return JoinedPlace(keys, attention, past, node, present)
+
+
+def _fused(
+    attention: Attention, pasts: dict[bool, list[ir.Value]], caches: dict[ir.Value, tuple[ir.Value, ...]]
+) -> FusedPlace | None:
+    found = {keys: values[0] for keys, values in pasts.items() if len(values) == 1}
+    left = {keys: caches[past][0] for keys, past in found.items() if len(caches.get(past, ())) == 1}
+    return FusedPlace(attention, found, left) if len(found) == len(left) == 2 else None
+
+
+def retype(value: ir.Value, dtype: ir.DataType, width: int) -> None:
+    """A cache of another type and another last axis."""
+    value.type = ir.TensorType(dtype)
+    if value.shape is not None:
+        value.shape = ir.Shape([*value.shape[:3], width])
