@@ -242,7 +242,10 @@ def _carried_out(
     selection = select(question.survey, config)
     _refuse_odd_groups(selection, wording)
     note = head_note(recipe, config, wording)
-    return Chosen(config, selection, recipe.calibration, () if note is None else (note,))
+    notes: tuple[str, ...] = () if note is None else (note,)
+    if recipe.kv_cache is not None and config.kv_cache is None:
+        notes += recipe.kv_cache.notes
+    return Chosen(config, selection, recipe.calibration, notes)
 
 
 def _refuse_odd_groups(selection: Selection, wording: OptionWording) -> None:

@@ -9,13 +9,14 @@ import typer
 
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, did_you_mean
 
-ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS, CHECK = (
+ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS, CACHE, CHECK = (
     "Rotation",
     "Calibration data",
     "Scheme",
     "Weights",
     "Rounding with gptq, gptaq, qronos",
     "Activations",
+    "Key/value cache",
     "Check of the quantized model",
 )
 """The panels of the help. Names of options share a column within one: long ones need a panel without switches."""

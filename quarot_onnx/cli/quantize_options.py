@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.cache_options import CacheOptions
 from quarot_onnx.cli.calibration_options import CalibrationOptions
 from quarot_onnx.cli.gptaq_options import GptaqOptions
 from quarot_onnx.cli.options import ACTIVATIONS, CHECK, ROTATION, SCHEME, Key
@@ -201,6 +202,7 @@ class QuantizeOptions(
     CheckOptions,
     RotationOptions,
     CalibrationOptions,
+    CacheOptions,
     SmoothingOptions,
     ActivationOptions,
     RoundingOptions,

@@ -13,7 +13,7 @@ from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.choosing import CALIBRATION, Chosen, Question, choose
-from quarot_onnx.cli.gptaq_options import cache_notes
+from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
@@ -23,6 +23,7 @@ from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import parse_lengths
+from quarot_onnx.kvcache import apply as cache
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
 from quarot_onnx.progress import PhaseProgress
@@ -57,7 +58,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     Raises:
         QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
     """
-    unused_notes = cache_notes(options)
+    unused_notes = idle_notes(options)
     model = model_io.load(source)
     target = target_file(options, source)
     overwrite = options.overwrite or None
@@ -129,7 +130,9 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
 
 def _needs_text(chosen: Chosen) -> bool:
     """Whether ranges, or an algorithm's statistics, are taken on text."""
-    return static_ranges.needs_calibration(chosen.selection) or chosen.config.needs_samples
+    selection, config = chosen.selection, chosen.config
+    of_cache = cache.needs_calibration(selection.survey, config)
+    return static_ranges.needs_calibration(selection) or config.needs_samples or of_cache
 
 
 def _reader(

@@ -13,7 +13,7 @@ becomes of each.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, StrictBool, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from quarot_onnx.config.algorithm import (
     AlgoConfig,
@@ -21,42 +21,26 @@ from quarot_onnx.config.algorithm import (
     QuarotConfig,
     RoundingConfig,
     SinkPrefixConfig,
-    as_algorithm,
     refuse_disorder,
     refuse_idle,
 )
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.enums import OpType
 from quarot_onnx.config.formats import Placed, level_misfit, misfit, placed, refuse_misfits, resolved, table_misfit
+from quarot_onnx.config.lists import Algorithms, OpTypes, Patterns, Rules
 from quarot_onnx.config.notes import format_notes, notes, rounding_notes
 from quarot_onnx.config.options import ALL_OPTIONS, IGNORED, sort_option
 from quarot_onnx.config.overrides import Overrides, rounded_as
 from quarot_onnx.config.presets import WithoutPresets
 from quarot_onnx.config.rules import (
     LayerRule,
-    Pattern,
     any_matches,
-    as_rules,
     leaves_out,
     matches,
     refuse_unknown_types,
 )
 from quarot_onnx.config.spec import QLayerConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
-
-
-def _as_list(value: object) -> object:
-    if isinstance(value, str | Mapping | AlgoConfig):
-        raise ValueError("a list is needed; put it into [...]")  # noqa: TRY004 - becomes a ConfigError
-    return () if value is None else value
-
-
-_Rules = Annotated[tuple[LayerRule, ...], BeforeValidator(as_rules)]
-_Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(_as_list)]
-_OpTypes = Annotated[tuple[Annotated[OpType, BeforeValidator(OpType.parse)], ...], BeforeValidator(_as_list)]
-_Algorithms = Annotated[
-    tuple[SerializeAsAny[Annotated[AlgoConfig, BeforeValidator(as_algorithm)]], ...], BeforeValidator(_as_list)
-]
 
 
 class QConfig(WithoutPresets):
@@ -100,13 +84,13 @@ class QConfig(WithoutPresets):
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     global_config: QLayerConfig | None
-    specific_layer_config: _Rules = ()
-    layer_type_config: _Rules = ()
-    exclude: _Patterns = ()
-    algo_config: _Algorithms = ()
+    specific_layer_config: Rules = ()
+    layer_type_config: Rules = ()
+    exclude: Patterns = ()
+    algo_config: Algorithms = ()
     use_external_data_format: StrictBool = False
-    op_types_to_quantize: _OpTypes = Field(default=(OpType.MatMul, OpType.Gemm), min_length=1)
-    nodes_to_quantize: _Patterns = ()
+    op_types_to_quantize: OpTypes = Field(default=(OpType.MatMul, OpType.Gemm), min_length=1)
+    nodes_to_quantize: Patterns = ()
     activation_symmetric: StrictBool | None = None
     weight_symmetric: StrictBool | None = None
     percentile: float | None = Field(default=None, gt=50, le=100, strict=True)

@@ -141,11 +141,9 @@ class KVCacheConfig(AlgoConfig):
         """What the user should know."""
         found = []
         if self._idle:
-            left = "keys" if self.k_bits is None else "values"
-            what = left if self.quantized else "the key/value cache"
-            found.append(
-                f"of no effect, as {what} stay{'' if self.quantized else 's'} in float: {', '.join(self._idle)}"
-            )
+            left = "keys stay" if self.k_bits is None else "values stay"
+            what = left if self.quantized else "the key/value cache stays"
+            found.append(f"of no effect, as {what} in float: {', '.join(self._idle)}")
         if self.form is CacheForm.AUTO and self.quantized and self.only_fake is not None:
             found.append(f"the key/value cache is rounded and stays in float, nothing gets smaller: {self.only_fake}")
         return tuple(found)

@@ -121,6 +121,11 @@ def require_reader(plan: CachePlan, reader: DataReader | None) -> None:
         )
 
 
+def needs_calibration(survey: Survey, config: QConfig) -> bool:
+    """Whether a cache that is asked for has fixed scales; arguments and errors are those of `plan_cache`."""
+    return config.kv_cache is not None and bool(plan_cache(survey, config.kv_cache).calibrated)
+
+
 def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> None:
     """Refuse early what would fail late.
 

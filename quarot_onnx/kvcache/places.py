@@ -15,9 +15,9 @@ import onnx_ir as ir
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.caches import FUSED_CACHES, presents
 from quarot_onnx.graph.query import attribute_int, data_users, label
-from quarot_onnx.sites.attention import KEY, VALUE, past_inputs
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Attention
+from quarot_onnx.sites.pasts import KEY, VALUE, past_inputs
 
 _RANK, _POSITIONS = 4, 2
 """Of a cache."""

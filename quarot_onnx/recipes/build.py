@@ -74,11 +74,11 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
     Raises:
         ConfigError: The model has no such place, or the format cannot hold what is asked for.
     """
-    activation = activation_spec(recipe.activations)
-    layer = QLayerConfig(activation=activation, weight=weight_spec(recipe.weights, activation))
+    layer = layer_config(recipe)
     plain = is_plain(recipe)
     rounding = None if plain else rounding_config(recipe.weights)
     roundings = [] if rounding is None else [rounding]
+    cache = [recipe.kv_cache] if recipe.kv_cache is not None and recipe.kv_cache.quantized else []
     unnamed = QConfig(layer, algo_config=roundings).resolved_format
     # What is written anyway needs no name: a shipped scheme is the plain QConfig that it always was.
     named = None if plain and unnamed is OutputFormat.QDQ else recipe.format
@@ -97,13 +97,18 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
     if recipe.embedding not in {None, Precision.FLOAT}:
         types.append(OpType.Gather)
         # A Gather has no activation to quantize; naming the global one says that nothing is left out.
-        tables.append((QLayerConfig(activation=layer.activation, weight=_table(recipe, parts)), [OpType.Gather]))
+        tables.append(
+            (
+                QLayerConfig(activation=activation_spec(recipe.activations), weight=_table(recipe, parts)),
+                [OpType.Gather],
+            )
+        )
     return QConfig(
         layer,
         specific_layer_config=rules,
         layer_type_config=tables,
         exclude=[*([name for name, _ in parts.head] if head is Precision.FLOAT else ()), *recipe.exclude],
-        algo_config=[*([] if rotation is None else [rotation]), *recipe.transforms, *roundings],
+        algo_config=[*([] if rotation is None else [rotation]), *recipe.transforms, *roundings, *cache],
         OpTypesToQuantize=types,
         output_format=named,
         accuracy_level=recipe.accuracy_level,
@@ -123,6 +128,13 @@ def is_plain(recipe: Recipe) -> bool:
     weights = recipe.weights
     nearest = weights.resolved_bits == 8 and weights.resolved_method is Method.RTN and not weights.clip
     return recipe.format is OutputFormat.QDQ and nearest
+
+
+def layer_config(recipe: Recipe) -> QLayerConfig | None:
+    """How Linears are quantized; None where neither weights nor inputs are."""
+    activation = activation_spec(recipe.activations)
+    weight = weight_spec(recipe.weights, activation)
+    return None if activation is None and weight is None else QLayerConfig(activation=activation, weight=weight)
 
 
 def weight_spec(weights: Weights, activation: QTensorConfig | None) -> QTensorConfig | None:

@@ -10,6 +10,7 @@ quant.method: GPTQ, RTN                  rounds a model as it is, rotated or not
 special.rotate_mode: hadamard            randomised Hadamards with base.seed
 weight.calib_algo: mse, minmax           clip search on, off
 act.granularity: per_tensor with static  a scale per tensor from calibration
+quant.kvcache, method Naive              keys and values of the past, fake where save.save_fake: true
 quant_out: true                          inputs are measured behind quantized activations
 save.save_fake: true                     format fake; else the format that holds the bits
 ======================================== =============================================================================
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.recipes.llmc_file import LlmcAct, LlmcFile, LlmcWeight
+from quarot_onnx.recipes.llmc_file import LlmcAct, LlmcCache, LlmcFile, LlmcWeight
 from quarot_onnx.recipes.wording import Wording
 
 _WORDS = {
@@ -41,6 +42,13 @@ _WORDS = {
     "activations.group_size": "quant.act.group_size",
     "activations.symmetric": "quant.act.symmetric",
     "activations.granularity": "quant.act.granularity",
+    "kv_cache.bits": "quant.kvcache.bit",
+    "kv_cache.k_groupsize": "quant.kvcache.group_size",
+    "kv_cache.v_groupsize": "quant.kvcache.group_size",
+    "kv_cache.k_asym": "quant.kvcache.symmetric",
+    "kv_cache.v_asym": "quant.kvcache.symmetric",
+    "kv_cache.scales": "quant.kvcache.granularity",
+    "kv_cache.form": "save.save_fake",
     "rotation.seed": "base.seed",
     "rotation.r4": "quant.special.online_rotate",
     "rotation.use_random_had": "quant.special.rotate_mode",
@@ -85,6 +93,8 @@ def as_own(file: LlmcFile, source: Path, folder: Path) -> tuple[dict[str, Any], 
     data: dict[str, Any] = {"weights": _weights(quant.weight, source)}
     if quant.act is not None:
         data["activations"] = _activations(quant.act, source)
+    if quant.kvcache is not None:
+        data["kv_cache"] = _cache(quant.kvcache, source)
     if quant.rotates:
         data["rotation"] = {"use_random_had": True, "seed": file.base.seed, "r4": bool(special.online_rotate)}
     data["weights"]["method"] = "gptq" if quant.rounds else "rtn"
@@ -92,6 +102,8 @@ def as_own(file: LlmcFile, source: Path, folder: Path) -> tuple[dict[str, Any], 
         _round(data, file, source)
     if file.save.save_fake:
         data["format"] = "fake"
+        if "kv_cache" in data:
+            data["kv_cache"] = {"form": "fake"} | data["kv_cache"]
     notes = _calibrate(data, file, folder)
     return data, notes
 
@@ -115,6 +127,20 @@ def _activations(act: LlmcAct, source: Path) -> dict[str, Any]:
     if act.static:
         data["granularity"] = "tensor"
     return data
+
+
+def _cache(cache: LlmcCache, source: Path) -> dict[str, Any]:
+    """Keys and values alike; ``per_token`` is a scale for each head of a token, as LLMC's rows are heads."""
+    if (cache.granularity == "per_tensor") != cache.static:
+        raise ConfigError(
+            f"{source}: quant.kvcache.granularity: {cache.granularity} with static: {str(cache.static).lower()} is not "
+            "supported; use per_token, or per_tensor with static: true"
+        )
+    if cache.static:
+        return {"bits": cache.bit, "k_asym": not cache.symmetric, "v_asym": not cache.symmetric, "scales": "tensor"}
+    size = _grouped(cache.granularity, cache.group_size, f"{source}: quant.kvcache").get("group_size")
+    grids = {f"{what}_asym": not cache.symmetric for what in "kv"} | {f"{what}_groupsize": size for what in "kv"}
+    return {"bits": cache.bit, **grids}
 
 
 def _grouped(granularity: str, size: int, place: str) -> dict[str, Any]:

@@ -42,7 +42,6 @@ IGNORED = (
 _NOT_DONE = {
     "vision": "vision towers are not quantized; put what is under quant.language in its place",
     "language": "put what is under quant.language directly under quant",
-    "kvcache": "the key/value cache stays in float; leave it out",
     "mix_bits": "all Linears have the same bits, but for lm_head and int8_down_proj; leave it out",
     "token_reduction": "no tokens are left out of a text; leave it out",
 }
@@ -97,6 +96,15 @@ class LlmcAct(_Quantized):
     static: StrictBool = False
 
 
+class LlmcCache(_Quantized):
+    """``quant.kvcache``."""
+
+    method: Literal["Naive"] = "Naive"
+    granularity: Literal["per_token", "per_group", "per_tensor"]
+    calib_algo: Literal["minmax", "static_minmax"] = "minmax"
+    static: StrictBool = False
+
+
 class LlmcSpecial(Strict):
     """``quant.special``, of QuaRot and of GPTQ."""
 
@@ -133,6 +141,7 @@ class LlmcQuant(Strict):
     method: Annotated[str, BeforeValidator(_method)]
     weight: LlmcWeight
     act: LlmcAct | None = None
+    kvcache: LlmcCache | None = None
     special: LlmcSpecial = Field(default_factory=LlmcSpecial)
     quant_out: StrictBool | None = None
 

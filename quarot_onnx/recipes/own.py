@@ -16,7 +16,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from quarot_onnx.config.algorithm import AlgoConfig, ConfigPath, QuarotConfig, SinkPrefixConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import (
+    AlgoConfig,
+    ConfigPath,
+    KVCacheConfig,
+    QuarotConfig,
+    SinkPrefixConfig,
+    SmoothQuantConfig,
+)
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
@@ -181,6 +188,7 @@ class Recipe(FileConfig):
         prefix: Which tokens stay out of the integers, and where they are kept; None, where it is left out, for none.
         weights: How weights are rounded.
         activations: How their inputs are.
+        kv_cache: How keys and values of the past are kept; None, where it is left out, in float.
         lm_head: How the head is stored; None for float.
         embedding: How the embedding is stored; None for float.
         int8_down_proj: Down projections have 8 bits, weights per channel, activations per token; weights in float stay
@@ -196,6 +204,7 @@ class Recipe(FileConfig):
     prefix: SinkPrefixConfig | None = None
     weights: Weights = Field(default_factory=Weights)
     activations: Activations = Field(default_factory=Activations)
+    kv_cache: KVCacheConfig | None = None
     lm_head: Annotated[Precision | None, _optional(Precision)] = None
     embedding: Annotated[Precision | None, _optional(Precision)] = None
     int8_down_proj: StrictBool = False
@@ -212,7 +221,7 @@ class Recipe(FileConfig):
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse a section without content: it could mean nothing, or the defaults."""
-        for name in ("rotation", "smoothing", "prefix", "weights", "activations", "calibration"):
+        for name in ("rotation", "smoothing", "prefix", "weights", "activations", "kv_cache", "calibration"):
             if name in data and data[name] is None:
                 raise ValueError(f"the section {name} is empty; write {name}: {{}} for its defaults, or take it out")
         return data
@@ -220,7 +229,7 @@ class Recipe(FileConfig):
     def to_dict(self, *, folder: Path | None = None) -> dict[str, Any]:
         """Plain data, as in `Strict.to_dict`; sections that are not there are left out, as in a file."""
         data = super().to_dict(folder=folder)
-        absent = {key for key in ("rotation", "smoothing", "prefix") if getattr(self, key) is None}
+        absent = {key for key in ("rotation", "smoothing", "prefix", "kv_cache") if getattr(self, key) is None}
         return {key: value for key, value in data.items() if key not in absent}
 
 

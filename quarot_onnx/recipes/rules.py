@@ -15,7 +15,7 @@ from quarot_onnx.config.misfits import (
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.config.spec import Int4Spec, QLayerConfig
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.recipes.build import activation_spec, weight_spec
+from quarot_onnx.recipes.build import layer_config
 from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
 from quarot_onnx.recipes.wording import Wording
 
@@ -45,7 +45,8 @@ def _bits(recipe: Recipe, say: Wording) -> Iterator[str]:
     if weights.method is not None:
         rounding = say.named("weights.method")
         yield f"{rounding}: weights of 16 bits stay in float and are not rounded; use {eight} or fewer, {_OUT}"
-    if not recipe.activations.quantized:
+    alone = recipe.kv_cache is None or not recipe.kv_cache.quantized
+    if not recipe.activations.quantized and alone:
         yield f"{bits}: with 16 bits for weights and activations there is nothing to quantize; use {eight} or fewer"
     for name in sorted(weights.model_fields_set - {"bits", "method"}):
         yield f"{say.named(f'weights.{name}')}: weights of 16 bits stay in float; use {eight} or fewer, {_OUT}"
@@ -121,9 +122,9 @@ def _calibrated(recipe: Recipe, say: Wording) -> Iterator[str]:
 
 def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
     """What the format does not hold; one that was not named is chosen to hold all."""
-    activation = activation_spec(recipe.activations)
-    layer = QLayerConfig(activation=activation, weight=weight_spec(recipe.weights, activation))
-    named = recipe.format
+    layer, named = layer_config(recipe), recipe.format
+    if layer is None:
+        return
     if named is not None and (found := misfit(layer, named)) is not None:
         yield say.refused(found)
     if named is OutputFormat.QDQ:

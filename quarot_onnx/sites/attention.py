@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.caches import FUSED_CACHES, pasts_behind
 from quarot_onnx.graph.linear import Linear, is_matmul, linear_at
 from quarot_onnx.graph.products import operand_axis
 from quarot_onnx.graph.query import attribute_int, consumers_through, data_input, label, resolve_constant, through
@@ -38,10 +37,6 @@ FUSED = frozenset(
     {("com.microsoft", "GroupQueryAttention"), ("com.microsoft", "MultiHeadAttention"), ("", "Attention")}
 )
 """The fused operators; all take Q, K and V in front."""
-
-
-KEY, VALUE = 1, 2
-"""Where fused attentions take K and V, and where they put out the caches of both."""
 
 
 def find_attentions(graph: ir.Graph, shapes: Shapes) -> tuple[list[Attention], list[LeftOut]]:
@@ -300,19 +295,3 @@ def _rope_width(parts: _Parts, head_dim: int, shapes: Shapes) -> int | None:
     if 2 * half > head_dim:
         raise NotTracedError(f"RoPE's table {tables[0].name!r} is made for heads of {2 * half}, not of {head_dim}")
     return 2 * half
-
-
-def past_inputs(attention: ir.Node, which: int) -> list[ir.Value]:
-    """The inputs of the graph that hold an attention's earlier keys (``KEY``) or values (``VALUE``).
-
-    Args:
-        attention: The Softmax or the fused operator.
-        which: Of which.
-    """
-    if (attention.domain, attention.op_type) in FUSED:
-        caches = FUSED_CACHES[attention.domain, attention.op_type]
-        places = (which, *(index for index, out in caches.items() if out == which))
-        held = [attention.inputs[index] for index in places if index < len(attention.inputs)]
-        return [past for value in held for past in pasts_behind(value)]
-    product = context_product(attention.outputs[0]) if which == VALUE else score_product(data_input(attention))
-    return [] if product is None else pasts_behind(product.inputs[1])

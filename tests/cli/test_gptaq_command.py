@@ -7,7 +7,7 @@ import pytest
 from command_line import Shell
 from passed import Asks
 
-from quarot_onnx.config import GPTAQConfig, OutputFormat
+from quarot_onnx.config import GPTAQConfig, KVCacheConfig, OutputFormat
 
 WEIGHTS = ("--w_bits", 4, "--w_groupsize", -1, "--w_clip")
 CACHE = ("--v_bits", 16, "--k_bits", 16, "--k_asym", "--v_asym", "--k_clip_ratio", 0.95, "--v_clip_ratio", 0.95)
@@ -25,8 +25,9 @@ def test_the_published_command(asks: Asks) -> None:
     assert passed.config.rounding == GPTAQConfig(mse=True, enable_aq_calibration=True)
     assert passed.config.quarot is not None
     assert passed.config.resolved_format is OutputFormat.FAKE
-    (note,) = [line for line in passed.notes.splitlines() if "of no effect here" in line]
-    for option in ("--k-asym", "--v-asym", "--k-clip-ratio", "--v-clip-ratio"):
+    assert passed.config.kv_cache is None
+    (note,) = [line for line in passed.notes.splitlines() if "of no effect" in line]
+    for option in ("k_asym", "v_asym", "k_clip_ratio", "v_clip_ratio"):
         assert option in note
     assert "bits" not in note
 
@@ -34,10 +35,21 @@ def test_the_published_command(asks: Asks) -> None:
 def test_groups_of_a_cache_in_float_have_no_effect(asks: Asks) -> None:
     more = ("--k_groupsize", 128, "--v_groupsize", 128, "--fp32_had", "--no-k_pre_rope")
     passed = asks(*WEIGHTS, "--a_bits", 8, *CACHE, *more, *METHOD)
-    assert "--k-groupsize" in passed.notes
+    assert "k_groupsize" in passed.notes
+    assert "--fp32-had" in passed.notes
     plain = asks("--w-bits", 4, "--w-clip", "--a-bits", 8, "--use-v2", "--enable-aq-calibration")
     assert plain.config == passed.config
-    assert "of no effect here" not in plain.notes
+    assert "of no effect" not in plain.notes
+
+
+def test_a_quantized_cache(asks: Asks) -> None:
+    grids = ("--k_groupsize", 16, "--v_groupsize", 16, "--k_asym", "--v_asym", "--k_clip_ratio", 0.95)
+    passed = asks(*WEIGHTS, "--a_bits", 4, "--k_bits", 4, "--v_bits", 4, *grids, *METHOD)
+    wanted = KVCacheConfig(4, 4, k_groupsize=16, v_groupsize=16, k_asym=True, v_asym=True, k_clip_ratio=0.95)
+    assert passed.config.kv_cache == wanted
+    assert passed.config.algo_config[-1] is passed.config.kv_cache
+    short = asks(*WEIGHTS, "--a_bits", 4, "--kv-bits", 4, *grids, *METHOD)
+    assert short.config == passed.config
 
 
 def test_options_are_spelt_either_way(asks: Asks) -> None:
@@ -57,9 +69,10 @@ def test_other_commands_take_strokes_too(shell: Shell, model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("--k_bits", 4), "--k-bits 4: the key/value cache is not quantized; use 16"),
-        (("--v_bits", 8), "--v-bits 8: the key/value cache"),
-        (("--k_pre_rope",), "--k-pre-rope"),
+        (("--k_bits", 9), "--k-bits 9: keys and values have 2 to 8 bits"),
+        (("--k_bits", 4, "--kv_bits", 4), "say the same thing twice"),
+        (("--kv_bits", 4, "--k_asym", "--kv_format", "int"), "k_asym: integers are kept on symmetric grids"),
+        (("--kv_bits", 4, "--k_groupsize", 1), "--k-groupsize 1: a group has 2 or more"),
         (("--rotate", "--config", "c.json"), "--rotate and --config say the same thing twice"),
         (("--w_bitz", 4), "--w-bitz"),
         (("--w_bits", "four"), "(given 'four')"),

@@ -83,6 +83,7 @@ def test_save_fp_is_what_save_trans_was_called(file: Any) -> None:
 
 
 VISION = {"vision": {"method": "GPTQ"}, "language": STEP_2["quant"]}
+CACHE = {"method": "Naive", "bit": 8, "granularity": "per_token", "symmetric": True}
 FLOAT = {"quant_type": "float-quant", "bit": "e2m1", "symmetric": True, "granularity": "per_group", "group_size": 128}
 
 
@@ -96,7 +97,8 @@ FLOAT = {"quant_type": "float-quant", "bit": "e2m1", "symmetric": True, "granula
         ({"calib.type": "img_txt", "quant": VISION}, "type: img_txt is not supported"),
         ({"quant": VISION}, "vision is not supported"),
         ({"quant": {"language": STEP_2["quant"]}}, "directly under quant"),
-        ({"quant.kvcache": {"method": "Naive", "bit": 8}}, "kvcache is not supported"),
+        ({"quant.kvcache": {**CACHE, "method": "KIVI"}}, "quant.kvcache.method='KIVI'"),
+        ({"quant.kvcache": {**CACHE, "granularity": "per_tensor"}}, "per_tensor with static: false"),
         ({"quant.mix_bits": {"setting_0": {}}}, "mix_bits is not supported"),
         ({"quant.special.static_groups": False}, "quant.special.actorder: with groups of 32 it needs static groups"),
         ({"quant.method": "OmniQuant", "quant.special": {"lwc": True}, "calib.type": "img"}, "quant.method: OmniQuant"),
