@@ -25,6 +25,8 @@ def before_rope(value: ir.Value) -> ir.Value:
         found = data_input(node)
     elif node is not None and node.op_type == "Add":
         found = _turned(node)
+    elif node is not None and node.op_type == "Concat":
+        found = _partly_turned(node)
     if found is None:
         raise ModelError(
             f"no RoPE is understood behind {value.name!r}, so keys cannot be rounded before it; round them after it"
@@ -45,6 +47,19 @@ def _turned(add: ir.Node) -> ir.Value | None:
             if operand in behind:
                 return operand
     return None
+
+
+def _partly_turned(concat: ir.Node) -> ir.Value | None:
+    """X where a part of every head alone has RoPE: both parts are cut from it."""
+    sources = set()
+    for operand in concat.inputs:
+        node = None if operand is None else through(operand).producer()
+        part = _turned(node) if node is not None and node.op_type == "Add" else operand
+        cut = None if part is None else through(part).producer()
+        if cut is None or cut.op_type not in {"Slice", "Split"}:
+            return None
+        sources.add(data_input(cut))
+    return sources.pop() if len(sources) == 1 else None
 
 
 def _behind(product: ir.Node) -> set[ir.Value]:

@@ -58,7 +58,9 @@ class JoinedCache:
         """A scale for each head of each token."""
         add = self._writer.add
         peak = self._writer.reduced(node, "ReduceMax", add(node, "Abs", x))
-        scale = add(node, "Mul", peak, self._number("step", clip_ratio / highest(bits)))
+        if clip_ratio != 1:
+            peak = add(node, "Mul", peak, self._number("clip_ratio", clip_ratio))
+        scale = add(node, "Div", peak, self._number("steps", highest(bits)))
         return add(node, "Max", scale, self._number("tiny", float(TINY)))
 
     def _joined_scales(self, place: JoinedPlace, own: ir.Value) -> ir.Value:

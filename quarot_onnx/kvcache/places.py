@@ -97,18 +97,15 @@ def find_cache_places(survey: Survey) -> CachePlaces:
         pasts = {True: past_inputs(attention.node, KEY), False: past_inputs(attention.node, VALUE)}
         if not any(pasts.values()):
             continue
-        if (attention.node.domain, attention.node.op_type) in FUSED_CACHES:
-            place = _fused(attention, pasts, caches)
-            strange += [] if place else [label(attention.node)]
-            fused += [place] if place else []
+        spelt = [_joined(keys, attention, past, caches) for keys, found in pasts.items() for past in found]
+        if all(spelt):
+            joined |= {place.past: place for place in spelt if place is not None and place.past not in joined}
             continue
-        for keys, found in pasts.items():
-            for past in (value for value in found if value not in joined):
-                spelt = _joined(keys, attention, past, caches)
-                if spelt is None:
-                    strange.append(label(attention.node))
-                else:
-                    joined[past] = spelt
+        place = _fused(attention, pasts, caches)
+        if place is None:
+            strange.append(label(attention.node))
+        else:
+            fused.append(place)
     if strange:
         raise ModelError(
             f"{first_and_more(strange)}: its cache is no input [batch, heads, positions, head_dim] that is joined with "
@@ -144,6 +141,9 @@ def _joined(
 def _fused(
     attention: Attention, pasts: dict[bool, list[ir.Value]], caches: dict[ir.Value, tuple[ir.Value, ...]]
 ) -> FusedPlace | None:
+    """The place of an operator that keeps its cache itself."""
+    if (attention.node.domain, attention.node.op_type) not in FUSED_CACHES:
+        return None
     found = {keys: values[0] for keys, values in pasts.items() if len(values) == 1}
     left = {keys: caches[past][0] for keys, past in found.items() if len(caches.get(past, ())) == 1}
     return FusedPlace(attention, found, left) if len(found) == len(left) == 2 else None

@@ -1,0 +1,251 @@
+"""A quantized cache in every export: what rounding by hand gives, prefilled or decoded, alone or in a batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batches import left_padded, step
+from exports import EXPORTS, optimum_export
+
+from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.readers import TokenReader
+from quarot_onnx.graph.metadata import recorded
+from quarot_onnx.io import model_io
+from quarot_onnx.kvcache.integers import stored
+from quarot_onnx.pipeline import quantize, rotate
+from quarot_onnx.quantization.activations import fake_quantize
+from quarot_onnx.sessions import runtime
+
+CACHED = [case for case in EXPORTS if case.startswith(("optimum", "dynamo cache", "genai"))]
+SPELT = [case for case in CACHED if not case.startswith("genai")]
+FUSED = [case for case in CACHED if case.startswith("genai")]
+QUARTER = "gpt_neox, a quarter of a head"
+IDS = np.random.default_rng(0).integers(5, 100, (3, 24))
+
+
+def cached(
+    case: str, folder: Path, *, rotates: bool = True, r3: bool | None = None, prefix: bool = False, **cache: Any
+) -> Path:
+    """An export with a quantized cache, and nothing else quantized."""
+    source = optimum_export("gpt_neox", rotary_pct=0.25) if case == QUARTER else EXPORTS[case]()
+    target = folder / "out" / "model.onnx"
+    rotation = [QuarotConfig(r3=r3)] if rotates else []
+    sink = [SinkPrefixConfig("graph", ids=(7, 3))] if prefix else []
+    config = QConfig(None, algo_config=[*rotation, *sink, KVCacheConfig(**cache)])
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    quantize(source, target, config, reader, verify=False, check=None)
+    return target
+
+
+def outputs(path: Path, ids: np.ndarray, pieces: tuple[int, ...] = ()) -> tuple[np.ndarray, Feeds]:
+    """Logits [1, tokens, vocab] of a row, run in pieces that end there, and the last cache."""
+    inputs, session = ModelInputs.from_path(path), runtime.session(path)
+    logits, past, start = [], None, 0
+    for stop in (*pieces, ids.shape[1]):
+        found, past = step(session, inputs, inputs.feed(ids[:, start:stop], past, start))
+        logits.append(found)
+        start = stop
+    assert past is not None
+    return np.concatenate(logits, axis=1), past
+
+
+def near(got: np.ndarray, want: np.ndarray, tolerance: float) -> bool:
+    return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", SPELT)
+def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, bits: int, tmp_path: Path) -> None:
+    integers, _ = outputs(cached(case, tmp_path / "int", bits=bits), IDS[:1])
+    fake, _ = outputs(cached(case, tmp_path / "fake", bits=bits, form="fake"), IDS[:1])
+    assert near(integers, fake, 2e-3 if "fp16" in case else 1e-5)
+    exact, _ = outputs(EXPORTS[case](), IDS[:1])
+    assert not near(integers, exact, 1e-5)
+
+
+@pytest.mark.parametrize("case", SPELT)
+def test_fixed_scales_are_taken_too(case: str, tmp_path: Path) -> None:
+    for scales in ("channel", "head", "tensor"):
+        path = cached(case, tmp_path / scales, bits=8, scales=scales)
+        exact, _ = outputs(EXPORTS[case](), IDS[:1])
+        got, past = outputs(path, IDS[:1])
+        assert {array.dtype for array in past.values()} == {np.dtype(np.int8)}
+        assert len(past) == len(ModelInputs.from_path(EXPORTS[case]()).presents)
+        assert near(got, exact, 0.1)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", FUSED)
+def test_a_fused_operator_keeps_what_rounding_by_hand_gives(case: str, bits: int, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    path = cached(case, tmp_path, bits=bits, scales="channel")
+    rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
+    _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
+    _, kept = outputs(path, IDS[:1])
+    _, whole = outputs(tmp_path / "r" / "model.onnx", IDS)
+    model = model_io.load(path)
+    operators = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    for operator in operators[:1]:  # what comes later sees what was rounded
+        for index, scale in ((3, 12), (4, 13)):
+            name = operator.inputs[index].name
+            scales = operator.inputs[scale].const_value.numpy()
+            want = stored(exact[name].astype(np.float32), scales, bits)
+            assert kept[name].dtype == (np.int8 if bits == 8 else np.uint8)
+            assert kept[name].shape == want.shape
+            assert (kept[name] == want).mean() > 0.99  # a float product may fall to the other side of a half
+            top = np.abs(whole[name].astype(np.float32)).max(axis=(0, 2), keepdims=True) / (2 ** (bits - 1) - 1)
+            assert near(scales, top, 2e-3 if "fp16" in case else 1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", CACHED)
+def test_decoding_computes_what_the_prefill_does(case: str, bits: int, tmp_path: Path) -> None:
+    path = cached(case, tmp_path, bits=bits)
+    whole, _ = outputs(path, IDS[:1])
+    decoded, past = outputs(path, IDS[:1], tuple(range(12, 24)))
+    assert near(decoded, whole, 2e-3 if "fp16" in case else 1e-4)
+    assert {array.dtype.kind for array in past.values()} <= {"i", "u", "f"}
+    assert any(array.dtype == (np.int8 if bits == 8 else np.uint8) for array in past.values())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "dynamo cache 23"])
+def test_a_batch_padded_on_the_left(case: str, bits: int, tmp_path: Path) -> None:
+    path = cached(case, tmp_path, bits=bits)
+    inputs, session = ModelInputs.from_path(path), runtime.session(path)
+    rows = [IDS[number, :length] for number, length in enumerate((9, 4, 7))]
+    more = IDS[:, 20:21]
+    logits, past = step(session, inputs, left_padded(inputs, rows))
+    longer = [np.append(row, next_) for row, next_ in zip(rows, more, strict=True)]
+    later, _ = step(session, inputs, left_padded(inputs, longer, past))
+    for number, row in enumerate(longer):
+        want, _ = outputs(path, row[None], (len(row) - 1,))
+        got = np.concatenate([logits[number, -len(row) + 1 :], later[number]])
+        assert near(got, want[0], 2e-3 if "fp16" in case else 1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", ["genai", "genai packed bias", "genai RoPE outside", "genai fp16"])
+def test_a_batch_padded_on_the_right(case: str, bits: int, tmp_path: Path) -> None:
+    """GroupQueryAttention takes a mask for a length."""
+    path = cached(case, tmp_path, bits=bits)
+    inputs = ModelInputs.from_path(path)
+    rows = [IDS[number, :length] for number, length in enumerate((9, 4, 7))]
+    feeds = inputs.feed(np.stack([np.pad(row, (0, 9 - len(row))) for row in rows]))
+    mask = next(name for name, role in inputs.roles.items() if role is InputRole.MASK)
+    feeds[mask] = np.stack([np.arange(9) < len(row) for row in rows]).astype(np.int64)
+    logits, _ = step(runtime.session(path), inputs, feeds)
+    for number, row in enumerate(rows):
+        want, _ = outputs(path, row[None])
+        assert near(logits[number, : len(row)], want[0], 2e-3 if "fp16" in case else 1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("case", ["optimum llama", "dynamo cache", "genai", "genai packed bias", "genai fp16"])
+def test_behind_a_prefix_in_the_graph(case: str, bits: int, tmp_path: Path) -> None:
+    path = cached(case, tmp_path, prefix=True, bits=bits)
+    whole, past = outputs(path, IDS[:1])
+    decoded, _ = outputs(path, IDS[:1], tuple(range(16, 24)))
+    loose = 2e-3 if "fp16" in case else 1e-4
+    assert near(decoded, whole, loose)
+    assert {array.shape[2] for array in past.values()} == {24}
+    exact, _ = outputs(EXPORTS[case](), np.concatenate([[[7, 3]], IDS[:1]], axis=1))
+    assert near(whole, exact[:, 2:], 0.15 if bits == 8 else 1.0)
+    assert not near(whole, exact[:, 2:], loose)
+
+
+GRIDS = [
+    {"k_bits": 4, "v_bits": 2, "k_asym": True},
+    {"k_bits": 4, "v_bits": 3, "k_groupsize": 8, "v_groupsize": 4, "v_asym": True},
+    {"k_bits": 5, "v_bits": 6, "k_groupsize": -1, "v_groupsize": -1, "k_asym": True, "v_clip_ratio": 0.9},
+    {"k_bits": 8, "v_bits": 4, "form": "fake", "k_clip_ratio": 0.95},
+]
+
+
+@pytest.mark.parametrize("grids", GRIDS)
+@pytest.mark.parametrize(
+    "case", ["optimum llama", "optimum fp16", "optimum phi3", "dynamo cache", "genai", "genai fp16"]
+)
+def test_the_fake_form_rounds_as_by_hand(case: str, grids: dict[str, Any], tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
+    _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
+    _, kept = outputs(cached(case, tmp_path, **grids), IDS[:1])
+    first = next(iter(exact))  # what comes later sees what was rounded
+    for what, name in (("k", first), ("v", f"{first.removesuffix('key')}value")):
+        array = exact[name]
+        batch, heads, length, width = array.shape
+        group = grids.get(f"{what}_groupsize")
+        rows = array.astype(np.float32)
+        if group == -1:
+            rows = rows.swapaxes(1, 2).reshape(batch, length, heads * width)
+        want = fake_quantize(
+            rows,
+            grids[f"{what}_bits"],
+            symmetric=not grids.get(f"{what}_asym", False),
+            group_size=None if group == -1 else group,
+            clip_ratio=grids.get(f"{what}_clip_ratio", 1.0),
+        )
+        if group == -1:
+            want = want.reshape(batch, length, heads, width).swapaxes(1, 2)
+        close = np.abs(kept[name].astype(np.float32) - want) <= 2e-3 * np.abs(want).max()
+        assert close.mean() > 0.99, name  # a float product may fall to the other side of a half
+
+
+@pytest.mark.parametrize(
+    "case", ["optimum llama", "optimum qwen2", "optimum gpt_neox", QUARTER, "dynamo cache", "genai"]
+)
+def test_keys_are_rounded_before_rope(case: str, tmp_path: Path) -> None:
+    """RoPE keeps the length of every pair: keys of one token, rounded before it, have the same ones everywhere."""
+    lengths = {}
+    for pre_rope in (True, False):
+        path = cached(case, tmp_path / str(pre_rope), rotates=False, k_bits=3, k_pre_rope=pre_rope)
+        _, kept = outputs(path, np.full((1, 12), 7))
+        keys = next(iter(kept.values())).astype(np.float64)
+        turned = keys.shape[-1] // (4 if "quarter" in case else 1)
+        pairs = np.hypot(keys[..., : turned // 2], keys[..., turned // 2 : turned])
+        lengths[pre_rope] = np.abs(pairs - pairs[:, :, :1]).max() / pairs.max()
+    assert lengths[True] < 1e-5
+    assert lengths[False] > 0.05
+
+
+@pytest.mark.parametrize(("k_bits", "v_bits"), [(8, None), (None, 4), (4, 8)])
+def test_keys_or_values_alone(k_bits: int | None, v_bits: int | None, tmp_path: Path) -> None:
+    path = cached("optimum llama", tmp_path, k_bits=k_bits, v_bits=v_bits)
+    _, past = outputs(path, IDS[:1], (20,))
+    kinds = {8: np.int8, 4: np.uint8, None: np.float32}
+    for name, array in past.items():
+        if name.endswith(".key"):
+            assert array.dtype == kinds[k_bits]
+        elif name.endswith(".value"):
+            assert array.dtype == kinds[v_bits]
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "genai"])
+def test_r3_comes_in_where_keys_are_quantized(case: str, tmp_path: Path) -> None:
+    def rotated(path: Path) -> bool:
+        recipe = recorded(model_io.load(path))
+        assert recipe is not None
+        return "R3" in json.dumps(recipe["rotation"]["counts"])  # type: ignore[index]
+
+    assert rotated(cached(case, tmp_path / "k", bits=8))
+    assert not rotated(cached(case, tmp_path / "n", bits=8, r3=False))
+    assert not rotated(cached(case, tmp_path / "p", k_bits=3, k_pre_rope=True))
+    if case == "optimum llama":
+        assert not rotated(cached(case, tmp_path / "v", v_bits=8))
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 3.5), (4, 6.5)])
+@pytest.mark.parametrize("case", ["optimum llama", "genai"])
+def test_what_a_caller_holds_is_smaller(case: str, bits: int, least: float, tmp_path: Path) -> None:
+    _, before = outputs(EXPORTS[case](), IDS[:1])
+    _, after = outputs(cached(case, tmp_path, bits=bits), IDS[:1])
+    sizes = [sum(array.nbytes for array in past.values()) for past in (before, after)]
+    head_dim = next(iter(before.values())).shape[-1]
+    if case == "optimum llama":  # the scale of a head weighs more than with the usual 64 and 128 entries
+        least = 4 * head_dim / (head_dim * bits / 8 + 4)
+    assert sizes[0] >= least * sizes[1]
