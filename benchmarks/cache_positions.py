@@ -3,10 +3,10 @@
     python benchmarks/cache_positions.py MODEL.onnx CALIBRATION.txt TEST.txt [--calibrated 512] [--length 4096]
 
 The model is rotated with R3 and without. Peaks of keys and values are taken on windows of ``--calibrated`` tokens, and
-one window of ``--length`` tokens of the test text is rounded with them, to 8 bits: per channel, head and tensor. Printed
-is the relative error, the norm of what rounding changes by the norm of what there was, for parts of the window; the
-share of values beyond the scales; beside it the error of scales found for every token and head, which know nothing of
-positions. Of all layers the mean.
+one window of ``--length`` tokens of the test text is rounded with them, to 8 bits: per channel, head and tensor.
+Printed is the relative error, the norm of what rounding changes by the norm of what there was, for parts of the window;
+the share of values beyond the scales; beside it the error of scales found for every token and head, which know nothing
+of positions. Of all layers the mean.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.text import choose_bos, load_tokenizer, read_text, tokenizer_file, windows
 from quarot_onnx.config.choices import CacheScales
 from quarot_onnx.kvcache.integers import highest, rounded
-from quarot_onnx.kvcache.scales import fixed_scales
+from quarot_onnx.kvcache.scales import Observed, fixed_scales
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.sessions import runtime
 
 BITS = 8
+NONE = np.zeros((0, 0, 0), np.float32)
 KINDS = (CacheScales.CHANNEL, CacheScales.HEAD, CacheScales.TENSOR)
 
 
@@ -85,7 +86,7 @@ def table(model: Path, calibration: NDArray[np.int64], test: NDArray[np.int64], 
     beyond: dict[tuple[bool, str], list[float]] = {}
     for (keys, array), peak in zip(caches(model, test), peaks, strict=True):
         for kind in KINDS:
-            scales = fixed_scales(peak, config, keys=keys, scales=kind)
+            scales = fixed_scales(Observed(peak, NONE), config, keys=keys, scales=kind)
             errors.setdefault((keys, kind), []).append(relative(array, scales))
             beyond.setdefault((keys, kind), []).append(float((np.abs(array) > scales * (highest(BITS) + 0.5)).mean()))
         own = (np.abs(array).max(axis=-1, keepdims=True) / highest(BITS)).astype(np.float32)

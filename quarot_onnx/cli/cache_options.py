@@ -71,8 +71,8 @@ class CacheOptions:
         Option(
             metavar="SCALES",
             parser=CacheScales.parse,
-            help="token: found at run time; tensor, head or channel: calibrated. Default: token; for "
-            "GroupQueryAttention head.",
+            help="token: found at run time; tensor, head or channel: calibrated. Default: token; "
+            "where GroupQueryAttention takes none, fixed ones.",
             rich_help_panel=CACHE,
         ),
         Key("kv_cache.scales"),

@@ -37,6 +37,15 @@ class PerplexityOptions:
             rich_help_panel=PERPLEXITY,
         ),
     ] = None
+    decode: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=1,
+            help="Tokens at the end of a window that are decoded one by one, through the cache. Default: none.",
+            rich_help_panel=PERPLEXITY,
+        ),
+    ] = None
     text_key: Annotated[
         str | None, Option("--text-key", metavar="KEY", help=opt.TEXT_KEY_HELP, rich_help_panel=PERPLEXITY)
     ] = None

@@ -61,7 +61,8 @@ def _perplexity(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int
         model, options.text, tokenizer, seq_len=options.seq_len,
         windows=_WINDOWS if options.windows is None else options.windows,
         threads=options.threads, bos=bos, text_key=options.text_key, exact=options.exact,
-        unscored=options.unscored or 1, progress=lambda done, total: progress("evaluate", done, total),
+        unscored=options.unscored or 1, decode=options.decode or 0,
+        progress=lambda done, total: progress("evaluate", done, total),
     )  # fmt: skip
     content = perplexity_record(result) | {"model": str(model), "text": str(options.text)}
 

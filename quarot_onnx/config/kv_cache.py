@@ -54,8 +54,8 @@ class KVCacheConfig(AlgoConfig):
             grids, in float, for studies. ``auto``: ``int`` where both have 8 or 4 bits on symmetric grids, a scale for
             each head or fixed ones.
         scales: One for each ``token`` and head, found at run time and kept beside the integers; or fixed by
-            calibration: one for each ``channel``, ``head``, or cache (``tensor``). ``auto``: ``token``, and what
-            GroupQueryAttention takes: ``channel``.
+            calibration: one for each ``channel``, ``head``, or cache (``tensor``). ``auto``: ``token``; for
+            GroupQueryAttention, which takes fixed ones, ``head`` for keys and ``channel`` for values.
         name: ``"kv_cache"``.
     """
 

@@ -83,6 +83,7 @@ def perplexity(
     threads: int | None = None,
     exact: bool = False,
     unscored: int = 1,
+    decode: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
@@ -99,6 +100,7 @@ def perplexity(
         exact: Compute 8-bit products exactly where this processor's fast way saturates.
         unscored: Tokens at the start of a window that are not scored, for models to be compared on the same ones; of a
             model with a prefix also the first that is fed is not.
+        decode: Tokens at the end of a window that are fed one by one, each on the cache of those before it.
         progress: Called with the windows done and their number.
 
     Raises:
@@ -113,6 +115,8 @@ def perplexity(
             f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"
         )
     pieces(inputs, seq_len)  # tells of a length that the graph does not take
+    if decode and not inputs.has_cache:
+        raise ModelError(f"{model_path} has no cache to decode on: evaluate it without (--decode, decode=)")
     source = tokenizer_file(tokenizer)
     used = choose_bos(source, bos)
     loaded = load_tokenizer(source)
@@ -128,11 +132,13 @@ def perplexity(
     firsts = [max(unscored, held + 1) for held in brought]
     if max(firsts) >= seq_len:
         raise CalibrationError(f"windows of {seq_len} tokens hold none to score behind the prefix: use longer ones")
+    if decode >= seq_len - max(brought):
+        raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
     saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
     session = runtime.session(model_path, threads=threads, exact_products=exact)
     start, total = time.perf_counter(), 0.0
     for done, (window, held, first) in enumerate(zip(ids, brought, firsts, strict=True), start=1):
-        logits = _logits(session, model, window[held:])
+        logits = _logits(session, model, window[held:], decode)
         total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
@@ -161,12 +167,12 @@ def perplexity(
     )
 
 
-def _logits(session: Any, model: Scored, window: TokenIds) -> npt.NDArray[Any]:
+def _logits(session: Any, model: Scored, window: TokenIds, decode: int) -> npt.NDArray[Any]:
     """The logits of a window, [tokens, vocab]."""
     inputs, found, before = model.inputs, [], Before(past=model.lead)
     try:
-        runs = pieces(inputs, len(window))
-        outputs = window_outputs(session, inputs, window[None], [inputs.logits], before=before)
+        runs = pieces(inputs, len(window), decode)
+        outputs = window_outputs(session, inputs, window[None], [inputs.logits], decode, before=before)
         for (start, stop), (output,) in zip(runs, outputs, strict=True):
             # Of a fixed batch the first row; the others repeat it.
             found.append(model.logits(output[:1] if output.ndim == 3 else output, stop - start))

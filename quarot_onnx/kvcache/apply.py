@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig
@@ -19,13 +18,19 @@ from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, find_cache_places
-from quarot_onnx.kvcache.scales import cache_peaks, fixed_scales
+from quarot_onnx.kvcache.scales import FEW_BITS, Observed, fixed_scales, observe_caches
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
 
-Peaks = Mapping[str, NDArray[np.float64]]
+Seen = Mapping[str, Observed]
+"""What calibration saw, by the output that holds the cache."""
+
+_KEPT_BYTES = 256 << 20
+"""Of the values of all caches that are kept to find scales on."""
 
 _SCALE_BYTES = 4
+_SAMPLES = 16
+"""How many calibration samples are usual."""
 
 _INSTEAD = "or round it in float, for studies (form='fake', on the command line --kv-format fake)"
 
@@ -37,17 +42,23 @@ class CachePlan:
     Attributes:
         config: What is asked for.
         places: Where.
-        scales: What has a scale; TOKEN for those that are found at run time.
+        key_scales: What has a scale of keys; TOKEN for those that are found at run time.
+        value_scales: The same of values.
     """
 
     config: KVCacheConfig
     places: CachePlaces
-    scales: CacheScales
+    key_scales: CacheScales = CacheScales.TOKEN
+    value_scales: CacheScales = CacheScales.TOKEN
+
+    def scales(self, *, keys: bool) -> CacheScales:
+        """What has a scale."""
+        return self.key_scales if keys else self.value_scales
 
     @property
     def calibrated(self) -> list[str]:
         """The outputs of the graph that calibration must look at."""
-        if self.config.resolved_form is CacheForm.FAKE or self.scales is CacheScales.TOKEN:
+        if self.config.resolved_form is CacheForm.FAKE or self.key_scales is CacheScales.TOKEN:
             return []
         wanted = [keys for keys in (True, False) if (self.config.k_bits if keys else self.config.v_bits) is not None]
         return [value.name or "" for keys in wanted for value in self.places.presents(keys=keys)]
@@ -67,17 +78,19 @@ def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
     places = find_cache_places(survey)
     _check_groups(config, places)
     if config.resolved_form is CacheForm.FAKE:
-        return CachePlan(config, places, CacheScales.TOKEN)
+        return CachePlan(config, places)
     for place in places.fused:
         _check_fused(place, config)
-    auto = CacheScales.CHANNEL if places.fused else CacheScales.TOKEN
-    scales = auto if config.scales is CacheScales.AUTO else config.scales
+    if config.scales is CacheScales.AUTO and places.fused:
+        # After R3 one scale for a head of keys holds at every position; RoPE lets those of channels drift.
+        return CachePlan(config, places, CacheScales.HEAD, CacheScales.CHANNEL)
+    scales = CacheScales.TOKEN if config.scales is CacheScales.AUTO else config.scales
     if places.fused and scales is CacheScales.TOKEN:
         raise ConfigError(
             f"scales=token: {label(places.fused[0].node)} is a GroupQueryAttention, which takes fixed scales: use "
             f"channel, head or tensor, {_INSTEAD}"
         )
-    return CachePlan(config, places, scales)
+    return CachePlan(config, places, scales, scales)
 
 
 def _check_groups(config: KVCacheConfig, places: CachePlaces) -> None:
@@ -159,7 +172,7 @@ def calibrate_cache(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
-) -> Peaks:
+) -> Seen:
     """What the fixed scales of a plan are made of; nothing where it has none.
 
     Args:
@@ -172,22 +185,27 @@ def calibrate_cache(
     require_reader(plan, reader)
     if reader is None or not plan.calibrated:
         return {}
-    return cache_peaks(file, plan.calibrated, reader, max_samples=max_samples, progress=progress)
+    kept = 0
+    if min(bits for bits in (plan.config.k_bits, plan.config.v_bits) if bits is not None) <= FEW_BITS:
+        widths = [place.attention.num_kv_heads * place.attention.head_dim for place in plan.places.joined]
+        widths += [2 * place.attention.num_kv_heads * place.attention.head_dim for place in plan.places.fused]
+        kept = max(_KEPT_BYTES // (4 * sum(widths) * _SAMPLES), 1)
+    return observe_caches(file, plan.calibrated, reader, kept=kept, max_samples=max_samples, progress=progress)
 
 
-def apply_cache(survey: Survey, plan: CachePlan, peaks: Peaks) -> None:
+def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
     """Quantize the cache of a model in place.
 
     Args:
         survey: The model that the plan was made on.
         plan: The plan.
-        peaks: From `calibrate`.
+        seen: From `calibrate`.
     """
     config, places, model = plan.config, plan.places, survey.model
     if config.resolved_form is CacheForm.FAKE:
         FakeCache(model, config).write(places)
         return
-    fixed = _fixed(plan, peaks)
+    fixed = _fixed(plan, seen)
     joined, fused = JoinedCache(model), FusedCache(model)
     for place in places.joined:
         bits, clip = (config.k_bits, config.k_clip_ratio) if place.keys else (config.v_bits, config.v_clip_ratio)
@@ -196,19 +214,23 @@ def apply_cache(survey: Survey, plan: CachePlan, peaks: Peaks) -> None:
     for operator in places.fused:
         assert config.k_bits is not None, "K and V alike"
         scales = {keys: fixed[value.name or ""] for keys, value in operator.presents.items()}
-        if plan.scales is CacheScales.HEAD:
-            scales = {keys: np.repeat(own, operator.attention.head_dim, axis=3) for keys, own in scales.items()}
+        # The operator knows no scales of heads: they are those of all channels.
+        width = operator.attention.head_dim
+        scales = {
+            keys: np.repeat(own, width, axis=3) if plan.scales(keys=keys) is CacheScales.HEAD else own
+            for keys, own in scales.items()
+        }
         fused.write(operator, config.k_bits, scales)
 
 
-def _fixed(plan: CachePlan, peaks: Peaks) -> dict[str, Floats]:
+def _fixed(plan: CachePlan, seen: Seen) -> dict[str, Floats]:
     """Fixed scales by the output that holds the cache."""
     found = {}
     for keys in (True, False):
         for value in plan.places.presents(keys=keys):
-            own = peaks.get(value.name or "")
+            own = seen.get(value.name or "")
             if own is not None:
-                found[value.name or ""] = fixed_scales(own, plan.config, keys=keys, scales=plan.scales)
+                found[value.name or ""] = fixed_scales(own, plan.config, keys=keys, scales=plan.scales(keys=keys))
     return found
 
 
@@ -223,8 +245,8 @@ def cache_note(plan: CachePlan) -> str:
     for keys, attention, past in held:
         bits, entries = config.k_bits if keys else config.v_bits, attention.num_kv_heads * attention.head_dim
         assert past.dtype is not None, "a cache has a type"
-        scales = _SCALE_BYTES * attention.num_kv_heads if plan.scales is CacheScales.TOKEN else 0
+        scales = _SCALE_BYTES * attention.num_kv_heads if plan.key_scales is CacheScales.TOKEN else 0
         before += entries * past.dtype.itemsize
         after += entries * past.dtype.itemsize if bits is None else entries * bits / 8 + scales
-    kind = "a scale for each token and head beside them" if plan.scales is CacheScales.TOKEN else "fixed scales"
+    kind = "a scale for each token and head beside them" if plan.key_scales is CacheScales.TOKEN else "fixed scales"
     return f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"

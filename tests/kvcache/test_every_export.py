@@ -57,8 +57,7 @@ def near(got: np.ndarray, want: np.ndarray, tolerance: float) -> bool:
     return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("case", SPELT)
+@pytest.mark.parametrize(("case", "bits"), [*((case, 4) for case in SPELT), ("optimum llama", 8), ("dynamo cache", 8)])
 def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, bits: int, tmp_path: Path) -> None:
     integers, _ = outputs(cached(case, tmp_path / "int", bits=bits), IDS[:1])
     fake, _ = outputs(cached(case, tmp_path / "fake", bits=bits, form="fake"), IDS[:1])
@@ -67,22 +66,22 @@ def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, bits: i
     assert not near(integers, exact, 1e-5)
 
 
-@pytest.mark.parametrize("case", SPELT)
-def test_fixed_scales_are_taken_too(case: str, tmp_path: Path) -> None:
-    for scales in ("channel", "head", "tensor"):
-        path = cached(case, tmp_path / scales, bits=8, scales=scales)
-        exact, _ = outputs(EXPORTS[case](), IDS[:1])
-        got, past = outputs(path, IDS[:1])
-        assert {array.dtype for array in past.values()} == {np.dtype(np.int8)}
-        assert len(past) == len(ModelInputs.from_path(EXPORTS[case]()).presents)
-        assert near(got, exact, 0.1)
+@pytest.mark.parametrize("scales", ["channel", "head", "tensor"])
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "dynamo cache 23"])
+def test_fixed_scales_are_taken_too(case: str, scales: str, tmp_path: Path) -> None:
+    path = cached(case, tmp_path / scales, bits=8, scales=scales)
+    exact, _ = outputs(EXPORTS[case](), IDS[:1])
+    got, past = outputs(path, IDS[:1])
+    assert {array.dtype for array in past.values()} == {np.dtype(np.int8)}
+    assert len(past) == len(ModelInputs.from_path(EXPORTS[case]()).presents)
+    assert near(got, exact, 0.1)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("case", FUSED)
 def test_a_fused_operator_keeps_what_rounding_by_hand_gives(case: str, bits: int, tmp_path: Path) -> None:
     source = EXPORTS[case]()
-    path = cached(case, tmp_path, bits=bits, scales="channel")
+    path = cached(case, tmp_path, bits=bits, scales="channel", k_clip_ratio=0.95, v_clip_ratio=0.95)
     rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
     _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
     _, kept = outputs(path, IDS[:1])
@@ -97,12 +96,11 @@ def test_a_fused_operator_keeps_what_rounding_by_hand_gives(case: str, bits: int
             assert kept[name].dtype == (np.int8 if bits == 8 else np.uint8)
             assert kept[name].shape == want.shape
             assert (kept[name] == want).mean() > 0.99  # a float product may fall to the other side of a half
-            top = np.abs(whole[name].astype(np.float32)).max(axis=(0, 2), keepdims=True) / (2 ** (bits - 1) - 1)
+            top = np.abs(whole[name].astype(np.float32)).max(axis=(0, 2), keepdims=True) * 0.95 / (2 ** (bits - 1) - 1)
             assert near(scales, top, 2e-3 if "fp16" in case else 1e-4)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("case", CACHED)
+@pytest.mark.parametrize(("case", "bits"), [*((case, 4) for case in CACHED), ("optimum llama", 8), ("genai", 8)])
 def test_decoding_computes_what_the_prefill_does(case: str, bits: int, tmp_path: Path) -> None:
     path = cached(case, tmp_path, bits=bits)
     whole, _ = outputs(path, IDS[:1])
@@ -167,9 +165,7 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("grids", GRIDS)
-@pytest.mark.parametrize(
-    "case", ["optimum llama", "optimum fp16", "optimum phi3", "dynamo cache", "genai", "genai fp16"]
-)
+@pytest.mark.parametrize("case", ["optimum llama", "genai", "genai fp16"])
 def test_the_fake_form_rounds_as_by_hand(case: str, grids: dict[str, Any], tmp_path: Path) -> None:
     source = EXPORTS[case]()
     rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)

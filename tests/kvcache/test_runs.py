@@ -1,0 +1,153 @@
+"""A quantized cache from the command line to the finished model: the same bytes, refusals, and what is told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import exports
+import numpy as np
+import pytest
+from command_line import Shell, files
+
+from quarot_onnx import (
+    GPTQConfig,
+    Int4Spec,
+    KVCacheConfig,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    QuantGranularity,
+    QuarotConfig,
+    UInt8Spec,
+)
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.readers import TokenReader
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.evaluation.perplexity import perplexity
+from quarot_onnx.pipeline import quantize
+
+FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
+CACHE = {"k_bits": 4, "v_bits": 4, "k_groupsize": 16, "v_groupsize": 16, "k_asym": True, "v_asym": True}
+
+
+@pytest.fixture
+def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capfd)
+
+
+def test_configuration_recipe_options_and_the_studies_names_write_the_same(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = exports.optimum_export("llama")
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "rotation: {}\nweights: {method: gptq, bits: 4, clip: false}\nactivations: {bits: 8}\n"
+        "kv_cache: {bits: 4, k_groupsize: 16, v_groupsize: 16, k_asym: true, v_asym: true}\n"
+        f"calibration: {{text: {text}, samples: 4, seq_len: 65}}\n"
+    )
+    shell.ok("quantize", source, tmp_path / "recipe" / "model.onnx", "--recipe", recipe)
+    weights = ("--w-bits", 4, "--weights", "gptq", "--no-w-clip", "--a-bits", 8, "--calib-text", text, *FEW)
+    groups = ("--k-groupsize", 16, "--v-groupsize", 16, "--k-asym", "--v-asym")
+    shell.ok("quantize", source, tmp_path / "options" / "model.onnx", *weights, "--kv-bits", 4, *groups)
+    studies = ("--k_bits", 4, "--v_bits", 4, "--k_groupsize", 16, "--v_groupsize", 16, "--k_asym", "--v_asym")
+    shell.ok("quantize", source, tmp_path / "studies" / "model.onnx", *weights, *studies)
+    config = json.loads((tmp_path / "options" / "model.quarot.json").read_text())["quantization"]["config"]
+    names = [item["name"] for item in config["algo_config"]]
+    assert names == ["quarot", "gptq", "kv_cache"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shell.ok(
+        "quantize", source, tmp_path / "config" / "model.onnx", "--config", tmp_path / "config.json",
+        "--calib-text", text, *FEW,
+    )  # fmt: skip
+    written = [files(tmp_path / name)["model.onnx"] for name in ("recipe", "options", "studies", "config")]
+    assert len(set(written)) == 1
+    activation = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Token)
+    python = QConfig(
+        QLayerConfig(activation, Int4Spec(quant_granularity=QuantGranularity.Channel)),
+        algo_config=[QuarotConfig(), GPTQConfig(mse=False), KVCacheConfig(**CACHE)],
+        exclude=config["exclude"],
+    )
+    assert python.kv_cache == QConfig.from_dict(config).kv_cache
+
+
+REFUSED = [
+    (("--kv-bits", 8, "--kv-scales", "token"), "genai", "takes fixed scales: use channel, head or tensor"),
+    (("--k-bits", 8, "--v-bits", 4), "genai", "k_bits=8 and v_bits=4: "),
+    (("--k-bits", 8), "genai", "k_bits=8 and v_bits=16: "),
+    (("--kv-bits", 4, "--k-groupsize", 7), "optimum", "k_groupsize=7 does not divide the heads of 32 entries"),
+    (("--kv-bits", 8), "dynamo", "the graph has no key/value cache"),
+    (("--kv-bits", 3, "--kv-format", "int"), "optimum", "integers are kept with 8 or 4 bits; use form=fake"),
+    (("--kv-bits", 3, "--kv-scales", "head"), "optimum", "fake scales are found for each token"),
+    (("--kv-bits", 1), "optimum", "keys and values have 2 to 8 bits"),
+    (("--kv-bits", 8, "--prefix", "npz", "--scheme", "w8a8-static"), "optimum", "keep the prefix in the graph"),
+    (("--kv-bits", 8, "--kv-format", "in"), "optimum", "no CacheForm has this name"),
+]
+
+
+@pytest.mark.parametrize(("options", "exporter", "named"), REFUSED)
+def test_refusals_write_nothing(
+    shell: Shell, options: tuple[object, ...], exporter: str, named: str, tmp_path: Path
+) -> None:
+    builders: dict[str, Callable[[], Path]] = {
+        "optimum": lambda: exports.optimum_export("llama"),
+        "genai": exports.genai_like,
+        "dynamo": lambda: exports.dynamo_export("llama"),
+    }
+    source = builders[exporter]()
+    error = shell.fails("quantize", source, tmp_path / "out" / "model.onnx", *options)
+    assert named in error
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_fixed_scales_need_data(tmp_path: Path) -> None:
+    source = exports.genai_like()
+    with pytest.raises(CalibrationError, match="fixed scales of the key/value cache need calibration data"):
+        quantize(source, tmp_path / "m.onnx", QConfig(None, algo_config=[KVCacheConfig(bits=8)]))
+
+
+def test_what_is_told(shell: Shell, tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    result = shell.ok("quantize", source, tmp_path / "a" / "model.onnx", "--w-bits", 16, "--kv-bits", 8)
+    assert "the key/value cache takes 288 bytes a position in place of 1024" in result.err
+    assert "R3" in result.out
+    result = shell.ok("quantize", source, tmp_path / "b" / "model.onnx", "--w-bits", 16, "--kv-bits", 2)
+    assert "the key/value cache is rounded and stays in float, nothing gets smaller: k_bits=2" in result.err
+    assert "kv_cache" in shell.ok("inspect", tmp_path / "b" / "model.onnx", "--json").out
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "genai"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_perplexity_through_the_cache_is_that_of_the_prefill(exporter: str, bits: int, tmp_path: Path) -> None:
+    source = exports.optimum_export("llama") if exporter == "optimum" else exports.genai_like(tied_transposed=False)
+    folder = exports.optimum_export("llama").parent
+    reader = TokenReader(ModelInputs.from_path(source), np.random.default_rng(0).integers(5, 100, (4, 64)))
+    target = tmp_path / "model.onnx"
+    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(bits=bits)])
+    ModelQuantizer(config).quantize_model(source, target, reader)
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    whole, decoded = (
+        perplexity(target, text, folder, seq_len=48, windows=2, decode=decode).perplexity for decode in (0, 24)
+    )
+    assert decoded == pytest.approx(whole, rel=1e-4)
+
+
+def test_decoding_needs_a_cache_and_something_before_it(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    folder = exports.optimum_export("llama").parent
+    with pytest.raises(ModelError, match="has no cache to decode on"):
+        perplexity(exports.dynamo_export("llama"), text, folder, seq_len=32, windows=1, decode=4)
+    with pytest.raises(CalibrationError, match="leave nothing to prefill before 32"):
+        perplexity(exports.optimum_export("llama"), text, folder, seq_len=32, windows=1, decode=32)
+
+
+def test_order_and_number_in_a_configuration() -> None:
+    with pytest.raises(ConfigError, match="the cache stands too early"):
+        QConfig(QLayerConfig(weight=UInt8Spec(symmetric=True)), algo_config=[KVCacheConfig(8, 8), QuarotConfig()])
+    with pytest.raises(ConfigError, match="more than one KVCacheConfig"):
+        QConfig(None, algo_config=[KVCacheConfig(8, 8), KVCacheConfig(4, 4)])
+    assert QConfig(None, algo_config=[KVCacheConfig(16, None)]).kv_cache is None
