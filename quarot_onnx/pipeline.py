@@ -22,7 +22,7 @@ from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
-from quarot_onnx.kvcache.apply import apply_cache, cache_note, calibrate_cache, check_cache, plan_cache
+from quarot_onnx.kvcache.apply import check_cache
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -30,6 +30,7 @@ from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
+from quarot_onnx.run.caching import quantize_cache
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
@@ -272,22 +273,9 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
         run.clock.lap("correct")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*of_decoding, *left_in_float(start.model.graph, config), *notes)
-    notes += _cache_quantized(start, run)
+    notes += quantize_cache(start, run)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return notes
-
-
-def _cache_quantized(start: Start, run: Run) -> tuple[str, ...]:
-    """Quantize the key/value cache of the float model in place, where that is asked for; what the user should know."""
-    if run.config.kv_cache is None:
-        return ()
-    survey, progress = start.selection.survey, of_phase(run.progress, "cache")
-    plan = plan_cache(survey, run.config.kv_cache)
-    seen = calibrate_cache(start.file, plan, start.reader, max_samples=start.limit, progress=progress)
-    note = cache_note(plan)
-    apply_cache(survey, plan, seen)
-    run.clock.lap("cache")
-    return (note,)
 
 
 def _complete(run: Run, start: Start, fix_shapes: Mapping[str, int], quantized: Path) -> dict[str, object]:

@@ -25,6 +25,11 @@ _R3_NOTE = (
     "(r3=False, on the command line --no-r3, leaves it out)"
 )
 
+_NO_R3_NOTE = (
+    "the rotation config states no R3, which quantized keys gain from: state it there, or switch it on (r3=True, on "
+    "the command line --r3)"
+)
+
 _SPLIT_NOTE = (
     "split_cache (--split-cache): R2 and R3 change the cache; rotate every graph that shares it with the same options"
 )
@@ -58,10 +63,11 @@ def sites_and_request(
     block_sizes: Mapping[Kind, int] = {}
     if config.r_config_path is not None:
         named = read_sites(config.r_config_path, survey, asked=asked, split_cache=config.split_cache)
+        wanted = default
         sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
-        if Kind.R3 in default and switches[Kind.R3] is None:
-            notes = (*notes, _R3_NOTE)
+        if switches[Kind.R3] is None and (Kind.R3 in default) != (Kind.R3 in wanted):
+            notes = (*notes, _R3_NOTE if Kind.R3 in default else _NO_R3_NOTE)
     else:
         sites = survey.rotatable(split_cache=config.split_cache)
         demands = dict.fromkeys(default, Demand.IF_POSSIBLE)
