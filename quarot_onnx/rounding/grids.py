@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quarot_onnx.errors import ModelError
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.clip import shrink_errors, shrink_factors
+from quarot_onnx.rounding.clip import best_factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +107,4 @@ def _best_factors(
     """The shrink factor of every scale."""
     low, high = scheme.low - zero, scheme.high - zero
     scale, low, high = (np.broadcast_to(values, weight.shape[1:]) for values in (scale, low, high))
-    errors = shrink_errors(weight, scale, low, high, every=not scheme.per_channel)
-    if not scheme.per_channel:
-        errors = errors.sum(axis=1, keepdims=True)
-    best: NDArray[np.float64] = shrink_factors()[errors.argmin(axis=0)]
-    return best
+    return best_factors(weight, scale, low, high, together=not scheme.per_channel)

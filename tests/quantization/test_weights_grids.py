@@ -116,7 +116,7 @@ def test_the_clip_search_clips_and_helps() -> None:
     assert (wrong < worse).all()
 
 
-@pytest.mark.parametrize(("norm", "finer"), [(1.0, True), (8.0, False)])
+@pytest.mark.parametrize(("norm", "finer"), [(2.0, True), (8.0, False)])
 def test_the_norm_counts(norm: float, *, finer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(500, 5) ** 3
     usual = find_grid(weight, WeightScheme(3), "w", clip=True).scale
