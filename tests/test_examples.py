@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import Shell
 
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.cli import main
@@ -81,6 +82,20 @@ def test_generate(llama_optimum: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert printed.count("tokens/s") == 2
 
 
+def test_kv_cache(
+    llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It holds as many bytes as `quantize` said."""
+    shell = Shell(capfd)
+    model = tmp_path / "kv8" / "model.onnx"
+    command = ["quantize", llama_optimum, model, "--kv-bits", "8", "--no-check", "--no-verify"]
+    assert shell.ok(*command).err.count("288 bytes a position") == 1
+    run_example("kv_cache.py", model, "The quick", monkeypatch=monkeypatch)
+    text, held = capfd.readouterr().out.rsplit("\n", 2)[:2]
+    assert held.endswith("288 for each")
+    assert text.startswith("The quick")
+
+
 @pytest.mark.slow
 def test_low_bit(
     llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,7 +110,7 @@ def test_low_bit(
 
 
 def test_all_examples_are_tested() -> None:
-    tested = {"custom_reader.py", "quark_style.py", "low_bit.py", "cli_walk.sh"}
+    tested = {"custom_reader.py", "quark_style.py", "generate.py", "kv_cache.py", "low_bit.py", "cli_walk.sh"}
     assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == tested
 
 
@@ -149,6 +164,20 @@ def test_kernels_benchmark(llama_optimum: Path) -> None:
     assert sum(int(often) for _, _, often, *_ in rows) == 2 * 15, "every Linear, for both numbers of rows"
     assert {m for _, _, _, m, *_ in rows} == {"1", "3"}
     assert all(len(row) == 10 and all(float(number) > 0 for number in row[4:]) for row in rows)
+
+
+def test_cache_positions_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(default_text()[:20_000], encoding="utf-8")
+    script = ROOT / "benchmarks" / "cache_positions.py"
+    printed = run(
+        sys.executable, script, llama_optimum, text, text, "--calibrated", 96, "--windows", 2, "--length", 2048
+    )
+    rows = [
+        line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| K") or line[:3] == "| V"
+    ]
+    assert len(rows) == 16, "keys and values, four kinds of scales, with R3 and without"
+    assert all(0 < float(cell) < 0.5 for row in rows for cell in row[2:6])
 
 
 @pytest.mark.slow

@@ -46,9 +46,9 @@ def config_for(method: str, form: str, *, quarot: QuarotConfig | None = None, **
 
 
 @cache
-def text_reader(path: Path, samples: int = 4, seq_len: int = 64) -> TextReader:
+def text_reader(path: Path, samples: int = 4, seq_len: int = 64, **options: Any) -> TextReader:
     """More tokens than any Linear of the tiny models has columns; made once, as cutting up the text takes a second."""
-    return TextReader(path, samples=samples, seq_len=seq_len)
+    return TextReader(path, samples=samples, seq_len=seq_len, **options)
 
 
 @dataclass

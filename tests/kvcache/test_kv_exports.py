@@ -110,8 +110,9 @@ def test_decoding_computes_what_the_prefill_does(case: str, bits: int, tmp_path:
     assert any(array.dtype == (np.int8 if bits == 8 else np.uint8) for array in past.values())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "dynamo cache 23"])
+@pytest.mark.parametrize(
+    ("case", "bits"), [("optimum llama", 8), ("optimum fp16", 4), ("dynamo cache", 4), ("dynamo cache 23", 8)]
+)
 def test_a_batch_padded_on_the_left(case: str, bits: int, tmp_path: Path) -> None:
     path = cached(case, tmp_path, bits=bits)
     inputs, session = ModelInputs.from_path(path), runtime.session(path)
@@ -126,8 +127,9 @@ def test_a_batch_padded_on_the_left(case: str, bits: int, tmp_path: Path) -> Non
         assert near(got, want[0], 2e-3 if "fp16" in case else 1e-4)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("case", ["genai", "genai packed bias", "genai RoPE outside", "genai fp16"])
+@pytest.mark.parametrize(
+    ("case", "bits"), [("genai", 8), ("genai packed bias", 4), ("genai RoPE outside", 4), ("genai fp16", 8)]
+)
 def test_a_batch_padded_on_the_right(case: str, bits: int, tmp_path: Path) -> None:
     """GroupQueryAttention takes a mask for a length."""
     path = cached(case, tmp_path, bits=bits)
@@ -142,8 +144,10 @@ def test_a_batch_padded_on_the_right(case: str, bits: int, tmp_path: Path) -> No
         assert near(logits[number, : len(row)], want[0], 2e-3 if "fp16" in case else 1e-4)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("case", ["optimum llama", "dynamo cache", "genai", "genai packed bias", "genai fp16"])
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [("optimum llama", 4), ("dynamo cache", 8), ("genai", 4), ("genai packed bias", 8), ("genai fp16", 4)],
+)
 def test_behind_a_prefix_in_the_graph(case: str, bits: int, tmp_path: Path) -> None:
     path = cached(case, tmp_path, prefix=True, bits=bits)
     whole, past = outputs(path, IDS[:1])
