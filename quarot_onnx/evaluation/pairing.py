@@ -90,8 +90,8 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
         other = name if name in names_b else by_place.get(name)
         if name == a.logits or other == b.logits:
             continue
-        if other is None:
-            left[name] = "the second model has no such output"
+        if other not in names_b:
+            left[name] = _absent("second", model_b, other or name)
             continue
         paired.add(other)
         if records[0].scales(name) or records[1].scales(other):
@@ -99,8 +99,14 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
             continue
         cache = name in own or name in records[0] or other in records[1]
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
-    left |= {name: "the first model has no such output" for name in names_b if name not in paired}
+    left |= {name: _absent("first", model_a, name) for name in names_b if name not in paired}
     return Pairing(tuple(outputs), left)
+
+
+def _absent(which: str, model: ir.Model, name: str) -> str:
+    """Why a model has no float output of a name."""
+    there = any(value.name == name for value in model.graph.outputs)
+    return f"the {which} model puts out integers" if there else f"the {which} model has no such output"
 
 
 def pair_others(path_a: str | Path, model_a: ir.Model, path_b: str | Path, model_b: ir.Model) -> Pairing:
