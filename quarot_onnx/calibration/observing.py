@@ -4,7 +4,7 @@ The graph gets extra outputs and loses all others (no logits, no caches, nothing
 to scalars in the graph never leaves onnxruntime; what is wanted whole is fetched in groups that fit a budget.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,12 +87,18 @@ class Taker(Protocol):
         """Take in values; False where one of them is not finite."""
 
 
+Counted = Callable[[Sample, NDArray[Any], str], NDArray[Any]]
+"""The part of an activation that counts in a sample; the last argument is its name."""
+
+
 class Fetched:
     """Activations that are fetched group by group, each handed to a taker of its own."""
 
-    def __init__(self, model: ir.Model, takers: Mapping[str, Taker], threads: int | None) -> None:
-        """Hand every activation to the taker of its name."""
-        self._model, self._takers, self._threads = model, takers, threads
+    def __init__(
+        self, model: ir.Model, takers: Mapping[str, Taker], threads: int | None, *, counted: Counted = Sample.rows
+    ) -> None:
+        """Hand every activation, or what ``counted`` says counts of it, to the taker of its name."""
+        self._model, self._takers, self._threads, self._counted = model, takers, threads, counted
         self._names = list(takers)
         self._sizing = observing_session(model, self._names, ("Size",), threads)
         self._sizes: dict[object, list[int]] = {}
@@ -102,7 +108,7 @@ class Fetched:
         """Run one sample, once for every group of tensors."""
         for group, session in self._fitting_sessions(sample.feeds, sample.number):
             for name, values in zip(group, run_sample(session, sample.feeds, sample.number), strict=True):
-                if not self._takers[name].add(sample.rows(values, name)):
+                if not self._takers[name].add(self._counted(sample, values, name)):
                     raise not_finite(name, sample.number)
 
     def _fitting_sessions(self, feeds: Feeds, sample: int) -> list[tuple[list[str], Any]]:

@@ -34,11 +34,13 @@ class Sample:
         feeds: Input name to array.
         number: The reader's sample that it comes from, for messages.
         visible: ``[batch, sequence]``, the positions that count; None where all do.
+        held: ``[batch, past + sequence]``, the positions of a cache that count; None where all do.
     """
 
     feeds: Feeds
     number: int
     visible: Mask | None = None
+    held: Mask | None = None
 
     def rows(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """The part of an activation that counts, as rows ``[rows, last axis]`` where anything is left out.
@@ -61,6 +63,25 @@ class Sample:
             )
         matrix = array.reshape(-1, shape[-1])
         return matrix[np.repeat(flat, len(matrix) // flat.size)]
+
+    def cached(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+        """The part of a cache that counts, ``[1, heads, positions, last axis]`` where anything is left out.
+
+        Args:
+            array: The cache that the run puts out, ``[batch, heads, positions, last axis]``.
+            name: Its name, for messages.
+
+        Raises:
+            CalibrationError: It does not hold one position for each column of the mask.
+        """
+        if self.held is None:
+            return array
+        if (array.shape[0], array.shape[2]) != self.held.shape:
+            raise CalibrationError(
+                f"sample {self.number} hides positions, and the cache {name!r} {list(array.shape)} holds others than "
+                f"its mask {list(self.held.shape)}: feed one text at a time without padding"
+            )
+        return array.swapaxes(0, 1)[None, :, self.held]
 
 
 class Padding:
@@ -111,7 +132,7 @@ class Padding:
         if all(self._fits(part) for part in parts) and (positions or not _has_gaps(shown)):
             yield from (Sample(part, number) for part in parts)
         elif parts:
-            yield Sample(feeds, number, current)
+            yield Sample(feeds, number, current, shown)
 
     def tokens(self, feeds: Feeds, number: int) -> NDArray[Any] | None:
         """The visible token ids of a sample, in one row; None where the token input is not known, or not fed."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.choices import CacheScales
 from quarot_onnx.config.kv_cache import KVCacheConfig
@@ -90,7 +91,8 @@ def observe_caches(
     model, takers = model_io.load(file), {name: _Taker(kept) for name in names}
     checked = wrap(reader)
     checked.rewind()
-    observe_samples(Fetched(model, takers, None), model, checked, max_samples=max_samples, progress=progress)
+    fetched = Fetched(model, takers, None, counted=Sample.cached)
+    observe_samples(fetched, model, checked, max_samples=max_samples, progress=progress)
     return {name: taker.found(name) for name, taker in takers.items()}
 
 
