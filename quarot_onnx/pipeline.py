@@ -22,7 +22,7 @@ from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
-from quarot_onnx.kvcache.apply import check_cache
+from quarot_onnx.kvcache.apply import check_cache, needs_calibration
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -148,7 +148,7 @@ def quantize(
         source: The .onnx file: float, rotated or not.
         target: The .onnx file to write; the source's companion files are copied beside it.
         config: What is quantized and how; its algo_config says whether to rotate. Rotations that it leaves open are
-            decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 not at all.
+            decided by the scheme: R1 and R2 for weights, R4 where activations are quantized, R3 where keys are.
         reader: Calibration data; needed for static activation quantization.
         selection: What ``config`` quantizes of the source, from a caller who has loaded and looked at it already; its
             graph is changed.
@@ -189,7 +189,8 @@ def quantize(
     no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model))
-    samples = lowbit.calibration_samples(config, data)
+    twice = static_ranges.needs_calibration(selection) and needs_calibration(selection.survey, config)
+    samples = lowbit.calibration_samples(config, data, again=twice)
     lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress)

@@ -76,13 +76,18 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
     wrap(reader)
 
 
-def calibration_samples(config: QConfig, reader: DataReader | None) -> list[Feeds]:
+def calibration_samples(config: QConfig, reader: DataReader | None, *, again: bool = False) -> list[Feeds]:
     """The samples that the algorithms ask for; none where they need no statistics.
+
+    Args:
+        config: The algorithms.
+        reader: Calibration data.
+        again: They are looked at more than once for another reason.
 
     Raises:
         CalibrationError: The reader is empty.
     """
-    if reader is None or not config.needs_samples:
+    if reader is None or not (config.needs_samples or again):
         return []
     checked = wrap(reader)
     checked.require_sample()
