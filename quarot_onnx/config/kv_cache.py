@@ -81,6 +81,10 @@ class KVCacheConfig(AlgoConfig):
         bits = data.pop("bits", None)
         if bits is None:
             return data
+        try:
+            _bits(bits)
+        except ValueError as error:
+            raise ValueError(f"bits={bits!r}: {error}") from error
         if twice := [name for name in ("k_bits", "v_bits") if name in data]:
             raise ValueError(f"bits and {twice[0]} say the same thing twice; leave out one of them")
         return data | {"k_bits": bits, "v_bits": bits}
@@ -89,7 +93,8 @@ class KVCacheConfig(AlgoConfig):
     def _holds(self) -> Self:
         if self.form is CacheForm.INT and (reason := self.only_fake):
             raise ValueError(f"form=int: {reason}; use form=fake")
-        if self.fixed and (reason := self.only_fake):
+        if self.fixed and self.resolved_form is CacheForm.FAKE:
+            reason = self.only_fake or "form=fake"
             raise ValueError(f"scales={self.scales}: {reason}, and fake scales are found for each token; leave it out")
         return self
 
@@ -98,6 +103,7 @@ class KVCacheConfig(AlgoConfig):
         """Settings of what stays in float."""
         left = [what for what, bits in (("k_", self.k_bits), ("v_", self.v_bits)) if bits is None]
         names = [name for name in type(self).model_fields if name[:2] in left and not name.endswith("_bits")]
+        names += [] if self.quantized else ["form", "scales"]
         return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
 
     @property
@@ -118,7 +124,7 @@ class KVCacheConfig(AlgoConfig):
     @property
     def only_fake(self) -> str | None:
         """Why no integers can be kept; None where they can."""
-        if self.k_pre_rope:
+        if self.k_bits is not None and self.k_pre_rope:
             return "keys before RoPE would have to be turned anew at every step"
         for what, bits in (("k", self.k_bits), ("v", self.v_bits)):
             if bits not in {None, *_STORED_BITS}:

@@ -148,7 +148,8 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> N
         reader: Calibration data.
 
     Raises:
-        ConfigError: As from `plan_cache`; or a prefix that is fed would have to be integers.
+        ConfigError: As from `plan_cache`; keys before RoPE beside R3; or a prefix that is fed would have to be
+            integers.
         ModelError: As from there.
         CalibrationError: Fixed scales, and no calibration data.
     """
@@ -156,6 +157,12 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> N
         return
     plan = plan_cache(survey, config.kv_cache)
     require_reader(plan, reader)
+    before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
+    if before_rope and config.quarot is not None and config.quarot.r3:
+        raise ConfigError(
+            "k_pre_rope (--k-pre-rope): keys are rounded before RoPE, and R3 (r3=True, --r3) rotates them behind it; "
+            "leave out one of the two"
+        )
     held = prefix_of(recorded(survey.model))
     form = config.prefix.form if config.prefix is not None else None if held is None else held[0]
     if form == PrefixForm.NPZ and config.kv_cache.resolved_form is CacheForm.INT:
@@ -199,7 +206,7 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
     Args:
         survey: The model that the plan was made on.
         plan: The plan.
-        seen: From `calibrate`.
+        seen: From `calibrate_cache`.
     """
     config, places, model = plan.config, plan.places, survey.model
     if config.resolved_form is CacheForm.FAKE:
@@ -234,11 +241,15 @@ def _fixed(plan: CachePlan, seen: Seen) -> dict[str, Floats]:
     return found
 
 
-def cache_note(plan: CachePlan) -> str:
-    """What a user should know of a cache, before it is changed: the bytes of a position, and how they are held."""
+def cache_notes(plan: CachePlan) -> tuple[str, ...]:
+    """What a user should know of a cache, before it is changed: the bytes of a position, and how they are held.
+
+    Of a form that was not asked for the notes of the configuration speak.
+    """
     config, places = plan.config, plan.places
     if config.resolved_form is CacheForm.FAKE:
-        return "the key/value cache is rounded, and as large as before: its form is fake"
+        asked = config.form is CacheForm.FAKE
+        return ("the key/value cache is rounded, and as large as before: its form is fake",) if asked else ()
     held = [(place.keys, place.attention, place.past) for place in places.joined]
     held += [(keys, place.attention, past) for place in places.fused for keys, past in place.pasts.items()]
     before, after = 0.0, 0.0
@@ -249,4 +260,4 @@ def cache_note(plan: CachePlan) -> str:
         before += entries * past.dtype.itemsize
         after += entries * past.dtype.itemsize if bits is None else entries * bits / 8 + scales
     kind = "a scale for each token and head beside them" if plan.key_scales is CacheScales.TOKEN else "fixed scales"
-    return f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"
+    return (f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}",)

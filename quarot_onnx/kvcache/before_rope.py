@@ -11,7 +11,7 @@ _STEPS = 16
 
 
 def before_rope(value: ir.Value) -> ir.Value:
-    """What RoPE reads.
+    """What RoPE reads; its axes are those of what RoPE gives.
 
     Args:
         value: K after RoPE.
@@ -29,7 +29,8 @@ def before_rope(value: ir.Value) -> ir.Value:
         found = _partly_turned(node)
     if found is None:
         raise ModelError(
-            f"no RoPE is understood behind {value.name!r}, so keys cannot be rounded before it; round them after it"
+            f"no RoPE is understood behind {value.name!r}, so keys cannot be rounded before it; round them after it, "
+            "or leave out R3 where that stands in between"
         )
     return found
 

@@ -16,14 +16,13 @@ import onnx_ir as ir
 from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
 from quarot_onnx.emission.activation import ActivationWriter
 from quarot_onnx.emission.writer import Writer
-from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import attribute_int, consumers, data_input, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.kvcache.before_rope import before_rope
 from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, JoinedPlace
 from quarot_onnx.quantization.activations import FakePerToken
 from quarot_onnx.rotation.rope import RopeSplitter
-from quarot_onnx.sites.model import Attention
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,10 @@ class FakeCache:
         dtype = place.past.dtype
         assert dtype is not None, "a cache has a type"
         if place.keys and self._config.k_pre_rope:
-            self._before_rope(data_input(place.concat, 1), place.attention, dtype)
+            users = consumers(before_rope(data_input(place.concat, 1)))
         else:
-            self._round([(place.concat, 1)], _Kind("k" if place.keys else "v", dtype, place.attention.head_dim, 4))
+            users = [(place.concat, 1)]
+        self._round(users, _Kind("k" if place.keys else "v", dtype, place.attention.head_dim, 4))
 
     def _fused(self, place: FusedPlace) -> None:
         node, config, head_dim, dtype = place.node, self._config, place.attention.head_dim, place.pasts[True].dtype
@@ -79,22 +79,12 @@ class FakeCache:
             self._ropes.unpack(place.attention)
         elif node.inputs[1] is None or node.inputs[2] is None:
             raise ModelError(f"{label(node)} packs Q, K and V, so its cache cannot be rounded; leave it in float")
-        if config.k_bits is not None and config.k_pre_rope and not inside:
-            self._before_rope(data_input(node, 1), place.attention, dtype)
-        elif config.k_bits is not None:
-            self._round([(node, 1)], _Kind("k", dtype, head_dim, self._rank(node, 1)))
+        if config.k_bits is not None:
+            outside = config.k_pre_rope and not inside
+            users = consumers(before_rope(data_input(node, 1))) if outside else [(node, 1)]
+            self._round(users, _Kind("k", dtype, head_dim, self._rank(node, 1)))
         if config.v_bits is not None:
             self._round([(node, 2)], _Kind("v", dtype, head_dim, self._rank(node, 2)))
-
-    def _before_rope(self, key: ir.Value, attention: Attention, dtype: ir.DataType) -> None:
-        value = before_rope(key)
-        shape = self._shapes.of(value)
-        across = self._config.k_groupsize == WHOLE_TOKEN and shape is not None and len(shape) == 4
-        if shape is None or (across and shape[1] != attention.num_kv_heads):
-            raise ModelError(
-                f"the axes of {value.name!r} are not known, so keys cannot be rounded before RoPE; round them after it"
-            )
-        self._round(consumers(value), _Kind("k", dtype, attention.head_dim, len(shape)))
 
     def _rank(self, node: ir.Node, index: int) -> int:
         """Of K or V as a fused operator reads it."""
@@ -115,11 +105,6 @@ class FakeCache:
         (node, index), config = users[0], self._config
         value = data_input(node, index)
         group = getattr(config, f"{kind.what}_groupsize")
-        if group not in {None, WHOLE_TOKEN} and kind.head_dim % group:
-            raise ConfigError(
-                f"{kind.what}_groupsize={group} does not divide the heads of {kind.head_dim} entries; use a divisor, "
-                "or -1 for all heads of a token"
-            )
         together = group == WHOLE_TOKEN and kind.apart
         size = None if group == WHOLE_TOKEN or (group is None and kind.apart) else group or kind.head_dim
         grid = FakePerToken(

@@ -1,6 +1,6 @@
 """The key/value cache of a run."""
 
-from quarot_onnx.kvcache.apply import apply_cache, cache_note, calibrate_cache, plan_cache
+from quarot_onnx.kvcache.apply import apply_cache, cache_notes, calibrate_cache, plan_cache
 from quarot_onnx.progress import of_phase
 from quarot_onnx.run.preparing import Run, Start
 
@@ -21,7 +21,7 @@ def quantize_cache(start: Start, run: Run) -> tuple[str, ...]:
     plan = plan_cache(survey, run.config.kv_cache)
     progress = of_phase(run.progress, "cache")
     seen = calibrate_cache(start.file, plan, start.reader, max_samples=start.limit, progress=progress)
-    note = cache_note(plan)
+    notes = cache_notes(plan)
     apply_cache(survey, plan, seen)
     run.clock.lap("cache")
-    return (note,)
+    return notes
