@@ -199,11 +199,12 @@ def test_the_fake_form_rounds_as_by_hand(case: str, grids: dict[str, Any], tmp_p
 @pytest.mark.parametrize(
     "case", ["optimum llama", "optimum qwen2", "optimum gpt_neox", QUARTER, "dynamo cache", "genai"]
 )
-def test_keys_are_rounded_before_rope(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [None, -1])
+def test_keys_are_rounded_before_rope(case: str, group: int | None, tmp_path: Path) -> None:
     """RoPE keeps the length of every pair: keys of one token, rounded before it, have the same ones everywhere."""
     lengths = {}
     for pre_rope in (True, False):
-        path = cached(case, tmp_path / str(pre_rope), rotates=False, k_bits=3, k_pre_rope=pre_rope)
+        path = cached(case, tmp_path / str(pre_rope), rotates=False, k_bits=3, k_pre_rope=pre_rope, k_groupsize=group)
         _, kept = outputs(path, np.full((1, 12), 7))
         keys = next(iter(kept.values())).astype(np.float64)
         turned = keys.shape[-1] // (4 if "quarter" in case else 1)
