@@ -86,7 +86,7 @@ def table(model: Path, calibration: NDArray[np.int64], test: NDArray[np.int64], 
     beyond: dict[tuple[bool, str], list[float]] = {}
     for (keys, array), peak in zip(caches(model, test), peaks, strict=True):
         for kind in KINDS:
-            scales = fixed_scales(Observed(peak, NONE), config, keys=keys, scales=kind)
+            scales = fixed_scales(Observed(peak, NONE), config.grid(keys=keys), kind)
             errors.setdefault((keys, kind), []).append(relative(array, scales))
             beyond.setdefault((keys, kind), []).append(float((np.abs(array) > scales * (highest(BITS) + 0.5)).mean()))
         own = (np.abs(array).max(axis=-1, keepdims=True) / highest(BITS)).astype(np.float32)

@@ -22,7 +22,7 @@ from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
-from quarot_onnx.kvcache.apply import check_cache, needs_calibration
+from quarot_onnx.kvcache.apply import check_cache
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -185,11 +185,11 @@ def quantize(
         selection = select(Survey(model), config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
-    check_cache(selection.survey, config, data)
+    of_cache = check_cache(selection.survey, config, data)
     no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model))
-    twice = static_ranges.needs_calibration(selection) and needs_calibration(selection.survey, config)
+    twice = of_cache and static_ranges.needs_calibration(selection)
     samples = lowbit.calibration_samples(config, data, again=twice)
     lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:

@@ -13,6 +13,12 @@ from quarot_onnx.io import model_io
 from quarot_onnx.progress import Progress
 
 
+def largest(values: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """max|x| over axes, without a copy of x; 0 where there is nothing, NaN where one is."""
+    peaks: NDArray[np.float32] = np.maximum(values.max(axis=axes, initial=0), -values.min(axis=axes, initial=0))
+    return peaks.astype(np.float64)
+
+
 class _Peaks:
     """max|x| along the last axis."""
 
@@ -21,8 +27,7 @@ class _Peaks:
 
     def add(self, values: NDArray[np.float32]) -> bool:
         """Take in rows [..., channels]; False where a value is not finite."""
-        rows = values.reshape(-1, values.shape[-1])
-        peaks = np.maximum(rows.max(axis=0, initial=0), -rows.min(axis=0, initial=0)).astype(np.float64)
+        peaks = largest(values, tuple(range(values.ndim - 1)))
         self.found = peaks if self.found is None else np.maximum(self.found, peaks)
         return bool(np.isfinite(peaks).all())
 

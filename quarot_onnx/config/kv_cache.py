@@ -1,5 +1,6 @@
 """The key/value cache in few bits (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456, section 4.3)."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
@@ -34,6 +35,23 @@ def _group(value: object) -> object:
 _Bits = Annotated[int | None, BeforeValidator(_bits)]
 _Group = Annotated[int | None, BeforeValidator(_group)]
 _Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+@dataclass(frozen=True)
+class CacheGrid:
+    """How keys, or values, are rounded.
+
+    Attributes:
+        bits: 2 to 8; None leaves them in float.
+        group_size: Entries that share a scale; None for a head, WHOLE_TOKEN for all heads of a token.
+        symmetric: Whether 0 lies in the middle.
+        clip_ratio: What the range is multiplied by.
+    """
+
+    bits: int | None
+    group_size: int | None
+    symmetric: bool
+    clip_ratio: float
 
 
 class KVCacheConfig(AlgoConfig):
@@ -106,6 +124,12 @@ class KVCacheConfig(AlgoConfig):
         names += [] if self.quantized else ["form", "scales"]
         return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
 
+    def grid(self, *, keys: bool) -> CacheGrid:
+        """How keys, or values, are rounded."""
+        if keys:
+            return CacheGrid(self.k_bits, self.k_groupsize, not self.k_asym, self.k_clip_ratio)
+        return CacheGrid(self.v_bits, self.v_groupsize, not self.v_asym, self.v_clip_ratio)
+
     @property
     def quantized(self) -> bool:
         """Whether anything is."""
@@ -126,12 +150,14 @@ class KVCacheConfig(AlgoConfig):
         """Why no integers can be kept; None where they can."""
         if self.k_bits is not None and self.k_pre_rope:
             return "keys before RoPE would have to be turned anew at every step"
-        for what, bits in (("k", self.k_bits), ("v", self.v_bits)):
-            if bits not in {None, *_STORED_BITS}:
-                return f"{what}_bits={bits}: integers are kept with 8 or 4 bits"
-            if bits is not None and getattr(self, f"{what}_asym"):
+        for what, grid in (("k", self.grid(keys=True)), ("v", self.grid(keys=False))):
+            if grid.bits is None:
+                continue
+            if grid.bits not in _STORED_BITS:
+                return f"{what}_bits={grid.bits}: integers are kept with 8 or 4 bits"
+            if not grid.symmetric:
                 return f"{what}_asym: integers are kept on symmetric grids"
-            if bits is not None and getattr(self, f"{what}_groupsize") is not None:
+            if grid.group_size is not None:
                 return f"{what}_groupsize: integers are kept with a scale for each head, or fixed ones"
         return None
 
@@ -155,4 +181,4 @@ class KVCacheConfig(AlgoConfig):
         return tuple(found)
 
 
-__all__ = ["WHOLE_TOKEN", "KVCacheConfig"]
+__all__ = ["WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]

@@ -85,7 +85,7 @@ class ActivationWriter:
         """X / a through Q/DQ, and a = clip · max|x|."""
         add = self._writer.add
         highest = self._clipped(anchor, self._writer.reduced(anchor, "ReduceMax", add(anchor, "Abs", x)), clip_ratio)
-        amax = add(anchor, "Max", highest, self._number("tiny", TINY))
+        amax = add(anchor, "Max", highest, self._writer.number("tiny", TINY))
         return self.round_trip(anchor, add(anchor, "Div", x, amax), UNIT_GRID), amax
 
     def _fake(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> ir.Value:
@@ -95,7 +95,10 @@ class ActivationWriter:
         if kind.group_size is not None:
             shape = self._writer.constant("groups", np.array([-1, kind.group_size], np.int64))
             rows = add(anchor, "Reshape", x, shape)
-        scale, zero = self._symmetric(anchor, rows, kind) if kind.symmetric else self._asymmetric(anchor, rows, kind)
+        if kind.symmetric:
+            scale, zero = self.row_scales(anchor, rows, kind), None
+        else:
+            scale, zero = self._asymmetric(anchor, rows, kind)
         real = self._on_grid(anchor, rows, scale, zero, kind)
         if kind.group_size is None:
             return real
@@ -105,31 +108,38 @@ class ActivationWriter:
 
     def _fake_static(self, anchor: ir.Node, x: ir.Value, kind: FakeStatic) -> ir.Value:
         """The values of ``x`` on one fixed grid."""
-        zero = None if kind.symmetric else self._number("fake_zero_point", kind.zero_point)
-        return self._on_grid(anchor, x, self._number("fake_scale", kind.scale), zero, kind)
+        zero = None if kind.symmetric else self._writer.number("fake_zero_point", kind.zero_point)
+        return self._on_grid(anchor, x, self._writer.number("fake_scale", kind.scale), zero, kind)
 
     def _on_grid(
         self, anchor: ir.Node, x: ir.Value, scale: ir.Value, zero: ir.Value | None, kind: FakeQuantized
     ) -> ir.Value:
         """The values of ``x`` on grids whose scales and zero points broadcast against it."""
+        integers = self.integers(anchor, x, scale, zero, kind)
+        if zero is not None:
+            integers = self._writer.add(anchor, "Sub", integers, zero)
+        return self._writer.add(anchor, "Mul", integers, scale)
+
+    def integers(
+        self, anchor: ir.Node, x: ir.Value, scale: ir.Value, zero: ir.Value | None, kind: FakeQuantized
+    ) -> ir.Value:
+        """The integers of ``x``, as float32, on grids whose scales and zero points broadcast against it."""
         add = self._writer.add
         integers = add(anchor, "Round", add(anchor, "Div", x, scale))
         if zero is not None:
             integers = add(anchor, "Add", integers, zero)
-        limits = (self._number("low", kind.low), self._number("high", kind.high))
-        integers = add(anchor, "Clip", integers, *limits)
-        if zero is not None:
-            integers = add(anchor, "Sub", integers, zero)
-        return add(anchor, "Mul", integers, scale)
+        return add(
+            anchor, "Clip", integers, self._writer.number("low", kind.low), self._writer.number("high", kind.high)
+        )
 
-    def _symmetric(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> tuple[ir.Value, None]:
-        """The scale of each row."""
+    def row_scales(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> ir.Value:
+        """The scale of each row on a symmetric grid, [..., 1]."""
         highest = self._writer.reduced(anchor, "ReduceMax", self._writer.add(anchor, "Abs", x))
-        return self._scale(anchor, self._clipped(anchor, highest, kind.clip_ratio), kind), None
+        return self._scale(anchor, self._clipped(anchor, highest, kind.clip_ratio), kind)
 
     def _asymmetric(self, anchor: ir.Node, x: ir.Value, kind: FakePerToken) -> tuple[ir.Value, ir.Value]:
         """The scale and the zero point of each row."""
-        add, nothing = self._writer.add, self._number("zero", 0)
+        add, nothing = self._writer.add, self._writer.number("zero", 0)
         ends = []
         for reduce, bound in (("ReduceMin", "Min"), ("ReduceMax", "Max")):
             end = add(anchor, bound, self._writer.reduced(anchor, reduce, x), nothing)
@@ -139,13 +149,10 @@ class ActivationWriter:
         return scale, zero
 
     def _scale(self, anchor: ir.Node, span: ir.Value, kind: FakePerToken) -> ir.Value:
-        step = self._writer.add(anchor, "Div", span, self._number("steps", kind.high))
-        return self._writer.add(anchor, "Max", step, self._number("tiny", TINY))
+        step = self._writer.add(anchor, "Div", span, self._writer.number("steps", kind.high))
+        return self._writer.add(anchor, "Max", step, self._writer.number("tiny", TINY))
 
     def _clipped(self, anchor: ir.Node, value: ir.Value, clip_ratio: float) -> ir.Value:
         if clip_ratio == 1:
             return value
-        return self._writer.add(anchor, "Mul", value, self._number("clip_ratio", clip_ratio))
-
-    def _number(self, stem: str, value: float | np.float32) -> ir.Value:
-        return self._writer.constant(stem, np.array(value, np.float32))
+        return self._writer.add(anchor, "Mul", value, self._writer.number("clip_ratio", clip_ratio))

@@ -32,6 +32,10 @@ class Writer:
             self._constants[key] = self.editor.initializer(f"quarot/{stem}", ir.Tensor(array))
         return self._constants[key]
 
+    def number(self, stem: str, value: float | np.float32) -> ir.Value:
+        """A float32 number."""
+        return self.constant(stem, np.array(value, np.float32))
+
     def lazy(
         self, stem: str, compute: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]
     ) -> ir.Value:

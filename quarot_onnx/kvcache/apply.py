@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
@@ -17,7 +15,7 @@ from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
-from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, find_cache_places
+from quarot_onnx.kvcache.places import Cache, CachePlaces, FusedPlace, find_cache_places
 from quarot_onnx.kvcache.scales import FEW_BITS, Observed, fixed_scales, observe_caches
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
@@ -58,10 +56,13 @@ class CachePlan:
     @property
     def calibrated(self) -> list[str]:
         """The outputs of the graph that calibration must look at."""
-        if self.config.resolved_form is CacheForm.FAKE or self.key_scales is CacheScales.TOKEN:
+        if self.key_scales is CacheScales.TOKEN:
             return []
-        wanted = [keys for keys in (True, False) if (self.config.k_bits if keys else self.config.v_bits) is not None]
-        return [value.name or "" for keys in wanted for value in self.places.presents(keys=keys)]
+        return [
+            cache.present.name or ""
+            for cache in self.places.caches
+            if self.config.grid(keys=cache.keys).bits is not None
+        ]
 
 
 def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
@@ -94,16 +95,14 @@ def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
 
 
 def _check_groups(config: KVCacheConfig, places: CachePlaces) -> None:
-    attentions = [*(place.attention for place in places.joined), *(place.attention for place in places.fused)]
-    for head_dim in dict.fromkeys(attention.head_dim for attention in attentions):
-        for name in ("k_groupsize", "v_groupsize"):
-            group = getattr(config, name)
-            if group not in {None, WHOLE_TOKEN} and head_dim % group:
-                raise ConfigError(
-                    f"{name}={group} does not divide the heads of {head_dim} entries; use a divisor, or -1 for all "
-                    "heads of a token"
-                )
-        if head_dim % 2 and 4 in {config.k_bits, config.v_bits} and config.resolved_form is CacheForm.INT:
+    for cache in places.caches:
+        head_dim, grid = cache.attention.head_dim, config.grid(keys=cache.keys)
+        if grid.group_size not in {None, WHOLE_TOKEN} and head_dim % grid.group_size:
+            raise ConfigError(
+                f"{'k' if cache.keys else 'v'}_groupsize={grid.group_size} does not divide the heads of {head_dim} "
+                "entries; use a divisor, or -1 for all heads of a token"
+            )
+        if head_dim % 2 and grid.bits == 4 and config.resolved_form is CacheForm.INT:
             raise ConfigError(f"heads of {head_dim} entries cannot lie two in a byte: use 8 bits, {_INSTEAD}")
 
 
@@ -139,13 +138,16 @@ def needs_calibration(survey: Survey, config: QConfig) -> bool:
     return config.kv_cache is not None and bool(plan_cache(survey, config.kv_cache).calibrated)
 
 
-def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> None:
+def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> bool:
     """Refuse early what would fail late.
 
     Args:
         survey: The float model, as it comes.
         config: What is asked for.
         reader: Calibration data.
+
+    Returns:
+        Whether a cache has fixed scales, for which samples are looked at.
 
     Raises:
         ConfigError: As from `plan_cache`; keys before RoPE beside R3; or a prefix that is fed would have to be
@@ -154,7 +156,7 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> N
         CalibrationError: Fixed scales, and no calibration data.
     """
     if config.kv_cache is None:
-        return
+        return False
     plan = plan_cache(survey, config.kv_cache)
     require_reader(plan, reader)
     before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
@@ -170,6 +172,7 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> N
             "a prefix in a file beside the model is a cache in float, and the graph is to take integers: keep the "
             f"prefix in the graph (--prefix graph), {_INSTEAD}"
         )
+    return bool(plan.calibrated)
 
 
 def calibrate_cache(
@@ -192,11 +195,11 @@ def calibrate_cache(
     require_reader(plan, reader)
     if reader is None or not plan.calibrated:
         return {}
+    grids = (plan.config.grid(keys=keys) for keys in (True, False))
     kept = 0
-    if min(bits for bits in (plan.config.k_bits, plan.config.v_bits) if bits is not None) <= FEW_BITS:
-        widths = [place.attention.num_kv_heads * place.attention.head_dim for place in plan.places.joined]
-        widths += [2 * place.attention.num_kv_heads * place.attention.head_dim for place in plan.places.fused]
-        kept = max(_KEPT_BYTES // (4 * sum(widths) * _SAMPLES), 1)
+    if min(grid.bits for grid in grids if grid.bits is not None) <= FEW_BITS:
+        width = sum(cache.attention.num_kv_heads * cache.attention.head_dim for cache in plan.places.caches)
+        kept = max(_KEPT_BYTES // (4 * width * _SAMPLES), 1)
     return observe_caches(file, plan.calibrated, reader, kept=kept, max_samples=max_samples, progress=progress)
 
 
@@ -212,33 +215,24 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
     if config.resolved_form is CacheForm.FAKE:
         FakeCache(model, config).write(places)
         return
-    fixed = _fixed(plan, seen)
     joined, fused = JoinedCache(model), FusedCache(model)
     for place in places.joined:
-        bits, clip = (config.k_bits, config.k_clip_ratio) if place.keys else (config.v_bits, config.v_clip_ratio)
-        if bits is not None:
-            joined.write(place, bits, clip, fixed.get(place.present.name or ""))
+        if config.grid(keys=place.keys).bits is not None:
+            joined.write(place, config.grid(keys=place.keys), _fixed(plan, place, seen))
     for operator in places.fused:
         assert config.k_bits is not None, "K and V alike"
-        scales = {keys: fixed[value.name or ""] for keys, value in operator.presents.items()}
-        # The operator knows no scales of heads: they are those of all channels.
-        width = operator.attention.head_dim
-        scales = {
-            keys: np.repeat(own, width, axis=3) if plan.scales(keys=keys) is CacheScales.HEAD else own
-            for keys, own in scales.items()
-        }
-        fused.write(operator, config.k_bits, scales)
+        keys, values = (_fixed(plan, cache, seen) for cache in (operator.keys, operator.values))
+        assert keys is not None
+        assert values is not None
+        fused.write(operator, config.k_bits, keys, values)
 
 
-def _fixed(plan: CachePlan, seen: Seen) -> dict[str, Floats]:
-    """Fixed scales by the output that holds the cache."""
-    found = {}
-    for keys in (True, False):
-        for value in plan.places.presents(keys=keys):
-            own = seen.get(value.name or "")
-            if own is not None:
-                found[value.name or ""] = fixed_scales(own, plan.config, keys=keys, scales=plan.scales(keys=keys))
-    return found
+def _fixed(plan: CachePlan, cache: Cache, seen: Seen) -> Floats | None:
+    """The fixed scales of a cache; None where tokens have their own."""
+    own = seen.get(cache.present.name or "")
+    if own is None:
+        return None
+    return fixed_scales(own, plan.config.grid(keys=cache.keys), plan.scales(keys=cache.keys))
 
 
 def cache_notes(plan: CachePlan) -> tuple[str, ...]:
@@ -250,14 +244,13 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
     if config.resolved_form is CacheForm.FAKE:
         asked = config.form is CacheForm.FAKE
         return ("the key/value cache is rounded, and as large as before: its form is fake",) if asked else ()
-    held = [(place.keys, place.attention, place.past) for place in places.joined]
-    held += [(keys, place.attention, past) for place in places.fused for keys, past in place.pasts.items()]
-    before, after = 0.0, 0.0
-    for keys, attention, past in held:
-        bits, entries = config.k_bits if keys else config.v_bits, attention.num_kv_heads * attention.head_dim
-        assert past.dtype is not None, "a cache has a type"
-        scales = _SCALE_BYTES * attention.num_kv_heads if plan.key_scales is CacheScales.TOKEN else 0
-        before += entries * past.dtype.itemsize
-        after += entries * past.dtype.itemsize if bits is None else entries * bits / 8 + scales
-    kind = "a scale for each token and head beside them" if plan.key_scales is CacheScales.TOKEN else "fixed scales"
+    before, after, of_tokens = 0.0, 0.0, plan.key_scales is CacheScales.TOKEN
+    for cache in places.caches:
+        bits, heads = config.grid(keys=cache.keys).bits, cache.attention.num_kv_heads
+        assert cache.past.dtype is not None, "a cache has a type"
+        entries = heads * cache.attention.head_dim
+        before += entries * cache.past.dtype.itemsize
+        scales = _SCALE_BYTES * heads if of_tokens else 0
+        after += entries * cache.past.dtype.itemsize if bits is None else entries * bits / 8 + scales
+    kind = "a scale for each token and head beside them" if of_tokens else "fixed scales"
     return (f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}",)

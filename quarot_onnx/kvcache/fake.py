@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.config.kv_cache import WHOLE_TOKEN, CacheGrid, KVCacheConfig
 from quarot_onnx.emission.activation import ActivationWriter
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.errors import ModelError
@@ -27,12 +27,12 @@ from quarot_onnx.rotation.rope import RopeSplitter
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is rounded: keys (``"k"``) or values (``"v"``), their type, head_dim and rank.
+    """What is rounded, and how: its grid, type, head_dim and rank.
 
     Of rank 4 it is [batch, heads, seq, head_dim], of rank 3 packed: [batch, seq, heads · head_dim].
     """
 
-    what: str
+    grid: CacheGrid
     dtype: ir.DataType
     head_dim: int
     rank: int
@@ -55,7 +55,7 @@ class FakeCache:
     def write(self, places: CachePlaces) -> None:
         """Round at all places."""
         for joined in places.joined:
-            if (self._config.k_bits if joined.keys else self._config.v_bits) is not None:
+            if self._config.grid(keys=joined.keys).bits is not None:
                 self._joined(joined)
         for fused in places.fused:
             self._fused(fused)
@@ -67,10 +67,10 @@ class FakeCache:
             users = consumers(before_rope(data_input(place.concat, 1)))
         else:
             users = [(place.concat, 1)]
-        self._round(users, _Kind("k" if place.keys else "v", dtype, place.attention.head_dim, 4))
+        self._round(users, _Kind(self._config.grid(keys=place.keys), dtype, place.attention.head_dim, 4))
 
     def _fused(self, place: FusedPlace) -> None:
-        node, config, head_dim, dtype = place.node, self._config, place.attention.head_dim, place.pasts[True].dtype
+        node, config, head_dim, dtype = place.node, self._config, place.attention.head_dim, place.keys.past.dtype
         assert dtype is not None, "a cache has a type"
         inside = attribute_int(node, "do_rotary", 0)
         if node.op_type == "GroupQueryAttention" and config.rotates_keys:
@@ -82,9 +82,9 @@ class FakeCache:
         if config.k_bits is not None:
             outside = config.k_pre_rope and not inside
             users = consumers(before_rope(data_input(node, 1))) if outside else [(node, 1)]
-            self._round(users, _Kind("k", dtype, head_dim, self._rank(node, 1)))
+            self._round(users, _Kind(config.grid(keys=True), dtype, head_dim, self._rank(node, 1)))
         if config.v_bits is not None:
-            self._round([(node, 2)], _Kind("v", dtype, head_dim, self._rank(node, 2)))
+            self._round([(node, 2)], _Kind(config.grid(keys=False), dtype, head_dim, self._rank(node, 2)))
 
     def _rank(self, node: ir.Node, index: int) -> int:
         """Of K or V as a fused operator reads it."""
@@ -102,19 +102,14 @@ class FakeCache:
             users: Nodes and the input of each, in graph order; all read one value.
             kind: What that is.
         """
-        (node, index), config = users[0], self._config
-        value = data_input(node, index)
-        group = getattr(config, f"{kind.what}_groupsize")
+        (node, index), grid = users[0], kind.grid
+        value, group = data_input(node, index), grid.group_size
         together = group == WHOLE_TOKEN and kind.apart
         size = None if group == WHOLE_TOKEN or (group is None and kind.apart) else group or kind.head_dim
-        grid = FakePerToken(
-            getattr(config, f"{kind.what}_bits"),
-            not getattr(config, f"{kind.what}_asym"),
-            size,
-            getattr(config, f"{kind.what}_clip_ratio"),
-        )
+        assert grid.bits is not None, "or there is nothing to round"
+        way = FakePerToken(grid.bits, grid.symmetric, size, grid.clip_ratio)
         rows = self._side_by_side(node, value) if together else value
-        rounded, _ = self._activations.quantized(node, rows, kind.dtype, grid)
+        rounded, _ = self._activations.quantized(node, rows, kind.dtype, way)
         rounded = self._writer.cast(node, rounded, ir.DataType.FLOAT, kind.dtype)
         result = self._apart(node, rounded, value) if together else rounded
         for user, place in users:

@@ -4,8 +4,6 @@ Its scales are fixed, one for the whole tensor or one for each channel of each K
 bits the even entries of a head lie in the low halves of the bytes.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 
@@ -24,29 +22,32 @@ class FusedCache:
         """Write into ``model``."""
         self._editor = Editor(model)
 
-    def write(self, place: FusedPlace, bits: int, scales: Mapping[bool, Floats]) -> None:
+    def write(self, place: FusedPlace, bits: int, key_scales: Floats, value_scales: Floats) -> None:
         """Let one operator keep integers.
 
         Args:
             place: The operator.
             bits: 8 or 4.
-            scales: Of keys (True) and values: [1, 1, 1, 1], or [1, heads, 1, head_dim].
+            key_scales: [1, 1, 1, 1], [1, heads, 1, 1] or [1, heads, 1, head_dim].
+            value_scales: The same of values.
         """
         node, kind = place.node, ir.DataType.INT8 if bits == 8 else ir.DataType.UINT8
-        width = place.attention.head_dim * bits // 8
+        head_dim = place.attention.head_dim
         self._editor.set_int(node, "kv_cache_bit_width", bits)
         node.resize_inputs(max(len(node.inputs), K_SCALE + 2))
-        for index, (keys, name) in enumerate(((True, "k"), (False, "v"))):
-            own = scales[keys]
-            whole = own.size == 1
-            node.attributes[f"{name}_quant_type"] = ir.AttrString(
-                f"{name}_quant_type", "PER_TENSOR" if whole else "PER_CHANNEL"
-            )
-            tensor = ir.Tensor(own.reshape(1) if whole else own)
-            node.replace_input_with(K_SCALE + index, self._editor.initializer(f"quarot/{name}_scale", tensor))
-            self._round_constants(data_input(node, 3 + index), own, bits)
-            for value in (place.pasts[keys], place.presents[keys], node.outputs[1 + index]):
-                retype(value, kind, width)
+        # Both are of one kind. The operator knows no scales of heads: they are those of all their channels.
+        whole = key_scales.size == value_scales.size == 1
+        shape = (1,) if whole else (1, place.attention.num_kv_heads, 1, head_dim)
+        way = "PER_TENSOR" if whole else "PER_CHANNEL"
+        both = (("k", place.keys, key_scales), ("v", place.values, value_scales))
+        for index, (name, cache, scales) in enumerate(both):
+            node.attributes[f"{name}_quant_type"] = ir.AttrString(f"{name}_quant_type", way)
+            spread = np.ascontiguousarray(np.broadcast_to(scales.reshape(1) if whole else scales, shape))
+            scale = self._editor.initializer(f"quarot/{name}_scale", ir.Tensor(spread))
+            node.replace_input_with(K_SCALE + index, scale)
+            self._round_constants(data_input(node, 3 + index), scales, bits)
+            for value in (cache.past, cache.present, node.outputs[1 + index]):
+                retype(value, kind, head_dim * bits // 8)
 
     def _round_constants(self, past: ir.Value, scales: Floats, bits: int) -> None:
         """What stands before the caller's cache, as a prefix does, becomes integers like it."""

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quarot_onnx.emission.packing import pack
+
 OFFSET = 8
 """What is added to a 4-bit integer."""
 
@@ -32,13 +34,7 @@ def rounded(x: Floats, scales: Floats, bits: int) -> NDArray[np.int8]:
     return integers
 
 
-def packed(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """4-bit integers [..., head_dim] two in a byte [..., head_dim / 2], as GroupQueryAttention does: the even first."""
-    raised: NDArray[np.uint8] = (integers + OFFSET).astype(np.uint8)
-    return np.bitwise_or(raised[..., ::2], np.left_shift(raised[..., 1::2], np.uint8(4)))
-
-
 def stored(x: Floats, scales: Floats, bits: int) -> NDArray[Any]:
-    """What a cache holds of ``x`` [..., head_dim]."""
+    """What GroupQueryAttention's cache holds of ``x`` [..., head_dim]: of 4 bits two in a byte, the even ones low."""
     integers = rounded(x, scales, bits)
-    return integers if bits == 8 else packed(integers)
+    return integers if bits == 8 else pack((integers + OFFSET).astype(np.uint8), bits)

@@ -14,11 +14,13 @@ first half of a head lies in the low halves of the bytes, the second half in the
 import numpy as np
 import onnx_ir as ir
 
+from quarot_onnx.config.kv_cache import CacheGrid
+from quarot_onnx.emission.activation import ActivationWriter
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.graph.query import consumers, data_input
-from quarot_onnx.kvcache.integers import OFFSET, Floats, highest
+from quarot_onnx.kvcache.integers import OFFSET, Floats
 from quarot_onnx.kvcache.places import JoinedPlace, retype
-from quarot_onnx.quantization.activations import TINY
+from quarot_onnx.quantization.activations import FakePerToken
 
 
 class JoinedCache:
@@ -27,41 +29,36 @@ class JoinedCache:
     def __init__(self, model: ir.Model) -> None:
         """Write into ``model``."""
         self._graph, self._writer = model.graph, Writer(model)
+        self._activations = ActivationWriter(self._writer)
 
-    def write(self, place: JoinedPlace, bits: int, clip_ratio: float, scales: Floats | None) -> None:
+    def write(self, place: JoinedPlace, grid: CacheGrid, scales: Floats | None) -> None:
         """Make one cache integers.
 
         Args:
             place: Where it is; its head_dim is even for 4 bits.
-            bits: 8 or 4.
-            clip_ratio: What the range of a token's head is multiplied by; fixed scales have it already.
+            grid: Symmetric, of 8 or 4 bits; fixed scales have its clip ratio already.
             scales: Fixed ones, broadcast against [1, heads, 1, head_dim]; None for those of tokens.
         """
-        past, node, dtype = place.past, place.concat, place.past.dtype
+        past, node, dtype, bits = place.past, place.concat, place.past.dtype, grid.bits
         assert dtype is not None, "a cache has a type"
+        assert bits is not None, "or nothing is rounded"
         add, width = self._writer.add, place.attention.head_dim * bits // 8
         kind = ir.DataType.INT8 if bits == 8 else ir.DataType.UINT8
-        x = self._writer.cast(node, data_input(node, 1), dtype, ir.DataType.FLOAT)
+        rounding = FakePerToken(bits, clip_ratio=grid.clip_ratio)
+        x = self._activations.as_float(node, data_input(node, 1), dtype)
         if scales is None:
-            own = self._of_tokens(node, x, bits, clip_ratio)
+            own = self._activations.row_scales(node, x, rounding)
             every = self._joined_scales(place, own)
         else:
             own = every = self._writer.constant("cache_scale", scales)
-        kept = self._kept(place, x, bits, own)
+        kept = self._activations.integers(node, x, own, None, rounding)
+        if bits == 4:
+            kept = self._packed(node, kept, place.attention.head_dim)
         retype(past, kind, width)
         joined = add(node, "Concat", past, add(node, "Cast", kept, to=int(kind)), axis=2)
         real = add(node, "Mul", self._numbers(node, joined, bits), every)
         self._take_over(place, joined, self._writer.cast(node, real, ir.DataType.FLOAT, dtype))
         retype(joined, kind, width)
-
-    def _of_tokens(self, node: ir.Node, x: ir.Value, bits: int, clip_ratio: float) -> ir.Value:
-        """A scale for each head of each token."""
-        add = self._writer.add
-        peak = self._writer.reduced(node, "ReduceMax", add(node, "Abs", x))
-        if clip_ratio != 1:
-            peak = add(node, "Mul", peak, self._number("clip_ratio", clip_ratio))
-        scale = add(node, "Div", peak, self._number("steps", highest(bits)))
-        return add(node, "Max", scale, self._number("tiny", float(TINY)))
 
     def _joined_scales(self, place: JoinedPlace, own: ir.Value) -> ir.Value:
         """The scales of all positions: those that came in, and those of what is new."""
@@ -76,16 +73,12 @@ class JoinedCache:
         self._graph.outputs.append(joined)
         return joined
 
-    def _kept(self, place: JoinedPlace, x: ir.Value, bits: int, scale: ir.Value) -> ir.Value:
-        """What is kept, as whole numbers: integers, or two of 4 bits in one, each plus 8, the second times 16."""
-        add, top, node, head_dim = self._writer.add, highest(bits), place.concat, place.attention.head_dim
-        integers = add(node, "Round", add(node, "Div", x, scale))
-        integers = add(node, "Clip", integers, self._number("low", -top - 1), self._number("high", top))
-        if bits == 8:
-            return integers
-        raised = add(node, "Add", integers, self._number("offset", OFFSET))
+    def _packed(self, node: ir.Node, integers: ir.Value, head_dim: int) -> ir.Value:
+        """Two integers of 4 bits in one whole number: each plus 8, the second times 16."""
+        add = self._writer.add
+        raised = add(node, "Add", integers, self._writer.number("offset", OFFSET))
         low, high = (self._half(node, raised, head_dim, first=first) for first in (True, False))
-        return add(node, "Add", low, add(node, "Mul", high, self._number("nibble", 16)))
+        return add(node, "Add", low, add(node, "Mul", high, self._writer.number("nibble", 16)))
 
     def _half(self, node: ir.Node, x: ir.Value, head_dim: int, *, first: bool) -> ir.Value:
         """The first or the second half of the entries of a head."""
@@ -102,7 +95,7 @@ class JoinedCache:
         low = add(node, "BitShift", add(node, "BitShift", kept, four, direction="LEFT"), four, direction="RIGHT")
         high = add(node, "BitShift", kept, four, direction="RIGHT")
         both = add(node, "Cast", add(node, "Concat", low, high, axis=-1), to=int(ir.DataType.FLOAT))
-        return add(node, "Sub", both, self._number("offset", OFFSET))
+        return add(node, "Sub", both, self._writer.number("offset", OFFSET))
 
     def _take_over(self, place: JoinedPlace, joined: ir.Value, real: ir.Value) -> None:
         """Put the integers out under the name of the present; whoever read that, reads real numbers."""
@@ -115,6 +108,3 @@ class JoinedCache:
             if output is old:
                 graph.outputs[position] = joined
         graph.remove(place.concat, safe=True)
-
-    def _number(self, stem: str, value: float) -> ir.Value:
-        return self._writer.constant(stem, np.array(value, np.float32))

@@ -25,22 +25,31 @@ _RANK, _POSITIONS = 4, 2
 
 
 @dataclass(frozen=True, eq=False)
-class JoinedPlace:
-    """A past that a Concat joins with what is new.
+class Cache:
+    """A cache of keys or of values.
 
     Attributes:
         keys: Whether it is K, else V.
         attention: Who reads it.
         past: The input of the graph.
-        concat: The node; its second input is what is new.
         present: The output of the graph.
     """
 
     keys: bool
     attention: Attention
     past: ir.Value
-    concat: ir.Node
     present: ir.Value
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedPlace(Cache):
+    """A past that a Concat joins with what is new.
+
+    Attributes:
+        concat: The node; its second input is what is new.
+    """
+
+    concat: ir.Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,22 +57,22 @@ class FusedPlace:
     """An operator's own cache.
 
     Attributes:
-        attention: The operator.
-        pasts: The inputs of the graph by whether they are K.
-        presents: The outputs of the graph likewise.
+        keys: Of keys.
+        values: Of values.
     """
 
-    attention: Attention
-    pasts: dict[bool, ir.Value]
-    presents: dict[bool, ir.Value]
+    keys: Cache
+    values: Cache
+
+    @property
+    def attention(self) -> Attention:
+        """The operator."""
+        return self.keys.attention
 
     @property
     def node(self) -> ir.Node:
         """The operator's node."""
         return self.attention.node
-
-
-Place = JoinedPlace | FusedPlace
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +87,10 @@ class CachePlaces:
     joined: tuple[JoinedPlace, ...]
     fused: tuple[FusedPlace, ...]
 
-    def presents(self, *, keys: bool) -> list[ir.Value]:
-        """The outputs that hold keys, or values, in graph order."""
-        spelt = [place.present for place in self.joined if place.keys is keys]
-        return [*spelt, *(place.presents[keys] for place in self.fused)]
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """All caches."""
+        return (*self.joined, *(cache for place in self.fused for cache in (place.keys, place.values)))
 
 
 def find_cache_places(survey: Survey) -> CachePlaces:
@@ -146,7 +155,7 @@ def _joined(
     present = node.outputs[0]
     if node.inputs[0] is not past or caches[past] != (present,):
         return None  # through a Cast, or put out twice
-    return JoinedPlace(keys, attention, past, node, present)
+    return JoinedPlace(keys, attention, past, present, node)
 
 
 def _fused(
@@ -155,9 +164,12 @@ def _fused(
     """The place of an operator that keeps its cache itself."""
     if (attention.node.domain, attention.node.op_type) not in FUSED_CACHES:
         return None
-    found = {keys: values[0] for keys, values in pasts.items() if len(values) == 1}
-    left = {keys: caches[past][0] for keys, past in found.items() if len(caches.get(past, ())) == 1}
-    return FusedPlace(attention, found, left) if len(found) == len(left) == 2 else None
+    found = [
+        Cache(keys, attention, values[0], caches[values[0]][0])
+        for keys, values in pasts.items()
+        if len(values) == 1 and len(caches.get(values[0], ())) == 1
+    ]
+    return FusedPlace(*found) if len(found) == len(pasts) else None
 
 
 def retype(value: ir.Value, dtype: ir.DataType, width: int) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.observing import Fetched, observe_samples
 from quarot_onnx.calibration.padding import Sample
+from quarot_onnx.calibration.peaks import largest
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.choices import CacheScales
-from quarot_onnx.config.kv_cache import KVCacheConfig
+from quarot_onnx.config.kv_cache import CacheGrid
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.integers import Floats, rounded, scales_of
@@ -48,7 +49,7 @@ class _Taker:
 
     def add(self, values: Floats) -> bool:
         """Take in a cache; False where a value is not finite."""
-        peaks = np.maximum(values.max(axis=(0, 2), initial=0), -values.min(axis=(0, 2), initial=0)).astype(np.float64)
+        peaks = largest(values, (0, 2))
         self._peaks = peaks if self._peaks is None else np.maximum(self._peaks, peaks)
         if self._kept and values.shape[2]:
             step = -(-values.shape[2] // self._kept)
@@ -96,7 +97,7 @@ def observe_caches(
     return {name: taker.found(name) for name, taker in takers.items()}
 
 
-def fixed_scales(observed: Observed, config: KVCacheConfig, *, keys: bool, scales: CacheScales) -> Floats:
+def fixed_scales(observed: Observed, grid: CacheGrid, scales: CacheScales) -> Floats:
     """The scales of one cache.
 
     The largest value, times the clip ratio, is the largest integer; but with few integers, and where no ratio was
@@ -104,14 +105,13 @@ def fixed_scales(observed: Observed, config: KVCacheConfig, *, keys: bool, scale
 
     Args:
         observed: What was seen of it.
-        config: Its bits and clip ratios.
-        keys: Whether it holds keys.
+        grid: Its bits and its clip ratio.
         scales: CHANNEL, HEAD or TENSOR.
 
     Returns:
         [1, heads, 1, head_dim], [1, heads, 1, 1] or [1, 1, 1, 1].
     """
-    bits, clip = (config.k_bits, config.k_clip_ratio) if keys else (config.v_bits, config.v_clip_ratio)
+    bits, clip = grid.bits, grid.clip_ratio
     assert bits is not None, "or there is nothing to scale"
     axes = {CacheScales.CHANNEL: (), CacheScales.HEAD: (2,), CacheScales.TENSOR: (0, 2)}[scales]
     widest = observed.peaks[:, None, :].max(axis=axes, keepdims=True)

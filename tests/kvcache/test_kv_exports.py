@@ -15,10 +15,13 @@ from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.readers import TokenReader
 from quarot_onnx.graph.metadata import recorded
 from quarot_onnx.io import model_io
+from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.integers import stored
+from quarot_onnx.kvcache.places import find_cache_places
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.activations import fake_quantize
 from quarot_onnx.sessions import runtime
+from quarot_onnx.sites.detect import Survey
 
 CACHED = [case for case in EXPORTS if case.startswith(("optimum", "dynamo cache", "genai"))]
 SPELT = [case for case in CACHED if not case.startswith("genai")]
@@ -98,6 +101,28 @@ def test_a_fused_operator_keeps_what_rounding_by_hand_gives(case: str, bits: int
             assert (kept[name] == want).mean() > 0.99  # a float product may fall to the other side of a half
             top = np.abs(whole[name].astype(np.float32)).max(axis=(0, 2), keepdims=True) * 0.95 / (2 ** (bits - 1) - 1)
             assert near(scales, top, 2e-3 if "fp16" in case else 1e-4)
+
+
+def test_scales_of_two_kinds_are_written_as_one(tmp_path: Path) -> None:
+    """onnxruntime takes K and V per tensor or both per channel; of one KV head the scale of a head is a single one."""
+    model = model_io.load(EXPORTS["genai"]())
+    (place, *others) = find_cache_places(Survey(model)).fused
+    heads, head_dim = place.attention.num_kv_heads, place.attention.head_dim
+    channels = np.full((1, heads, 1, head_dim), 0.05, np.float32)
+    cache = FusedCache(model)
+    cache.write(place, 8, np.full((1, 1, 1, 1), 0.05, np.float32), channels)
+    for other in others:
+        cache.write(other, 8, channels, channels)
+    model_io.save(model, tmp_path / "mixed.onnx")
+    for other in others:
+        assert other.node.attributes["k_quant_type"].as_string() == "PER_CHANNEL"
+    mixed, _ = outputs(tmp_path / "mixed.onnx", IDS[:1])
+    same = model_io.load(EXPORTS["genai"]())
+    cache = FusedCache(same)
+    for place in find_cache_places(Survey(same)).fused:
+        cache.write(place, 8, channels, channels)
+    model_io.save(same, tmp_path / "same.onnx")
+    assert np.array_equal(mixed, outputs(tmp_path / "same.onnx", IDS[:1])[0])
 
 
 @pytest.mark.parametrize(("case", "bits"), [*((case, 4) for case in CACHED), ("optimum llama", 8), ("genai", 8)])
