@@ -15,19 +15,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import InputRole
-from quarot_onnx.calibration.pieces import longest_window, pieces
+from quarot_onnx.calibration.pieces import longest_window
 from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.text import check_vocabulary
-from quarot_onnx.errors import CalibrationError, FeedError, ModelError
-from quarot_onnx.evaluation.before import Before
+from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
-from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.io import model_io
+from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.sessions import runtime
 
 _OF_ALL_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 """Operators that find one scale for all rows that they are given."""
+
+_SHORTER = "where rows are longer than what the model takes, choose a task with shorter texts"
 
 _POSITIONS = 2048
 """Of a model that does not say how many it has; lm-eval's number."""
@@ -43,6 +43,7 @@ class Answers:
         path: Its file.
         positions: The most tokens that are fed of a row.
         cut: How many rows were too long and lost tokens on the left.
+        saturating: How many products of the model saturate on this processor unless they are computed exactly.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Answers:
         self._model = Scored.of_text(path)
         inputs, lead = self._model.inputs, self._model.lead
         held = 0 if lead is None else len(lead.ids)
-        graph = model_io.load(path).graph
+        graph = self._model.model.graph
         known = positions_of(self.path.parent, graph) or _POSITIONS
         self.positions = longest_window(inputs, max(known - held, 1))
         self._fixed = inputs.lengths.seq
@@ -74,6 +75,7 @@ class Answers:
         shares = any(node.op_type in _OF_ALL_ROWS for node in ir.traversal.RecursiveGraphIterator(graph))
         alone = fed or shares or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
         self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
+        self.saturating = 0 if exact else saturating_here(self._model.model)
         self._session = runtime.session(path, threads=threads, exact_products=exact)
 
     def score(
@@ -115,6 +117,8 @@ class Answers:
             )
         if self.cut:
             found.append(f"{self.cut} rows were longer than {self.positions} tokens and lost their beginning")
+        if self.saturating:
+            found.append(f"{self.saturating} products saturate on this processor; --exact computes them exactly")
         return tuple(found)
 
     def _row(self, context: Ids, continuation: Ids) -> Row:
@@ -131,8 +135,7 @@ class Answers:
         check_vocabulary(whole, self._model.inputs.vocab_size)
         self.cut += len(whole) > self.positions + 1
         whole = whole[-(self.positions + 1) :]
-        lead = self._model.lead
-        held = 0 if lead is None else min(lead.shared(whole), len(whole) - len(continuation) - 1)
+        held = min(self._model.brought(whole), len(whole) - len(continuation) - 1)
         return tuple(whole[held:-1].tolist())
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
@@ -150,22 +153,10 @@ class Answers:
 
     def _logits(self, batch: Sequence[Row]) -> list[npt.NDArray[np.floating]]:
         """The logits of rows, [tokens, vocab] each, those of tokens behind a row among them."""
-        inputs, before = self._model.inputs, Before(past=self._model.lead)
         ids = np.zeros((len(batch), self._length(batch[0])), np.int64)
         for place, row in enumerate(batch):
             ids[place, : len(row)] = row
-        found: list[list[npt.NDArray[np.floating]]] = [[] for _ in batch]
-        try:
-            runs = pieces(inputs, ids.shape[1])
-            outputs = window_outputs(self._session, inputs, ids, [inputs.logits], before=before)
-            for (start, stop), (output,) in zip(runs, outputs, strict=True):
-                for place, parts in enumerate(found):
-                    one = output[place : place + 1] if output.ndim == 3 else output
-                    parts.append(self._model.logits(one, stop - start))
-        except FeedError as error:
-            way_out = "where rows are longer than what the model takes, choose a task with shorter texts"
-            raise FeedError(error.reason, way_out) from error
-        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+        return self._model.logits_of(self._session, ids, _SHORTER)
 
     def _answer(self, logits: npt.NDArray[np.floating], continuation: npt.NDArray[np.int64]) -> tuple[float, bool]:
         """The answer for one pair, from the logits of its row."""

@@ -28,9 +28,9 @@ from quarot_onnx.evaluation.kept import Kept, kept
 from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.evaluation.sums import Sums
-from quarot_onnx.graph.saturation import saturable_products
+from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io import model_io
-from quarot_onnx.processor import EXACT_PRODUCTS, saturates
+from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.sessions import runtime
 
 
@@ -213,7 +213,7 @@ def measure(
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
         sums.add(number, original.windows.take()[held:], rows)
     del session
-    saturating = len(saturable_products(model)) if saturates() else 0
+    saturating = saturating_here(model)
     exact = sums.nll_b
     if saturating and material.is_text:
         session = runtime.session(quantized, threads=threads, exact_products=True)

@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
@@ -23,16 +21,14 @@ from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
-from quarot_onnx.errors import CalibrationError, FeedError, ModelError
-from quarot_onnx.evaluation.before import Before
+from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
-from quarot_onnx.evaluation.outputs import run, window_outputs
+from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.graph.saturation import saturable_products
-from quarot_onnx.io import model_io
-from quarot_onnx.processor import saturates
+from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.sessions import runtime
 
+_SHORTER = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
 _JOINING = "{source}, tokenized whole without special tokens, windows without overlap"
 
 
@@ -128,17 +124,17 @@ def perplexity(
         bos_id=used.id,
         vocab_size=inputs.vocab_size,
     )
-    brought = [0 if model.lead is None else model.lead.shared(window) for window in ids]
+    brought = [model.brought(window) for window in ids]
     firsts = [max(unscored, held + 1) for held in brought]
     if max(firsts) >= seq_len:
         raise CalibrationError(f"windows of {seq_len} tokens hold none to score behind the prefix: use longer ones")
     if decode >= seq_len - max(brought):
         raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
-    saturating = len(saturable_products(model_io.load(model_path))) if saturates() else 0
+    saturating = saturating_here(model.model)
     session = runtime.session(model_path, threads=threads, exact_products=exact)
     start, total = time.perf_counter(), 0.0
     for done, (window, held, first) in enumerate(zip(ids, brought, firsts, strict=True), start=1):
-        logits = _logits(session, model, window[held:], decode)
+        (logits,) = model.logits_of(session, window[None, held:], _SHORTER, decode)
         total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
         if not np.isfinite(total):
             raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
@@ -165,21 +161,6 @@ def perplexity(
         saturating=saturating,
         exact=exact,
     )
-
-
-def _logits(session: Any, model: Scored, window: TokenIds, decode: int) -> npt.NDArray[Any]:
-    """The logits of a window, [tokens, vocab]."""
-    inputs, found, before = model.inputs, [], Before(past=model.lead)
-    try:
-        runs = pieces(inputs, len(window), decode)
-        outputs = window_outputs(session, inputs, window[None], [inputs.logits], decode, before=before)
-        for (start, stop), (output,) in zip(runs, outputs, strict=True):
-            # Of a fixed batch the first row; the others repeat it.
-            found.append(model.logits(output[:1] if output.ndim == 3 else output, stop - start))
-    except FeedError as error:
-        way_out = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
-        raise FeedError(error.reason, way_out) from error
-    return np.concatenate(found)
 
 
 def _prefix_note(lead: Lead | None, ids: TokenIds) -> tuple[str, ...]:

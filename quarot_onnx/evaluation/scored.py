@@ -4,32 +4,40 @@ Exports for generation may give the logits of the last token alone, and models w
 look the same but for their width: that of the embedding, where logits have one column for each of its rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.pieces import require_ids
+from quarot_onnx.calibration.pieces import pieces, require_ids
+from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
+from quarot_onnx.evaluation.before import Before
+from quarot_onnx.evaluation.outputs import window_outputs
 from quarot_onnx.io import model_io
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scored:
     """A model whose logits are read.
 
     Attributes:
         path: Its file, for messages.
+        model: What was read of it; its weights lie in the file.
         inputs: What it is fed, and which output is read.
         table: Rows and columns of its embedding; None where they are not known.
         lead: The prefix that it has before what it is fed.
     """
 
     path: Path
+    model: ir.Model
     inputs: ModelInputs
     table: tuple[int, int] | None
     lead: Lead | None = None
@@ -44,7 +52,7 @@ class Scored:
         path = Path(path)
         model = model_io.load(path)
         inputs = ModelInputs.from_model(model, folder=path.parent)
-        found = cls(path, inputs, embedding_shape(model.graph, inputs.tokens), Lead.of(model, path.parent))
+        found = cls(path, model, inputs, embedding_shape(model.graph, inputs.tokens), Lead.of(model, path.parent))
         outputs = [TensorSpec.of(value) for value in model.graph.outputs]
         width = next((spec.shape[-1] for spec in outputs if spec.name == inputs.logits and spec.shape), None)
         if not isinstance(width, int) or not found._is_hidden(width):
@@ -71,6 +79,41 @@ class Scored:
             way_out = "what is scored is a model that takes token ids: evaluate one that does"
             raise FeedError(error.reason, way_out) from error
         return model
+
+    def brought(self, ids: Sequence[int] | NDArray[np.int64]) -> int:
+        """How many tokens at the start of a text the model brings itself, so that they are not fed."""
+        return 0 if self.lead is None else self.lead.shared(np.asarray(ids, np.int64))
+
+    def logits_of(self, session: Any, rows: TokenIds, way_out: str, decode_steps: int = 0) -> list[NDArray[Any]]:
+        """Run rows behind the model's prefix.
+
+        Args:
+            session: Of the model.
+            rows: ``[rows, tokens]``, no more than the graph takes at once.
+            way_out: What to do where it cannot be run on them.
+            decode_steps: Tokens at the end of every row that are fed one by one.
+
+        Returns:
+            Of each row ``[tokens, vocab]``.
+
+        Raises:
+            FeedError: It cannot be run on them.
+            ModelError: There are no logits of every token.
+        """
+        inputs, parts = self.inputs, [list[NDArray[Any]]() for _ in rows]
+        try:
+            runs = pieces(inputs, rows.shape[1], decode_steps)
+            outputs = window_outputs(
+                session, inputs, rows, [inputs.logits], decode_steps, before=Before(past=self.lead)
+            )
+            for (start, stop), (output,) in zip(runs, outputs, strict=True):
+                for place, found in enumerate(parts):
+                    # Of a fixed batch the first rows; the others repeat them.
+                    one = output[place : place + 1] if output.ndim == 3 else output
+                    found.append(self.logits(one, stop - start))
+        except FeedError as error:
+            raise FeedError(error.reason, way_out) from error
+        return [found[0] if len(found) == 1 else np.concatenate(found) for found in parts]
 
     def logits(self, output: NDArray[Any], length: int) -> NDArray[Any]:
         """The logits of one window.

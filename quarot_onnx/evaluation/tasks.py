@@ -20,9 +20,6 @@ from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
-from quarot_onnx.graph.saturation import saturable_products
-from quarot_onnx.io import model_io
-from quarot_onnx.processor import saturates
 from quarot_onnx.progress import PhaseProgress, silent
 
 if TYPE_CHECKING:
@@ -116,7 +113,7 @@ def evaluate_tasks(
     return TaskResults(
         tables=_tables(found),
         record={key: found[key] for key in _KEPT if key in found} | {"config": config},
-        notes=(*answers.notes(), *_saturation_note(model_path, exact=exact)),
+        notes=answers.notes(),
     )
 
 
@@ -235,11 +232,6 @@ def _tables(found: Mapping[str, Any]) -> tuple[str, ...]:
 
     groups = (make_table(found, "groups"),) if found.get("groups") else ()
     return (make_table(found), *groups)
-
-
-def _saturation_note(path: str | Path, *, exact: bool) -> tuple[str, ...]:
-    count = 0 if exact or not saturates() else len(saturable_products(model_io.load(path)))
-    return (f"{count} products saturate on this processor; --exact computes them exactly",) if count else ()
 
 
 def _line(error: Exception) -> str:

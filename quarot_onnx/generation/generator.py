@@ -16,9 +16,7 @@ from quarot_onnx.generation.room import DEFAULT_NEW, room_of
 from quarot_onnx.generation.sampling import Sampling, next_token
 from quarot_onnx.generation.stops import end_ids
 from quarot_onnx.generation.stream import TextStream
-from quarot_onnx.graph.saturation import saturable_products
-from quarot_onnx.io import model_io
-from quarot_onnx.processor import saturates
+from quarot_onnx.graph.saturation import saturating_here
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,8 @@ class Generator:
         self._tokenizer = load_tokenizer(self._source)
         self._ends = end_ids(path.parent, self._source)
         self._decoder = Decoder(path, threads=threads, exact=exact)
-        model = model_io.load(path)
-        self._room = room_of(self._decoder.model, model.graph)
-        self.saturating = len(saturable_products(model)) if saturates() and not exact else 0
+        self._room = room_of(self._decoder.model)
+        self.saturating = 0 if exact else saturating_here(self._decoder.model.model)
 
     def task(
         self, prompt: str, *, max_new_tokens: int | None = None, chat: bool = False, bos: int | Bos = Bos.AUTO
@@ -132,7 +129,7 @@ class Generator:
             raise CalibrationError("the prompt is empty, and no BOS stands for it: give some text")
         model = self._decoder.model
         check_vocabulary(np.array(ids), model.inputs.vocab_size, self._tokenizer)
-        fed = len(ids) - self._shared(ids)
+        fed = len(ids) - model.brought(ids)
         count = (max_new_tokens or DEFAULT_NEW) if self._room is None else self._room.new_tokens(fed, max_new_tokens)
         return Task(prompt, tuple(ids), count)
 
@@ -150,7 +147,7 @@ class Generator:
         rng = np.random.default_rng(0 if sampling is None else sampling.seed)
         stream, pieces, ids = TextStream(self._tokenizer, task.ids), list[str](), list[int]()
         self._decoder.start()
-        fed = list(task.ids[self._shared(task.ids) :])
+        fed = list(task.ids[self._decoder.model.brought(task.ids) :])
         seconds, ended, following = list[float](), False, fed
         while len(ids) < task.count:
             start = time.perf_counter()
@@ -166,11 +163,6 @@ class Generator:
         return Generated(
             task, "".join(pieces), tuple(ids), ended, len(fed), len(seconds) - 1, seconds[0], sum(seconds[1:])
         )
-
-    def _shared(self, ids: tuple[int, ...] | list[int]) -> int:
-        """The tokens at the start of a prompt that the model brings itself."""
-        lead = self._decoder.model.lead
-        return 0 if lead is None else lead.shared(np.array(ids, np.int64))
 
 
 def _add(piece: str, pieces: list[str], tell: Callable[[str], None] | None) -> None:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from quarot_onnx.calibration.positions import stated_positions, table_positions
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.scored import Scored
@@ -49,12 +47,11 @@ class Room:
         return min(DEFAULT_NEW, left) if wanted is None else wanted
 
 
-def room_of(model: Scored, graph: ir.Graph) -> Room | None:
+def room_of(model: Scored) -> Room | None:
     """The room of a model, None where nothing bounds it.
 
     Args:
         model: The model.
-        graph: Its graph.
 
     Raises:
         CalibrationError: A config beside it is not readable.
@@ -65,7 +62,7 @@ def room_of(model: Scored, graph: ir.Graph) -> Room | None:
     found = []
     if (stated := stated_positions(model.path.parent)) is not None:
         found.append(Room(stated[0] - before, stated[1] + behind))
-    if (rows := table_positions(graph)) is not None:
+    if (rows := table_positions(model.model.graph)) is not None:
         found.append(Room(rows - before, f"rows of its tables for RoPE{behind}"))
     if lengths.past and model.inputs.has_cache:
         # What is generated last is not fed; where new columns are joined to the cache, one more is seen.

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.query import label, resolve_constant
 from quarot_onnx.io.tensors import read_array
-from quarot_onnx.processor import LARGEST_SAFE
+from quarot_onnx.processor import LARGEST_SAFE, saturates
 
 _WEIGHT_INPUTS = {
     "MatMulInteger": 1,
@@ -32,6 +32,11 @@ def saturable_products(model: ir.Model) -> list[str]:
     Reads int8 weights, one at a time.
     """
     return [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph) if _saturable(node)]
+
+
+def saturating_here(model: ir.Model) -> int:
+    """How many products of a model saturate on this processor, unless they are computed exactly."""
+    return len(saturable_products(model)) if saturates() else 0
 
 
 def _saturable(node: ir.Node) -> bool:
