@@ -7,18 +7,17 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales
-from quarot_onnx.config.numbers import refuse_disguised
+from quarot_onnx.config.numbers import FLOAT_BITS, refuse_disguised
 
 WHOLE_TOKEN = -1
 """The group that holds all heads of a token, as the studies' code writes it."""
 
-_FLOAT_BITS = 16
 _STORED_BITS = (8, 4)
 
 
 def _bits(value: object) -> object:
     refuse_disguised(value)
-    if value is None or value == _FLOAT_BITS:
+    if value is None or value == FLOAT_BITS:
         return None
     if type(value) is not int or not 2 <= value <= 8:
         raise ValueError("keys and values have 2 to 8 bits, or 16, which leaves them in float")

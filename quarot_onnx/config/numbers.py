@@ -1,6 +1,12 @@
-"""Numbers that were written as something else: in quotes, or so that YAML 1.1 takes them for text."""
+"""Numbers in configurations: what stands for float, and what was written as something else.
+
+That is in quotes, or so that YAML 1.1 takes it for text.
+"""
 
 import math
+
+FLOAT_BITS = 16
+"""The number of bits that leaves a tensor in float."""
 
 
 def as_number(value: object, *, whole: bool) -> str | None:

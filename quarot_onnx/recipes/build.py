@@ -9,10 +9,11 @@ from quarot_onnx.config.choices import Method, OutputFormat, Precision, WeightTy
 from quarot_onnx.config.data_type import DataType
 from quarot_onnx.config.enums import OpType, QuantGranularity
 from quarot_onnx.config.formats import BLOCKS
+from quarot_onnx.config.numbers import FLOAT_BITS
 from quarot_onnx.config.rounding import ROUNDINGS
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec, spec_class
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.recipes.own import FLOAT_BITS, Activations, Recipe, Weights
+from quarot_onnx.recipes.own import Activations, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.model import Sites
 

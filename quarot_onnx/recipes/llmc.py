@@ -119,28 +119,28 @@ def _weights(weight: LlmcWeight, source: Path) -> dict[str, Any]:
 def _activations(act: LlmcAct, source: Path) -> dict[str, Any]:
     data: dict[str, Any] = {"bits": act.bit, "symmetric": act.symmetric}
     data |= _grouped(act.granularity, act.group_size, f"{source}: quant.act")
-    if (act.granularity == "per_tensor") != act.static:
-        raise ConfigError(
-            f"{source}: quant.act.granularity: {act.granularity} with static: {str(act.static).lower()} is not "
-            "supported; use per_token, or per_tensor with static: true"
-        )
-    if act.static:
+    if _is_static(act, f"{source}: quant.act"):
         data["granularity"] = "tensor"
     return data
 
 
 def _cache(cache: LlmcCache, source: Path) -> dict[str, Any]:
     """Keys and values alike; ``per_token`` is a scale for each head of a token, as LLMC's rows are heads."""
-    if (cache.granularity == "per_tensor") != cache.static:
-        raise ConfigError(
-            f"{source}: quant.kvcache.granularity: {cache.granularity} with static: {str(cache.static).lower()} is not "
-            "supported; use per_token, or per_tensor with static: true"
-        )
-    if cache.static:
+    if _is_static(cache, f"{source}: quant.kvcache"):
         return {"bits": cache.bit, "k_asym": not cache.symmetric, "v_asym": not cache.symmetric, "scales": "tensor"}
     size = _grouped(cache.granularity, cache.group_size, f"{source}: quant.kvcache").get("group_size")
     grids = {f"{what}_asym": not cache.symmetric for what in "kv"} | {f"{what}_groupsize": size for what in "kv"}
     return {"bits": cache.bit, **grids}
+
+
+def _is_static(act: LlmcAct, place: str) -> bool:
+    """Whether there is one fixed scale."""
+    if (act.granularity == "per_tensor") != act.static:
+        raise ConfigError(
+            f"{place}.granularity: {act.granularity} with static: {str(act.static).lower()} is not supported; use "
+            "per_token, or per_tensor with static: true"
+        )
+    return act.static
 
 
 def _grouped(granularity: str, size: int, place: str) -> dict[str, Any]:

@@ -96,13 +96,10 @@ class LlmcAct(_Quantized):
     static: StrictBool = False
 
 
-class LlmcCache(_Quantized):
-    """``quant.kvcache``."""
+class LlmcCache(LlmcAct):
+    """``quant.kvcache``: the settings of activations."""
 
     method: Literal["Naive"] = "Naive"
-    granularity: Literal["per_token", "per_group", "per_tensor"]
-    calib_algo: Literal["minmax", "static_minmax"] = "minmax"
-    static: StrictBool = False
 
 
 class LlmcSpecial(Strict):

@@ -27,14 +27,11 @@ from quarot_onnx.config.algorithm import (
 from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, WeightType
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
-from quarot_onnx.config.numbers import refuse_disguised
+from quarot_onnx.config.numbers import FLOAT_BITS, refuse_disguised
 from quarot_onnx.config.rounding import ROUNDINGS, RTNConfig
 from quarot_onnx.config.rules import Pattern
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.config.tensor import GroupSize
-
-FLOAT_BITS = 16
-"""The number of bits that leaves a tensor in float."""
 
 _DEFAULT_BITS = 4
 _BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -233,4 +230,4 @@ class Recipe(FileConfig):
         return {key: value for key, value in data.items() if key not in absent}
 
 
-__all__ = ["FLOAT_BITS", "Activations", "Calibration", "Recipe", "Weights"]
+__all__ = ["Activations", "Calibration", "Recipe", "Weights"]

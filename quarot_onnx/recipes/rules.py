@@ -12,11 +12,12 @@ from quarot_onnx.config.misfits import (
     order_across_groups,
     smoothing_float_inputs,
 )
+from quarot_onnx.config.numbers import FLOAT_BITS
 from quarot_onnx.config.rounding import ROUNDINGS, HessianConfig
 from quarot_onnx.config.spec import Int4Spec, QLayerConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.build import layer_config
-from quarot_onnx.recipes.own import FLOAT_BITS, Recipe
+from quarot_onnx.recipes.own import Recipe
 from quarot_onnx.recipes.wording import Wording
 
 _OUT = "or leave it out"
