@@ -30,7 +30,7 @@ from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
-from quarot_onnx.run.caching import quantize_cache
+from quarot_onnx.run.caching import Cached, check_scales, quantize_cache
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
@@ -189,8 +189,8 @@ def quantize(
     no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model))
-    twice = of_cache and static_ranges.needs_calibration(selection)
-    samples = lowbit.calibration_samples(config, data, again=twice)
+    twice = of_cache is not None and of_cache.calibrated and static_ranges.needs_calibration(selection)
+    samples = lowbit.calibration_samples(config, data, again=bool(twice))
     lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress)
@@ -204,13 +204,14 @@ def quantize(
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
         rotation = None if plan is None or rotating is None else (plan, rotating)
+        check_scales(of_cache, model, rotation)
         begin = Start(source, selection, work.reader, work.samples, config.calib_data_size, given_inputs)
         begin = behind_its_prefix(begin, folder)
         start = prepared(begin, rotation, run, config.prefix if no_prefix is None else None)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
         needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
-        notes = _quantized(start, run)
+        notes, cached = _quantized(start, run, target)
         recipe = make_recipe(earlier=earlier, quantization=(config, start.selection))
         record(start.model, recipe)
         proof = {} if start.equivalence is None else {"equivalence": equivalence_record(start.equivalence)}
@@ -221,10 +222,10 @@ def quantize(
             use_external_data=config.use_external_data_format or None,
             progress=of_phase(progress, "save"),
             companions_from=folder,
-            report={**recipe, **proof},
+            report={**recipe, **cached.record, **proof},
             forbid=protected,
             check=partial(_complete, run, start, fix_shapes or {}),
-            beside=prefix_files(start.lead),
+            beside={**prefix_files(start.lead), **cached.beside},
             session_options=genai,
         )
         clock.lap("save")
@@ -236,8 +237,8 @@ def quantize(
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
 
-def _quantized(start: Start, run: Run) -> tuple[str, ...]:
-    """Calibrate, round and quantize the model in place; what the user should know of that."""
+def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, ...], Cached]:
+    """Calibrate, round and quantize the model in place; what the user should know, and what came of the cache."""
     selection, work, config = start.selection, run.work, run.config
     calibrated = static_ranges.needs_calibration(selection)
     decoding, of_decoding = find_decoding(
@@ -274,9 +275,9 @@ def _quantized(start: Start, run: Run) -> tuple[str, ...]:
         run.clock.lap("correct")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
     notes = (*of_decoding, *left_in_float(start.model.graph, config), *notes)
-    notes += quantize_cache(start, run)
+    cached = quantize_cache(start, run, target)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
-    return notes
+    return (*notes, *cached.notes), cached
 
 
 def _complete(run: Run, start: Start, fix_shapes: Mapping[str, int], quantized: Path) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Options of the key/value cache; those of the studies' code keep their names there."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -76,4 +77,13 @@ class CacheOptions:
             rich_help_panel=CACHE,
         ),
         Key("kv_cache.scales"),
+    ] = None
+    kv_scale_file: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Fixed scales in onnxruntime-genai's format, in place of calibrated ones.",
+            rich_help_panel=CACHE,
+        ),
+        Key("kv_cache.scale_file"),
     ] = None

@@ -2,24 +2,15 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    SerializationInfo,
-    StrictBool,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StrictBool, ValidationInfo, model_validator
 
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.formats import Placed
 from quarot_onnx.config.kv_cache import KVCacheConfig
 from quarot_onnx.config.misfits import corrected_without_scale, smoothing_float_inputs
+from quarot_onnx.config.paths import ConfigPath
 from quarot_onnx.config.prefix import SinkPrefixConfig
 from quarot_onnx.config.rounding import (
     ROUNDINGS,
@@ -43,28 +34,6 @@ def _mixes(block: int) -> int:
 BlockSize = Annotated[int, Field(ge=1, strict=True), AfterValidator(_mixes)]
 """The blocks of a block-diagonal rotation."""
 
-
-def _empty_is_none(value: object) -> object:
-    return None if value == "" else value  # AMD Quark documents "" as the default of a path
-
-
-def _resolved(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    return path if folder is None else folder / path  # an absolute path stays as it is
-
-
-def _written(path: Path | None, info: SerializationInfo) -> str | None:
-    folder = (info.context or {}).get("folder")
-    if path is None or folder is None:
-        return None if path is None else str(path)
-    absolute = path.absolute()
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
-
-
-ConfigPath = Annotated[
-    Annotated[Path, AfterValidator(_resolved)] | None, BeforeValidator(_empty_is_none), PlainSerializer(_written)
-]
-"""A path in a configuration: relative to the folder of the file it is written in, else to the working directory."""
 
 _Size = Annotated[int, Field(ge=1, strict=True)]
 

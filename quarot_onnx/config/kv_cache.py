@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales
 from quarot_onnx.config.numbers import FLOAT_BITS, refuse_disguised
+from quarot_onnx.config.paths import ConfigPath
 
 WHOLE_TOKEN = -1
 """The group that holds all heads of a token, as the studies' code writes it."""
@@ -73,6 +74,7 @@ class KVCacheConfig(AlgoConfig):
         scales: One for each ``token`` and head, found at run time and kept beside the integers; or fixed by
             calibration: one for each ``channel``, ``head``, or cache (``tensor``). ``auto``: ``token``; for
             GroupQueryAttention, which takes fixed ones, ``head`` for keys and ``channel`` for values.
+        scale_file: Fixed scales in onnxruntime-genai's format in place of calibrated ones (`kvcache.scale_file`).
         name: ``"kv_cache"``.
     """
 
@@ -91,6 +93,7 @@ class KVCacheConfig(AlgoConfig):
     k_pre_rope: StrictBool = False
     form: Annotated[CacheForm, BeforeValidator(CacheForm.parse)] = CacheForm.AUTO
     scales: Annotated[CacheScales, BeforeValidator(CacheScales.parse)] = CacheScales.AUTO
+    scale_file: ConfigPath = None
 
     @classmethod
     def normalised(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -112,15 +115,27 @@ class KVCacheConfig(AlgoConfig):
             raise ValueError(f"form=int: {reason}; use form=fake")
         if self.fixed and self.resolved_form is CacheForm.FAKE:
             reason = self.only_fake or "form=fake"
-            raise ValueError(f"scales={self.scales}: {reason}, and fake scales are found for each token; leave it out")
+            what = "scale_file" if self.scale_file is not None else f"scales={self.scales}"
+            raise ValueError(f"{what}: {reason}, and fake scales are found for each token; leave it out")
+        self._refuse_beside_a_file()
         return self
+
+    def _refuse_beside_a_file(self) -> None:
+        """Refuse what a file of scales says already."""
+        if self.scale_file is None:
+            return
+        if self.scales is not CacheScales.AUTO:
+            raise ValueError(f"scales={self.scales}: the scale_file says what has a scale; leave out one of them")
+        for what, grid in (("k", self.grid(keys=True)), ("v", self.grid(keys=False))):
+            if grid.bits is not None and grid.clip_ratio != 1:
+                raise ValueError(f"{what}_clip_ratio: scales of a scale_file are taken as they are; leave it out")
 
     @property
     def _idle(self) -> tuple[str, ...]:
         """Settings of what stays in float."""
         left = [what for what, bits in (("k_", self.k_bits), ("v_", self.v_bits)) if bits is None]
         names = [name for name in type(self).model_fields if name[:2] in left and not name.endswith("_bits")]
-        names += [] if self.quantized else ["form", "scales"]
+        names += [] if self.quantized else ["form", "scales", "scale_file"]
         return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
 
     def grid(self, *, keys: bool) -> CacheGrid:
@@ -137,7 +152,7 @@ class KVCacheConfig(AlgoConfig):
     @property
     def fixed(self) -> bool:
         """Whether fixed scales were asked for."""
-        return self.scales in {CacheScales.CHANNEL, CacheScales.HEAD, CacheScales.TENSOR}
+        return self.scale_file is not None or self.scales not in {CacheScales.AUTO, CacheScales.TOKEN}
 
     @property
     def rotates_keys(self) -> bool:

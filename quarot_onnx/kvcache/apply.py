@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.config import QConfig
+from quarot_onnx.config import QConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
 from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
 from quarot_onnx.errors import CalibrationError, ConfigError
@@ -13,6 +13,7 @@ from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.graph.query import label
 from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
+from quarot_onnx.kvcache.given import GivenScales, read_scales
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import Cache, CachePlaces, FusedPlace, find_cache_places
@@ -42,21 +43,28 @@ class CachePlan:
         places: Where.
         key_scales: What has a scale of keys; TOKEN for those that are found at run time.
         value_scales: The same of values.
+        given: Fixed scales of a file; None where they are calibrated or found at run time.
     """
 
     config: KVCacheConfig
     places: CachePlaces
     key_scales: CacheScales = CacheScales.TOKEN
     value_scales: CacheScales = CacheScales.TOKEN
+    given: GivenScales | None = None
 
     def scales(self, *, keys: bool) -> CacheScales:
         """What has a scale."""
         return self.key_scales if keys else self.value_scales
 
     @property
+    def fixed(self) -> bool:
+        """Whether integers are kept on fixed scales."""
+        return self.key_scales is not CacheScales.TOKEN
+
+    @property
     def calibrated(self) -> list[str]:
         """The outputs of the graph that calibration must look at."""
-        if self.key_scales is CacheScales.TOKEN:
+        if not self.fixed or self.given is not None:
             return []
         return [
             cache.present.name or ""
@@ -82,6 +90,9 @@ def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
         return CachePlan(config, places)
     for place in places.fused:
         _check_fused(place, config)
+    if config.scale_file is not None:
+        given = read_scales(config.scale_file, config, places)
+        return CachePlan(config, places, CacheScales.CHANNEL, CacheScales.CHANNEL, given)
     if config.scales is CacheScales.AUTO and places.fused:
         # After R3 one scale for a head of keys holds at every position; RoPE lets those of channels drift.
         return CachePlan(config, places, CacheScales.HEAD, CacheScales.CHANNEL)
@@ -138,7 +149,7 @@ def needs_calibration(survey: Survey, config: QConfig) -> bool:
     return config.kv_cache is not None and bool(plan_cache(survey, config.kv_cache).calibrated)
 
 
-def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> bool:
+def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> CachePlan | None:
     """Refuse early what would fail late.
 
     Args:
@@ -147,16 +158,16 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> b
         reader: Calibration data.
 
     Returns:
-        Whether a cache has fixed scales, for which samples are looked at.
+        What is to be done to the cache, should nothing else change; None for nothing.
 
     Raises:
-        ConfigError: As from `plan_cache`; keys before RoPE beside R3; or a prefix that is fed would have to be
-            integers.
+        ConfigError: As from `plan_cache`; keys before RoPE beside R3; a file of scales beside SmoothQuant; or a prefix
+            that is fed would have to be integers.
         ModelError: As from there.
         CalibrationError: Fixed scales, and no calibration data.
     """
     if config.kv_cache is None:
-        return False
+        return None
     plan = plan_cache(survey, config.kv_cache)
     require_reader(plan, reader)
     before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
@@ -165,6 +176,11 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> b
             "k_pre_rope (--k-pre-rope): keys are rounded before RoPE, and R3 (r3=True, --r3) rotates them behind it; "
             "leave out one of the two"
         )
+    if plan.given is not None and any(isinstance(item, SmoothQuantConfig) for item in config.algo_config):
+        raise ConfigError(
+            f"{plan.given.path}: its scales are not of what SmoothQuant makes of the values; leave out the file, or "
+            "SmoothQuant"
+        )
     held = prefix_of(recorded(survey.model))
     form = config.prefix.form if config.prefix is not None else None if held is None else held[0]
     if form == PrefixForm.NPZ and config.kv_cache.resolved_form is CacheForm.INT:
@@ -172,7 +188,7 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> b
             "a prefix in a file beside the model is a cache in float, and the graph is to take integers: keep the "
             f"prefix in the graph (--prefix graph), {_INSTEAD}"
         )
-    return bool(plan.calibrated)
+    return plan
 
 
 def calibrate_cache(
@@ -229,6 +245,8 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
 
 def _fixed(plan: CachePlan, cache: Cache, seen: Seen) -> Floats | None:
     """The fixed scales of a cache; None where tokens have their own."""
+    if plan.given is not None:
+        return plan.given.scales.get(cache.present.name or "")
     own = seen.get(cache.present.name or "")
     if own is None:
         return None

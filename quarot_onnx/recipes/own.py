@@ -18,7 +18,6 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
 from quarot_onnx.config.algorithm import (
     AlgoConfig,
-    ConfigPath,
     KVCacheConfig,
     QuarotConfig,
     SinkPrefixConfig,
@@ -28,6 +27,7 @@ from quarot_onnx.config.choices import Choice, Method, OutputFormat, Precision, 
 from quarot_onnx.config.enums import CalibMethod, QuantGranularity
 from quarot_onnx.config.files import FileConfig
 from quarot_onnx.config.numbers import FLOAT_BITS, refuse_disguised
+from quarot_onnx.config.paths import ConfigPath
 from quarot_onnx.config.rounding import ROUNDINGS, RTNConfig
 from quarot_onnx.config.rules import Pattern
 from quarot_onnx.config.strict import Strict
