@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.typed import ROTATION_SWITCHES, OptionWording, Typed, merged, refuse_twice
 from quarot_onnx.config import QConfig
@@ -40,25 +41,6 @@ _BESIDE_8_BITS = frozenset(
     }
 )
 """What of them goes with the schemes of plain 8 bits."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What was asked for.
-
-    Attributes:
-        config: As the pipeline takes it.
-        selection: What it quantizes of the model.
-        calibration: The text, should any be needed.
-        notes: What the user should know.
-        calibration_notes: What the user should know where something is calibrated.
-    """
-
-    config: QConfig
-    selection: Selection
-    calibration: Calibration
-    notes: tuple[str, ...] = ()
-    calibration_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,8 +226,8 @@ def _carried_out(
     note = head_note(recipe, config, wording)
     notes: tuple[str, ...] = () if note is None else (note,)
     if recipe.kv_cache is not None and config.kv_cache is None:
-        notes += recipe.kv_cache.notes
-    return Chosen(config, selection, recipe.calibration, notes)
+        notes += tuple(map(wording.sentence, recipe.kv_cache.said))
+    return Chosen(config, selection, recipe.calibration, notes, wording=wording)
 
 
 def _refuse_odd_groups(selection: Selection, wording: OptionWording) -> None:

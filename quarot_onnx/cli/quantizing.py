@@ -12,7 +12,8 @@ from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli.choosing import CALIBRATION, Chosen, Question, choose
+from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.targets import target_file
@@ -66,23 +67,25 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     record = recorded(model)
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, Survey(model), record, target))
-    calibrated = _needs_text(chosen)
+    with chosen.in_words():
+        calibrated = _needs_text(chosen)
     reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
     check = check_asked(options, chosen.calibration)
-    outcome = quantize(
-        source,
-        target,
-        chosen.config,
-        reader,
-        selection=chosen.selection,
-        verify=options.verify,
-        feeds=options.feeds,
-        check=check,
-        fix_shapes=parse_lengths(options.fix_shape or []),
-        overwrite=overwrite,
-        progress=progress,
-    )
-    notes = [*outcome.notes, *of_reader, *unused_notes]
+    with chosen.in_words():
+        outcome = quantize(
+            source,
+            target,
+            chosen.config,
+            reader,
+            selection=chosen.selection,
+            verify=options.verify,
+            feeds=options.feeds,
+            check=check,
+            fix_shapes=parse_lengths(options.fix_shape or []),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    notes = [*chosen.worded(outcome.notes), *of_reader, *unused_notes]
     if record is not None and is_rotated(record):
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     of_check = frozenset() if check is None else _OF_CHECK

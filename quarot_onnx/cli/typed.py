@@ -25,6 +25,9 @@ _METHODS = {
 
 _AQ = {True: "enable_aq_calibration", False: "no_enable_aq_calibration"}
 
+_SHARED = {"kv_cache.k_bits": "kv_cache.bits", "kv_cache.v_bits": "kv_cache.bits"}
+"""Keys that another one may set."""
+
 ROTATION_SWITCHES = frozenset({"rotation.r1", "rotation.r2", "rotation.r3", "rotation.r4"})
 _OVERRIDING = frozenset(
     {"calibration.text", "calibration.text_key", "calibration.tokenizer", "calibration.bos", "rotation.seed"}
@@ -156,10 +159,10 @@ def _aq_calibration(options: object, found: dict[str, Typed]) -> None:
         found["weights.enable_aq_calibration"] = Typed(value, _flag(_AQ[value]))
 
 
-def _flags() -> dict[str, str]:
+def _flags() -> dict[str, Declared]:
     """The option of every key; of two names the first."""
     options = (*declared(RotateOptions), *declared(QuantizeOptions))
-    return {option.key: option.yes for option in reversed(options)}
+    return {option.key: option for option in reversed(options)}
 
 
 class OptionWording(Wording):
@@ -182,13 +185,14 @@ class OptionWording(Wording):
             plain: Whether it writes plain 8 bits.
         """
         super().__init__("command line" if loaded is None else loaded.source)
-        self._typed = typed
+        self._typed, self._loaded = typed, loaded
         self._file = None if loaded is None else loaded.wording
         self._scheme = scheme
         self._plain = plain
 
     def named(self, key: str) -> str:
         """The words that were typed, or the key in its file."""
+        key = self._given(key)
         if key in self._typed:
             return self._typed[key].words
         file = self._holder(key)
@@ -198,17 +202,28 @@ class OptionWording(Wording):
 
     def valued(self, key: str, value: object) -> str:
         """The same; words that were typed hold the value."""
-        return self._typed[key].words if key in self._typed else super().valued(key, value)
+        key = self._given(key)
+        if key in self._typed:
+            return self._typed[key].words
+        file = self._holder(key)
+        return super().valued(key, value) if file is None else file.valued(key, value)
+
+    def brief(self, key: str, value: object) -> str:
+        """The same without the name of the file."""
+        key = self._given(key)
+        file = self._holder(key)
+        return self.valued(key, value) if key in self._typed or file is None else file.brief(key, value)
 
     def word(self, key: str) -> str:
         """The key in its file, or its option."""
         file = self._holder(key)
         if file is not None:
             return file.word(key)
-        return _flags().get(key, key)
+        return _flags()[key].yes if key in _flags() else key
 
     def advised(self, key: str, value: object) -> str:
         """A line of the file, or an option with its value."""
+        key = self._given(key)
         file = self._holder(key)
         if file is not None:
             return file.advised(key, value)
@@ -216,7 +231,14 @@ class OptionWording(Wording):
             return f"--scheme {_SCHEMES[key, value][self._plain]}"
         if key not in _flags():
             return f"{key}: {value} in a recipe"
-        return self.word(key) if isinstance(value, bool) else f"{self.word(key)} {value}"
+        return _flags()[key].words(value)
+
+    def _given(self, key: str) -> str:
+        """The key that set what another one names: ``kv_cache.bits`` sets the bits of keys and of values."""
+        shared = _SHARED.get(key, key)
+        section, _, name = shared.partition(".")
+        in_file = self._loaded is not None and name in (self._loaded.data.get(section) or {})
+        return key if key in self._typed or not (shared in self._typed or in_file) else shared
 
     def _holder(self, key: str) -> Wording | None:
         """The file, where there is one that can hold the key."""

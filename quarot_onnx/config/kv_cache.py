@@ -1,14 +1,16 @@
 """The key/value cache in few bits (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456, section 4.3)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from quarot_onnx.config.algo import AlgoConfig
-from quarot_onnx.config.choices import CacheForm, CacheScales
+from quarot_onnx.config.choices import CacheForm, CacheScales, Choice
 from quarot_onnx.config.numbers import FLOAT_BITS, refuse_disguised
 from quarot_onnx.config.paths import ConfigPath
+from quarot_onnx.config.saying import Said, Setting, SettingValueError
 
 WHOLE_TOKEN = -1
 """The group that holds all heads of a token, as the studies' code writes it."""
@@ -28,13 +30,19 @@ def _bits(value: object) -> object:
 def _group(value: object) -> object:
     refuse_disguised(value)
     if value is not None and value != WHOLE_TOKEN and (type(value) is not int or value < 2):
-        raise ValueError("a group has 2 or more entries of a head; -1 is a token with all its heads, None a head")
+        raise ValueError(
+            "a group has 2 or more entries of a head, or is -1, all heads of a token; without one it is a head"
+        )
     return value
 
 
 _Bits = Annotated[int | None, BeforeValidator(_bits)]
 _Group = Annotated[int | None, BeforeValidator(_group)]
 _Ratio = Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+def _setting(name: str, value: object, *, advised: bool = False) -> Setting:
+    return Setting(f"kv_cache.{name}", value, advised)
 
 
 @dataclass(frozen=True)
@@ -104,19 +112,24 @@ class KVCacheConfig(AlgoConfig):
         try:
             _bits(bits)
         except ValueError as error:
-            raise ValueError(f"bits={bits!r}: {error}") from error
+            raise SettingValueError(Said(f"{{}}: {error}", (_setting("bits", bits),))) from error
         if twice := [name for name in ("k_bits", "v_bits") if name in data]:
-            raise ValueError(f"bits and {twice[0]} say the same thing twice; leave out one of them")
+            both = (_setting("bits", bits), _setting(twice[0], data[twice[0]]))
+            raise SettingValueError(Said("{} and {} say the same thing twice; leave out one of them", both))
         return data | {"k_bits": bits, "v_bits": bits}
 
     @model_validator(mode="after")
     def _holds(self) -> Self:
-        if self.form is CacheForm.INT and (reason := self.only_fake):
-            raise ValueError(f"form=int: {reason}; use form=fake")
+        reason = self.only_fake
+        if self.form is CacheForm.INT and reason is not None:
+            fake = _setting("form", str(CacheForm.FAKE), advised=True)
+            text = f"{{}}: {reason.text}; use {{}}"
+            raise SettingValueError(Said(text, (self._set("form"), *reason.settings, fake)))
+        fixed = self._set("scales" if self.scale_file is None else "scale_file")
         if self.fixed and self.resolved_form is CacheForm.FAKE:
-            reason = self.only_fake or "form=fake"
-            what = "scale_file" if self.scale_file is not None else f"scales={self.scales}"
-            raise ValueError(f"{what}: {reason}, and fake scales are found for each token; leave it out")
+            why = reason or Said("{}", (self._set("form"),))
+            text = f"{{}}: {why.text}, and fake scales are found for each token; leave it out"
+            raise SettingValueError(Said(text, (fixed, *why.settings)))
         self._refuse_beside_a_file()
         return self
 
@@ -124,11 +137,19 @@ class KVCacheConfig(AlgoConfig):
         """Refuse what a file of scales says already."""
         if self.scale_file is None:
             return
+        file = self._set("scale_file")
         if self.scales is not CacheScales.AUTO:
-            raise ValueError(f"scales={self.scales}: the scale_file says what has a scale; leave out one of them")
+            text = "{}: {} says what has a scale; leave out one of them"
+            raise SettingValueError(Said(text, (self._set("scales"), file)))
         for what, grid in (("k", self.grid(keys=True)), ("v", self.grid(keys=False))):
             if grid.bits is not None and grid.clip_ratio != 1:
-                raise ValueError(f"{what}_clip_ratio: scales of a scale_file are taken as they are; leave it out")
+                text = "{}: the scales of {} are taken as they are; leave it out"
+                raise SettingValueError(Said(text, (self._set(f"{what}_clip_ratio"), file)))
+
+    def _set(self, name: str) -> Setting:
+        """A field in a sentence."""
+        value = getattr(self, name)
+        return _setting(name, str(value) if isinstance(value, Choice | Path) else value)
 
     @property
     def _idle(self) -> tuple[str, ...]:
@@ -160,19 +181,21 @@ class KVCacheConfig(AlgoConfig):
         return self.k_bits is not None and not self.k_pre_rope
 
     @property
-    def only_fake(self) -> str | None:
+    def only_fake(self) -> Said | None:
         """Why no integers can be kept; None where they can."""
         if self.k_bits is not None and self.k_pre_rope:
-            return "keys before RoPE would have to be turned anew at every step"
+            text = "{}: keys before RoPE would have to be turned anew at every step"
+            return Said(text, (self._set("k_pre_rope"),))
         for what, grid in (("k", self.grid(keys=True)), ("v", self.grid(keys=False))):
             if grid.bits is None:
                 continue
             if grid.bits not in _STORED_BITS:
-                return f"{what}_bits={grid.bits}: integers are kept with 8 or 4 bits"
+                return Said("{}: integers are kept with 8 or 4 bits", (self._set(f"{what}_bits"),))
             if not grid.symmetric:
-                return f"{what}_asym: integers are kept on symmetric grids"
+                return Said("{}: integers are kept on symmetric grids", (self._set(f"{what}_asym"),))
             if grid.group_size is not None:
-                return f"{what}_groupsize: integers are kept with a scale for each head, or fixed ones"
+                text = "{}: integers are kept with a scale for each head, or fixed ones"
+                return Said(text, (self._set(f"{what}_groupsize"),))
         return None
 
     @property
@@ -183,16 +206,23 @@ class KVCacheConfig(AlgoConfig):
         return CacheForm.INT if self.only_fake is None else CacheForm.FAKE
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def said(self) -> tuple[Said, ...]:
         """What the user should know."""
         found = []
         if self._idle:
             left = "keys stay" if self.k_bits is None else "values stay"
             what = left if self.quantized else "the key/value cache stays"
-            found.append(f"of no effect, as {what} in float: {', '.join(self._idle)}")
-        if self.form is CacheForm.AUTO and self.quantized and self.only_fake is not None:
-            found.append(f"the key/value cache is rounded and stays in float, nothing gets smaller: {self.only_fake}")
+            names = ", ".join("{}" for _ in self._idle)
+            found.append(Said(f"of no effect, as {what} in float: {names}", tuple(map(self._set, self._idle))))
+        if self.form is CacheForm.AUTO and self.quantized and (reason := self.only_fake) is not None:
+            text = f"the key/value cache is rounded and stays in float, nothing gets smaller: {reason.text}"
+            found.append(Said(text, reason.settings))
         return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The same in Python's words."""
+        return tuple(map(str, self.said))
 
 
 __all__ = ["WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]

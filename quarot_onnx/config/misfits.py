@@ -12,6 +12,7 @@ _PYTHON: dict[tuple[str, object], str] = {
     ("activations.bits", 16): "activation=None",
     ("weights.bits", 8): "weight=UInt8Spec(True)",
     ("activations.granularity", "tensor"): "quant_granularity='Tensor'",
+    ("prefix.form", "graph"): "SinkPrefixConfig(form='graph')",
     ("embedding", "int8"): "weight=Int8Spec()",
     ("embedding", "by itself"): "layer_type_config={...: ['Gather']} to give them a weight of their own",
 }

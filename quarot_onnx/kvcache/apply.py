@@ -8,6 +8,7 @@ from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
 from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.config.saying import Said, Setting, SettingError
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.graph.query import label
@@ -31,7 +32,7 @@ _SCALE_BYTES = 4
 _SAMPLES = 16
 """How many calibration samples are usual."""
 
-_INSTEAD = "or round it in float, for studies (form='fake', on the command line --kv-format fake)"
+_FAKE = Setting("kv_cache.form", "fake", advised=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +99,13 @@ def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
         return CachePlan(config, places, CacheScales.HEAD, CacheScales.CHANNEL)
     scales = CacheScales.TOKEN if config.scales is CacheScales.AUTO else config.scales
     if places.fused and scales is CacheScales.TOKEN:
-        raise ConfigError(
-            f"scales=token: {label(places.fused[0].node)} is a GroupQueryAttention, which takes fixed scales: use "
-            f"channel, head or tensor, {_INSTEAD}"
+        text = (
+            f"{{}}: {label(places.fused[0].node)} is a GroupQueryAttention, which takes fixed scales: use {{}}, {{}} "
+            "or {}, or round it in float, for studies: {}"
         )
+        ways = [Setting("kv_cache.scales", each, advised=True) for each in ("head", "channel", "tensor")]
+        asked = Setting("kv_cache.scales", "token")
+        raise SettingError(Said(text, (asked, *ways, _FAKE)))
     return CachePlan(config, places, scales, scales)
 
 
@@ -109,26 +113,38 @@ def _check_groups(config: KVCacheConfig, places: CachePlaces) -> None:
     for cache in places.caches:
         head_dim, grid = cache.attention.head_dim, config.grid(keys=cache.keys)
         if grid.group_size not in {None, WHOLE_TOKEN} and head_dim % grid.group_size:
-            raise ConfigError(
-                f"{'k' if cache.keys else 'v'}_groupsize={grid.group_size} does not divide the heads of {head_dim} "
-                "entries; use a divisor, or -1 for all heads of a token"
+            text = (
+                f"{{}} does not divide the heads of {head_dim} entries; use a divisor, or -1 for all heads of a token"
             )
+            raise SettingError(Said(text, (_of(cache, "groupsize", grid.group_size),)))
         if head_dim % 2 and grid.bits == 4 and config.resolved_form is CacheForm.INT:
-            raise ConfigError(f"heads of {head_dim} entries cannot lie two in a byte: use 8 bits, {_INSTEAD}")
+            text = f"{{}}: heads of {head_dim} entries cannot lie two in a byte; use {{}}, or round it in float: {{}}"
+            eight = _of(cache, "bits", 8, advised=True)
+            raise SettingError(Said(text, (_of(cache, "bits", grid.bits), eight, _FAKE)))
+
+
+def _of(cache: Cache, name: str, value: object, *, advised: bool = False) -> Setting:
+    """A setting of keys or of values."""
+    return Setting(f"kv_cache.{'k' if cache.keys else 'v'}_{name}", value, advised)
 
 
 def _check_fused(place: FusedPlace, config: KVCacheConfig) -> None:
     if place.node.op_type != "GroupQueryAttention":
-        raise ConfigError(
+        text = (
             f"{label(place.node)} ({place.node.op_type}) keeps its cache itself, in float: of the fused operators "
-            f"GroupQueryAttention alone takes integers; leave the cache in float, {_INSTEAD}"
+            "GroupQueryAttention alone takes integers; leave the cache in float, or round it in float, for studies: {}"
         )
+        raise SettingError(Said(text, (_FAKE,)))
     if config.k_bits != config.v_bits:
-        bits = [16 if width is None else width for width in (config.k_bits, config.v_bits)]
-        raise ConfigError(
-            f"k_bits={bits[0]} and v_bits={bits[1]}: {label(place.node)} is a GroupQueryAttention, which keeps K and V "
-            f"in one type; give both as many, {_INSTEAD}"
-        )
+        given = [(cache, config.grid(keys=cache.keys).bits) for cache in (place.keys, place.values)]
+        asked = tuple(_of(cache, "bits", bits) for cache, bits in given if bits is not None)
+        other = next((_of(cache, "bits", asked[0].value, advised=True) for cache, bits in given if bits is None), None)
+        why = f"{label(place.node)} is a GroupQueryAttention, which keeps K and V in one type"
+        if other is None:
+            text, ways = f"{{}} and {{}}: {why}; give both as many", asked
+        else:
+            text, ways = f"{{}} alone: {why}; add {{}}", (*asked, other)
+        raise SettingError(Said(f"{text}, or round them in float, for studies: {{}}", (*ways, _FAKE)))
 
 
 def require_reader(plan: CachePlan, reader: DataReader | None) -> None:
@@ -140,7 +156,8 @@ def require_reader(plan: CachePlan, reader: DataReader | None) -> None:
     if plan.calibrated and reader is None:
         raise CalibrationError(
             "the fixed scales of the key/value cache need calibration data: pass a CalibrationDataReader"
-            f"{', or use scales=token' if not plan.places.fused else ''}, {_INSTEAD}"
+            f"{', or use scales=token' if not plan.places.fused else ''}, or round it in float, for studies "
+            "(form='fake')"
         )
 
 
@@ -172,10 +189,9 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> C
     require_reader(plan, reader)
     before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
     if before_rope and config.quarot is not None and config.quarot.r3:
-        raise ConfigError(
-            "k_pre_rope (--k-pre-rope): keys are rounded before RoPE, and R3 (r3=True, --r3) rotates them behind it; "
-            "leave out one of the two"
-        )
+        text = "{}: keys are rounded before RoPE, and R3 ({}) rotates them behind it; leave out one of the two"
+        both = (Setting("kv_cache.k_pre_rope", value=True), Setting("rotation.r3", value=True))
+        raise SettingError(Said(text, both))
     if plan.given is not None and any(isinstance(item, SmoothQuantConfig) for item in config.algo_config):
         raise ConfigError(
             f"{plan.given.path}: its scales are not of what SmoothQuant makes of the values; leave out the file, or "
@@ -184,10 +200,11 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> C
     held = prefix_of(recorded(survey.model))
     form = config.prefix.form if config.prefix is not None else None if held is None else held[0]
     if form == PrefixForm.NPZ and config.kv_cache.resolved_form is CacheForm.INT:
-        raise ConfigError(
+        text = (
             "a prefix in a file beside the model is a cache in float, and the graph is to take integers: keep the "
-            f"prefix in the graph (--prefix graph), {_INSTEAD}"
+            "prefix in the graph ({}), or round the cache in float, for studies: {}"
         )
+        raise SettingError(Said(text, (Setting("prefix.form", "graph", advised=True), _FAKE)))
     return plan
 
 

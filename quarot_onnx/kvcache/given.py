@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quarot_onnx.config.kv_cache import KVCacheConfig
+from quarot_onnx.config.saying import Said, Setting, SettingError
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.layers import basis_of, by_layer
@@ -44,15 +45,18 @@ class GivenScales:
             if basis == meant:
                 continue
             what, kind = ("keys", "r3") if cache.keys else ("values", "r2")
-            have = f"{name} was done to those of {cache.present.name!r}" if name else "here they are not"
             of = "that are rotated or scaled" if meant else "as the exported model has them"
-            way = (
-                f"leave it out ({kind}=False, on the command line --no-{kind}), or take the scales of a run that did "
-                "the same"
-                if name
-                else "take scales of the model as it is, or do what the run that wrote the file did"
+            start = f"{self.path}: its scales are of {what} {of}, and"
+            if not name:
+                raise ConfigError(
+                    f"{start} here they are not: take scales of the model as it is, or do what the run that wrote the "
+                    "file did"
+                )
+            text = (
+                f"{start} {name} was done to those of {cache.present.name!r}: leave it out ({{}}), or take the scales "
+                "of a run that did the same"
             )
-            raise ConfigError(f"{self.path}: its scales are of {what} {of}, and {have}: {way}")
+            raise SettingError(Said(text, (Setting(f"rotation.{kind}", value=False, advised=True),)))
 
 
 def read_scales(path: Path, config: KVCacheConfig, places: CachePlaces) -> GivenScales:

@@ -22,6 +22,7 @@ costs nothing at run time, and the Hadamard across heads is not.
 from pathlib import Path
 from typing import Any
 
+from quarot_onnx.config.choices import CacheForm
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.llmc_file import LlmcAct, LlmcCache, LlmcFile, LlmcWeight
 from quarot_onnx.recipes.wording import Wording
@@ -72,7 +73,22 @@ class LlmcWording(Wording):
 
     def advised(self, key: str, value: object) -> str:
         """Methods are written large."""
-        return super().advised(key, str(value).upper() if key == "weights.method" else value)
+        return super().advised(key, str(value).upper() if key == "weights.method" else _theirs(key, value))
+
+    def valued(self, key: str, value: object) -> str:
+        """The value as LLMC writes it."""
+        return super().valued(key, _theirs(key, value))
+
+    def brief(self, key: str, value: object) -> str:
+        """The same."""
+        return super().brief(key, _theirs(key, value))
+
+
+def _theirs(key: str, value: object) -> object:
+    """The value of a key of ours under LLMC's."""
+    if key == "kv_cache.form":
+        return value == CacheForm.FAKE
+    return not value if key.endswith("_asym") else value
 
 
 def as_own(file: LlmcFile, source: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:

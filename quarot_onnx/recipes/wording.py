@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from quarot_onnx.config.misfits import Misfit
+from quarot_onnx.config.saying import Said, SettingValueError
 from quarot_onnx.config.strict import reason
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.recipes.own import Recipe
@@ -42,6 +43,21 @@ class Wording:
         shown = str(value).lower() if isinstance(value, bool) else value
         return f"{self.word(key)}: {shown}"
 
+    def brief(self, key: str, value: object) -> str:
+        """A key and its value, the place of which was named before."""
+        return f"{self.word(key)}: {value!r}"
+
+    def sentence(self, said: Said) -> str:
+        """A sentence about settings."""
+        words, placed = list[str](), False
+        for setting in said.settings:
+            if setting.advised:
+                words.append(self.advised(setting.key, setting.value))
+            else:
+                words.append((self.brief if placed else self.valued)(setting.key, setting.value))
+                placed = True
+        return said.put(words)
+
     def refused(self, misfit: Misfit) -> str:
         """What does not go together, and what to write."""
         return f"{self.named(misfit.key)}: {misfit.why}; {misfit.way_out(self.advised)}"
@@ -62,6 +78,9 @@ def parse(data: Mapping[str, object], wording: Wording, folder: Path | None) -> 
         return Recipe.model_validate(dict(data), context={"folder": folder})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, SettingValueError):
+            raise ConfigError(wording.sentence(cause.said)) from None
         key = ".".join(str(part) for part in first["loc"])
         place = wording.named(key) if isinstance(first["input"], Mapping) else wording.valued(key, first["input"])
         raise ConfigError(f"{place}: {reason(first)}") from None

@@ -27,7 +27,7 @@ def test_the_published_command(asks: Asks) -> None:
     assert passed.config.resolved_format is OutputFormat.FAKE
     assert passed.config.kv_cache is None
     (note,) = [line for line in passed.notes.splitlines() if "of no effect" in line]
-    for option in ("k_asym", "v_asym", "k_clip_ratio", "v_clip_ratio"):
+    for option in ("--k-asym", "--v-asym", "--k-clip-ratio 0.95", "--v-clip-ratio 0.95"):
         assert option in note
     assert "bits" not in note
 

@@ -1,7 +1,6 @@
 """A quantized cache from the command line to the finished model: the same bytes, refusals, and what is told."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import exports
@@ -77,38 +76,6 @@ def test_configuration_recipe_options_and_the_studies_names_write_the_same(
     assert python.kv_cache == QConfig.from_dict(config).kv_cache
 
 
-REFUSED = [
-    (("--kv-bits", 8, "--kv-scales", "token"), "genai", "takes fixed scales: use channel, head or tensor"),
-    (("--k-bits", 8, "--v-bits", 4), "genai", "k_bits=8 and v_bits=4: "),
-    (("--k-bits", 8), "genai", "k_bits=8 and v_bits=16: "),
-    (("--kv-bits", 4, "--k-groupsize", 7), "optimum", "k_groupsize=7 does not divide the heads of 32 entries"),
-    (("--kv-bits", 8), "dynamo", "the graph has no key/value cache"),
-    (("--kv-bits", 3, "--kv-format", "int"), "optimum", "integers are kept with 8 or 4 bits; use form=fake"),
-    (("--kv-bits", 3, "--kv-scales", "head"), "optimum", "fake scales are found for each token"),
-    (("--kv-bits", 1), "optimum", "bits=1: keys and values have 2 to 8 bits"),
-    (("--kv-bits", 8, "--kv-format", "fake", "--kv-scales", "head"), "optimum", "fake scales are found for each token"),
-    (("--k-bits", 3, "--k-pre-rope", "--r3"), "optimum", "R3 (r3=True, --r3) rotates them behind it"),
-    (("--k-bits", 3, "--k-pre-rope", "--r3"), "genai", "R3 (r3=True, --r3) rotates them behind it"),
-    (("--kv-bits", 8, "--prefix", "npz", "--scheme", "w8a8-static"), "optimum", "keep the prefix in the graph"),
-    (("--kv-bits", 8, "--kv-format", "in"), "optimum", "no CacheForm has this name"),
-]
-
-
-@pytest.mark.parametrize(("options", "exporter", "named"), REFUSED)
-def test_refusals_write_nothing(
-    shell: Shell, options: tuple[object, ...], exporter: str, named: str, tmp_path: Path
-) -> None:
-    builders: dict[str, Callable[[], Path]] = {
-        "optimum": lambda: exports.optimum_export("llama"),
-        "genai": exports.genai_like,
-        "dynamo": lambda: exports.dynamo_export("llama"),
-    }
-    source = builders[exporter]()
-    error = shell.fails("quantize", source, tmp_path / "out" / "model.onnx", *options)
-    assert named in error
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-
-
 def test_fixed_scales_need_data(tmp_path: Path) -> None:
     source = exports.genai_like()
     with pytest.raises(CalibrationError, match="fixed scales of the key/value cache need calibration data"):
@@ -121,7 +88,7 @@ def test_what_is_told(shell: Shell, tmp_path: Path) -> None:
     assert "the key/value cache takes 288 bytes a position in place of 1024" in result.err
     assert "R3" in result.out
     result = shell.ok("quantize", source, tmp_path / "b" / "model.onnx", "--w-bits", 16, "--kv-bits", 2)
-    assert "the key/value cache is rounded and stays in float, nothing gets smaller: k_bits=2" in result.err
+    assert "the key/value cache is rounded and stays in float, nothing gets smaller: --kv-bits 2" in result.err
     assert "its form is fake" not in result.err  # said once
     assert "kv_cache" in shell.ok("inspect", tmp_path / "b" / "model.onnx", "--json").out
 
@@ -228,5 +195,5 @@ def test_order_and_number_in_a_configuration() -> None:
 
 def test_settings_of_what_stays_in_float_change_nothing() -> None:
     config = KVCacheConfig(v_bits=8, k_pre_rope=True, k_asym=True, form="int")
-    assert config.notes == ("of no effect, as keys stay in float: k_asym, k_pre_rope",)
-    assert KVCacheConfig(scales="head").notes == ("of no effect, as the key/value cache stays in float: scales",)
+    assert config.notes == ("of no effect, as keys stay in float: k_asym=True, k_pre_rope=True",)
+    assert KVCacheConfig(scales="head").notes == ("of no effect, as the key/value cache stays in float: scales='head'",)

@@ -176,7 +176,7 @@ def test_a_file_that_is_none(shell: Shell, content: str | None, tmp_path: Path) 
     ("rotation", "named"),
     [
         (QuarotConfig(), "its scales are of keys as the exported model has them, and R3[32] was done"),
-        (QuarotConfig(r3=True, r2=False), "leave it out (r3=False, on the command line --no-r3)"),
+        (QuarotConfig(r3=True, r2=False), "leave it out (r3=False)"),
         (QuarotConfig(r3=False), "of values as the exported model has them, and R2[32] was done"),
     ],
 )
@@ -226,10 +226,13 @@ def test_smoothed_values_have_other_scales(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"bits": 8, "scales": "head"}, "the scale_file says what has a scale"),
-        ({"bits": 8, "v_clip_ratio": 0.9}, "v_clip_ratio: scales of a scale_file are taken as they are"),
-        ({"bits": 3}, "scale_file: k_bits=3: integers are kept with 8 or 4 bits"),
-        ({"bits": 8, "form": "fake"}, "scale_file: form=fake, and fake scales are found for each token"),
+        ({"bits": 8, "scales": "head"}, "scales='head': scale_file='kv.json' says what has a scale"),
+        (
+            {"bits": 8, "v_clip_ratio": 0.9},
+            "v_clip_ratio=0.9: the scales of scale_file='kv.json' are taken as they are",
+        ),
+        ({"bits": 3}, "scale_file='kv.json': k_bits=3: integers are kept with 8 or 4 bits"),
+        ({"bits": 8, "form": "fake"}, "scale_file='kv.json': form='fake', and fake scales are found for each token"),
     ],
 )
 def test_settings_beside_a_file(settings: dict[str, Any], named: str) -> None:
@@ -240,7 +243,7 @@ def test_settings_beside_a_file(settings: dict[str, Any], named: str) -> None:
 
 def test_what_a_file_is_of_no_use_for_is_told() -> None:
     assert KVCacheConfig(scale_file="kv.json").notes == (
-        "of no effect, as the key/value cache stays in float: scale_file",
+        "of no effect, as the key/value cache stays in float: scale_file='kv.json'",
     )
 
 
