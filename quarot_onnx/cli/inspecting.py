@@ -10,6 +10,7 @@ from quarot_onnx.rotation_config.config_file import read_sites, write_config
 from quarot_onnx.run.provenance import recorded
 from quarot_onnx.sites.detect import Survey, is_quantized
 from quarot_onnx.sites.feasible import feasible
+from quarot_onnx.sites.integer_caches import without_sites
 from quarot_onnx.sites.model import Kind
 
 
@@ -51,7 +52,7 @@ def inspect_model(
         named = read_sites(rotation_config, survey, split_cache=split_cache)
         sites, blocks = named.sites, dict(named.block_sizes)
     # What `rotate` would leave out is left out here, too.
-    sites = feasible(sites, blocks)
+    sites = without_sites(feasible(sites, blocks), model.graph)
     content = inspection_record(model, sites, blocks) | {"model": str(path), "recipe": recorded(model)}
     if config_out is not None:
         write_config(sites, config_out, blocks, overwrite=overwrite)

@@ -8,15 +8,15 @@ Spelt out, in the layout [batch, heads, positions, head_dim]::
 Fused: an operator that takes the past and what is new, and gives the present.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.caches import FUSED_CACHES, presents
-from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, data_users, label
+from quarot_onnx.graph.query import attribute_int, data_users, label
 from quarot_onnx.sites.detect import Survey
+from quarot_onnx.sites.integer_caches import integer_cache
 from quarot_onnx.sites.model import Attention
 from quarot_onnx.sites.pasts import KEY, VALUE, past_inputs
 
@@ -100,7 +100,12 @@ def find_cache_places(survey: Survey) -> CachePlaces:
         ModelError: It has no cache, one of integers already, or joins one in a way that is not understood.
     """
     caches = presents(survey.model.graph)
-    _refuse_integers(caches)
+    found = integer_cache(survey.model.graph)
+    if found is not None:
+        raise ModelError(
+            f"the key/value cache is quantized already ({found}): start from the export whose cache is float, or leave "
+            "the cache as it is"
+        )
     joined: dict[ir.Value, JoinedPlace] = {}
     fused: list[FusedPlace] = []
     strange: list[str] = []
@@ -128,15 +133,6 @@ def find_cache_places(survey: Survey) -> CachePlaces:
             "text-generation-with-past), or leave the cache in float"
         )
     return CachePlaces(tuple(joined.values()), tuple(fused))
-
-
-def _refuse_integers(caches: Collection[ir.Value]) -> None:
-    for past in caches:
-        if past.dtype is not None and past.dtype not in FLOAT_TYPES:
-            raise ModelError(
-                f"the key/value cache is quantized already ({past.name!r} is {past.dtype.name}): start from the export "
-                "whose cache is float, or leave the cache as it is"
-            )
 
 
 def _joined(

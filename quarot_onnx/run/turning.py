@@ -10,7 +10,7 @@ import onnx_ir as ir
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.graph.metadata import refuse_prefixed
@@ -21,7 +21,10 @@ from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.run.intent import sites_and_request
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
 from quarot_onnx.sites.detect import Survey
+from quarot_onnx.sites.integer_caches import refuse_integer_cache
 from quarot_onnx.sites.model import Kind
+
+_WITHOUT = "quantize its weights without rotation (--no-rotate; in Python no QuarotConfig in algo_config)"
 
 
 def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
@@ -29,8 +32,13 @@ def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
 
     Raises:
         ConfigError: The model was rotated in another way than the configuration says.
+        ModelError: It is to be rotated, or smoothed, and its cache is of integers.
     """
     earlier = recorded(model)
+    if any(isinstance(item, SmoothQuantConfig) for item in config.algo_config):
+        refuse_integer_cache(model.graph, "smoothed", "leave out SmoothQuant (--smooth-alpha)")
+    if config.quarot is not None and not is_rotated(earlier):
+        refuse_integer_cache(model.graph, "rotated", _WITHOUT)
     if config.quarot is None or earlier is None or not is_rotated(earlier):
         return config.quarot
     refuse_other_rotation(earlier, config.quarot)
@@ -43,6 +51,7 @@ def rotate_in_place(
     """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written."""
     model = survey.model
     refuse_prefixed(model, "rotated")
+    refuse_integer_cache(model.graph, "rotated", _WITHOUT)
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
         raise ModelError(
