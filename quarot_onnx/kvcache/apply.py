@@ -9,7 +9,7 @@ from quarot_onnx.config import QConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
 from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
 from quarot_onnx.config.saying import Said, Setting, SettingError
-from quarot_onnx.errors import CalibrationError, ConfigError
+from quarot_onnx.errors import CalibrationError, ConfigError, first_and_more
 from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.graph.query import label
 from quarot_onnx.kvcache.fake import FakeCache
@@ -17,7 +17,7 @@ from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.given import GivenScales, read_scales
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
-from quarot_onnx.kvcache.places import Cache, CachePlaces, FusedPlace, find_cache_places
+from quarot_onnx.kvcache.places import ODD, Cache, CachePlaces, FusedPlace, find_cache_places
 from quarot_onnx.kvcache.scales import FEW_BITS, Observed, fixed_scales, observe_caches
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
@@ -114,11 +114,15 @@ def _check_groups(config: KVCacheConfig, places: CachePlaces) -> None:
         head_dim, grid = cache.attention.head_dim, config.grid(keys=cache.keys)
         if grid.group_size not in {None, WHOLE_TOKEN} and head_dim % grid.group_size:
             text = (
-                f"{{}} does not divide the heads of {head_dim} entries; use a divisor, or -1 for all heads of a token"
+                f"{{}} does not divide the heads of {head_dim} entries of {cache.attention.name}; use a divisor, or -1 "
+                "for all heads of a token"
             )
             raise SettingError(Said(text, (_of(cache, "groupsize", grid.group_size),)))
         if head_dim % 2 and grid.bits == 4 and config.resolved_form is CacheForm.INT:
-            text = f"{{}}: heads of {head_dim} entries cannot lie two in a byte; use {{}}, or round it in float: {{}}"
+            text = (
+                f"{{}}: the heads of {head_dim} entries of {cache.attention.name} cannot lie two in a byte; use {{}}, "
+                "or round them in float: {}"
+            )
             eight = _of(cache, "bits", 8, advised=True)
             raise SettingError(Said(text, (_of(cache, "bits", grid.bits), eight, _FAKE)))
 
@@ -276,9 +280,10 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
     Of a form that was not asked for the notes of the configuration speak.
     """
     config, places = plan.config, plan.places
+    odd = (f"left in float at {first_and_more(places.odd)}: {ODD}",) if places.odd else ()
     if config.resolved_form is CacheForm.FAKE:
         asked = config.form is CacheForm.FAKE
-        return ("the key/value cache is rounded, and as large as before: its form is fake",) if asked else ()
+        return (*(("the key/value cache is rounded, and as large as before: its form is fake",) if asked else ()), *odd)
     before, after, of_tokens = 0.0, 0.0, plan.key_scales is CacheScales.TOKEN
     for cache in places.caches:
         bits, heads = config.grid(keys=cache.keys).bits, cache.attention.num_kv_heads
@@ -288,4 +293,5 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
         scales = _SCALE_BYTES * heads if of_tokens else 0
         after += entries * cache.past.dtype.itemsize if bits is None else entries * bits / 8 + scales
     kind = "a scale for each token and head beside them" if of_tokens else "fixed scales"
-    return (f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}",)
+    what = f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"
+    return (f"{what}{', where it is quantized' if odd else ''}", *odd)

@@ -20,6 +20,13 @@ from quarot_onnx.sites.integer_caches import integer_cache
 from quarot_onnx.sites.model import Attention
 from quarot_onnx.sites.pasts import KEY, VALUE, past_inputs
 
+ODD = (
+    "its cache is no input [batch, heads, positions, head_dim] that is joined with what is new and leaves the graph "
+    "again"
+)
+_ALONG = frozenset({"Concat", "Slice", "Expand"})
+"""What may stand between an operator and its cache: a prefix is put in front, and taken off again."""
+
 _RANK, _POSITIONS = 4, 2
 """Of a cache."""
 
@@ -82,10 +89,12 @@ class CachePlaces:
     Attributes:
         joined: Those that are spelt out.
         fused: Those of operators.
+        odd: The nodes of attentions whose caches are not understood, and stay in float beside those that are.
     """
 
     joined: tuple[JoinedPlace, ...]
     fused: tuple[FusedPlace, ...]
+    odd: tuple[str, ...] = ()
 
     @property
     def caches(self) -> tuple[Cache, ...]:
@@ -97,7 +106,8 @@ def find_cache_places(survey: Survey) -> CachePlaces:
     """The places of a float model.
 
     Raises:
-        ModelError: It has no cache, one of integers already, or joins one in a way that is not understood.
+        ModelError: It has no cache, one of integers already, or none that is joined in a way that is understood; or
+            operators keep some, and another is not understood: onnxruntime-genai knows one type for all.
     """
     caches = presents(survey.model.graph)
     found = integer_cache(survey.model.graph)
@@ -114,25 +124,26 @@ def find_cache_places(survey: Survey) -> CachePlaces:
         if not any(pasts.values()):
             continue
         spelt = [_joined(keys, attention, past, caches) for keys, found in pasts.items() for past in found]
-        if all(spelt):
+        if not (attention.head_dim and attention.num_kv_heads):
+            strange.append(label(attention.node))
+        elif all(spelt):
             joined |= {place.past: place for place in spelt if place is not None and place.past not in joined}
-            continue
-        place = _fused(attention, pasts, caches)
-        if place is None:
+        elif (place := _fused(attention, pasts, caches)) is None:
             strange.append(label(attention.node))
         else:
             fused.append(place)
-    if strange:
+    if strange and (fused or not joined):
+        beside = f", and {label(fused[0].node)} keeps its own, all of which have one type" if fused else ""
         raise ModelError(
-            f"{first_and_more(strange)}: its cache is no input [batch, heads, positions, head_dim] that is joined with "
-            "what is new and leaves the graph again, so it cannot be quantized; leave the cache in float"
+            f"{first_and_more(strange)}: {ODD}, so it cannot be quantized{beside}; leave the cache in float, or export "
+            "the model so that all layers keep their caches alike"
         )
     if not joined and not fused:
         raise ModelError(
             "the graph has no key/value cache, so there is none to quantize: export it with one (optimum: --task "
             "text-generation-with-past), or leave the cache in float"
         )
-    return CachePlaces(tuple(joined.values()), tuple(fused))
+    return CachePlaces(tuple(joined.values()), tuple(fused), tuple(strange))
 
 
 def _joined(
@@ -165,7 +176,32 @@ def _fused(
         for keys, values in pasts.items()
         if len(values) == 1 and len(caches.get(values[0], ())) == 1
     ]
-    return FusedPlace(*found) if len(found) == len(pasts) else None
+    if len(found) != len(pasts) or not all(map(_plain, found)):
+        return None
+    return FusedPlace(*found)
+
+
+def _plain(cache: Cache) -> bool:
+    """Whether an operator's cache comes in and leaves as it is, but for a prefix."""
+    node = cache.attention.node
+    entry, out = next(
+        (node.inputs[index], node.outputs[place])
+        for index, place in FUSED_CACHES[node.domain, node.op_type].items()
+        if place == (KEY if cache.keys else VALUE)
+    )
+    queue = [entry]
+    while queue:
+        value = queue.pop()
+        maker = None if value is None else value.producer()
+        if maker is not None and maker.op_type in _ALONG:
+            queue += maker.inputs if maker.op_type == "Concat" else maker.inputs[:1]
+        elif maker is not None and maker.op_type != "Constant":
+            return False
+    leaves: ir.Value | None = cache.present
+    while leaves is not None and leaves is not out:
+        maker = leaves.producer()
+        leaves = maker.inputs[0] if maker is not None and maker.op_type in _ALONG else None
+    return leaves is out
 
 
 def retype(value: ir.Value, dtype: ir.DataType, width: int) -> None:

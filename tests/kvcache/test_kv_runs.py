@@ -1,6 +1,8 @@
 """A quantized cache from the command line to the finished model: the same bytes, refusals, and what is told."""
 
 import json
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import exports
@@ -197,3 +199,49 @@ def test_settings_of_what_stays_in_float_change_nothing() -> None:
     config = KVCacheConfig(v_bits=8, k_pre_rope=True, k_asym=True, form="int")
     assert config.notes == ("of no effect, as keys stay in float: k_asym=True, k_pre_rope=True",)
     assert KVCacheConfig(scales="head").notes == ("of no effect, as the key/value cache stays in float: scales='head'",)
+
+
+def otherwise(source: Path, folder: Path, layers: Collection[int]) -> Path:
+    """The same model; the pasts of some layers go through a Cast, as a cache of another type would."""
+    shutil.copytree(source.parent, folder, ignore=shutil.ignore_patterns("*.onnx*"))
+    model = onnx.load(source)
+    names = {f"past_key_values.{layer}.{part}" for layer in layers for part in ("key", "value")}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in names and node.op_type in {"Concat", "GroupQueryAttention"}:
+                node.input[index] = f"{name}_cast"
+    for name in sorted(names):
+        cast = onnx.helper.make_node("Cast", [name], [f"{name}_cast"], to=onnx.TensorProto.FLOAT)
+        model.graph.node.insert(0, cast)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def types(path: Path) -> dict[str, int]:
+    return {value.name: value.type.tensor_type.elem_type for value in onnx.load(path).graph.input}
+
+
+@pytest.mark.parametrize("options", [("--kv-bits", 8), ("--kv-bits", 3)])
+def test_a_layer_that_keeps_its_cache_otherwise_stays_in_float(
+    shell: Shell, options: tuple[object, ...], tmp_path: Path
+) -> None:
+    source = otherwise(exports.optimum_export("llama"), tmp_path / "odd", {1})
+    told = shell.ok("quantize", source, tmp_path / "out", "--w-bits", 16, *options).err
+    assert "left in float at /model/layers.1/self_attn/Softmax: its cache is no input [batch, heads, " in told
+    found = types(tmp_path / "out" / "model.onnx")
+    first = onnx.TensorProto.INT8 if 8 in options else onnx.TensorProto.FLOAT
+    assert (found["past_key_values.0.key"], found["past_key_values.0.value"]) == (first, first)
+    assert found["past_key_values.1.key"] == found["past_key_values.1.value"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(("exporter", "layers"), [("optimum", (0, 1)), ("genai", (1,)), ("genai", (0, 1))])
+def test_caches_that_are_kept_otherwise_are_refused_by_name(
+    shell: Shell, exporter: str, layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    export = exports.optimum_export("llama") if exporter == "optimum" else exports.genai_like()
+    source = otherwise(export, tmp_path / "odd", layers)
+    error = shell.fails("quantize", source, tmp_path / "out" / "model.onnx", "--w-bits", 16, "--kv-bits", 8, *FEW)
+    assert f"layers.{layers[0]}/" in error
+    assert "leave the cache in float, or export the model so that all layers keep their caches alike" in error
+    assert ("keeps its own, all of which have one type" in error) == (len(layers) == 1)
+    assert not (tmp_path / "out").exists()
