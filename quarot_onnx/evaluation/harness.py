@@ -7,9 +7,9 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
+from quarot_onnx.evaluation.spoken import Manner, Spoken
 
 Asked = tuple[Any, Sequence[int], Sequence[int]]
 
@@ -18,15 +18,28 @@ class OnnxModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
     """Answers lm-eval's requests with a session of onnxruntime."""
 
     def __init__(
-        self, answers: Answers, encoding: Encoding, progress: Callable[[int, int], None] | None = None
+        self,
+        answers: Answers,
+        encoding: Encoding,
+        progress: Callable[[int, int], None] | None = None,
+        spoken: Callable[[], Spoken] | None = None,
     ) -> None:
-        """Take the model and its tokenizer; ``progress`` is called with requests done and their number."""
+        """Take the model and its tokenizer.
+
+        Args:
+            answers: The model.
+            encoding: The tokenizer.
+            progress: Called with requests done and their number.
+            spoken: Opens the model for generated text; None where no task asks for any.
+        """
         super().__init__()
-        self._answers, self._encoding, self._progress = answers, encoding, progress
+        self._answers, self._encoding, self._progress, self._spoken = answers, encoding, progress, spoken
+        self.cut = 0
+        """Contexts of generated text that lost their beginning."""
 
     @property
     def eot_token_id(self) -> int:
-        """What lm-eval puts before a text without context; nothing is generated that it could end."""
+        """What lm-eval puts before a text without context."""
         return self._encoding.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_options: object) -> list[int]:
@@ -53,5 +66,20 @@ class OnnxModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         return [sum(found[start:stop]) for start, stop in pairwise(bounds)]
 
     def generate_until(self, requests: Any, **_options: object) -> list[str]:
-        """Refused; ``tasks`` does so by the name of the task, before anything is run."""
-        raise ConfigError(f"{len(requests)} requests want generated text, and only given answers are scored")
+        """What the model goes on with, the likeliest tokens; all that is asked is looked at before the first is run.
+
+        Raises:
+            ConfigError: Tokens are to be drawn, or there is no room for as many.
+        """
+        assert self._spoken is not None, "opened for tasks of generated text"
+        asked = [(context, Manner.of(given), given) for context, given in (request.args for request in requests)]
+        spoken, found = self._spoken(), list[str]()
+        for _, manner, _ in asked:
+            spoken.check(manner)
+        for context, manner, given in asked:
+            found.append(spoken.go_on(self.tok_encode(context), manner))
+            self.cache_hook.add_partial("generate_until", (context, given), found[-1])
+            if self._progress is not None:
+                self._progress(len(found), len(asked))
+        self.cut += spoken.cut
+        return found

@@ -1,4 +1,4 @@
-"""Zero-shot and few-shot tasks through lm-eval, scored by onnxruntime.
+"""Zero-shot and few-shot tasks through lm-eval, run by onnxruntime: given answers are scored, texts are gone on with.
 
 Tasks, prompts, metrics and tables are lm-eval's; `harness` answers its requests. lm-eval is imported when tasks are
 asked for. Tasks come with it, or from YAML files in a folder of one's own, which may name local data.
@@ -20,12 +20,12 @@ from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
+from quarot_onnx.evaluation.spoken import Manner, Spoken
 from quarot_onnx.progress import PhaseProgress, silent
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-_SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 _OWN = "a task of your own with local data can be named with --include-path DIR (docs/accuracy.md)"
 
@@ -76,7 +76,7 @@ def evaluate_tasks(
 
     Raises:
         MissingPackageError: lm-eval is not installed.
-        ConfigError: A task that is not known, that wants generated text, or that lm-eval cannot run.
+        ConfigError: A task that is not known, that wants text to be drawn, or that lm-eval cannot run.
         CalibrationError: The data of a task cannot be had, or tokenizer and texts do not fit the model.
         ModelError: The model cannot be run, or has no logits of every position.
     """
@@ -95,7 +95,10 @@ def evaluate_tasks(
     answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact)
     from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
 
-    lm = OnnxModel(answers, encoding, lambda done, total: progress("evaluate", done, total))
+    def spoken() -> Spoken:
+        return Spoken(model_path, encoding, answers.positions, threads=threads, exact=exact)
+
+    lm = OnnxModel(answers, encoding, lambda done, total: progress("evaluate", done, total), spoken)
     start = time.perf_counter()
     found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
     config = {
@@ -113,7 +116,10 @@ def evaluate_tasks(
     return TaskResults(
         tables=_tables(found),
         record={key: found[key] for key in _KEPT if key in found} | {"config": config},
-        notes=answers.notes(),
+        notes=(
+            *answers.notes(),
+            *([f"{lm.cut} contexts lost their beginning, for room for new tokens"] if lm.cut else []),
+        ),
     )
 
 
@@ -165,7 +171,7 @@ def _loaded(manager: "TaskManager", name: str) -> list[Any]:
 
     Raises:
         CalibrationError: Its data cannot be had.
-        ConfigError: It wants generated text, or its YAML is not understood.
+        ConfigError: It wants text to be drawn, or its YAML is not understood.
     """
     try:
         found = manager.load([name])
@@ -177,11 +183,8 @@ def _loaded(manager: "TaskManager", name: str) -> list[Any]:
     except Exception as error:  # whatever a YAML file and the code that it names raise
         raise ConfigError(f"lm-eval cannot set up the task {name!r} ({_line(error)}); {_OWN}") from error
     for task in found["tasks"].values():
-        if task.OUTPUT_TYPE not in _SCORED:
-            raise ConfigError(
-                f"the task {task.task_name!r} wants generated text (output_type {task.OUTPUT_TYPE}), and only given "
-                f"answers are scored; choose tasks of the types {', '.join(_SCORED)}, such as piqa or arc_easy"
-            )
+        if task.OUTPUT_TYPE == "generate_until":
+            Manner.of(task.get_config("generation_kwargs") or {})  # refused before any data are run
     groups = found.get("groups", {})
     return [groups[name]] if name in groups else list(found["tasks"].values())
 

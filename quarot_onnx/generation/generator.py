@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from quarot_onnx.calibration.bos import Bos, choose_bos
+from quarot_onnx.calibration.stops import end_ids
 from quarot_onnx.calibration.text import check_vocabulary, load_tokenizer, tokenizer_file
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.generation.chat import render
-from quarot_onnx.generation.decoder import Decoder
 from quarot_onnx.generation.room import DEFAULT_NEW, room_of
 from quarot_onnx.generation.sampling import Sampling, next_token
-from quarot_onnx.generation.stops import end_ids
 from quarot_onnx.generation.stream import TextStream
 from quarot_onnx.graph.saturation import saturating_here
 

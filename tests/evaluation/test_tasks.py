@@ -16,6 +16,7 @@ from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
 from quarot_onnx.evaluation.harness import OnnxModel
+from quarot_onnx.evaluation.spoken import Spoken
 from quarot_onnx.evaluation.tasks import evaluate_tasks
 
 PAIRS = [
@@ -79,10 +80,63 @@ def test_tasks_groups_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert alone.record["n-samples"]["pick"] == {"original": 6, "effective": 6}  # type: ignore[index]
     with pytest.raises(ConfigError, match=r"knows no task 'pickk' \(did you mean 'pick'"):
         run(["pick", "pickk"])
-    with pytest.raises(ConfigError, match="the task 'say' wants generated text"):
-        run(["pick", "say"])
     with pytest.raises(ConfigError, match="no task is named"):
         run([])
+
+
+GENERATED: list[tuple[str, dict[str, object]]] = [
+    ("The quick brown fox", {"until": ["\n\n"], "max_gen_toks": 12}),
+    ("Jumps over", {"until": [], "max_new_tokens": 7, "do_sample": False, "temperature": 0.7}),
+    ("Longer than the model " * 12, {"until": ["never said"], "max_gen_toks": 20}),
+    ("<s>It begins with the BOS", {"until": "\n", "max_gen_toks": 9}),
+]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_generated_text_is_that_of_the_hugging_face_back_end(cached: bool) -> None:
+    source = exports.hf_folder("llama")
+    export = exports.optimum_export("llama") if cached else exports.dynamo_export("llama")
+    theirs = HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(source, dtype="float32"),
+        tokenizer=AutoTokenizer.from_pretrained(source),
+    )
+    answers, encoding = Answers(export), Encoding.of(exports.optimum_export("llama").parent)
+    done: list[int] = []
+    ours = OnnxModel(
+        answers, encoding, lambda count, _: done.append(count), lambda: Spoken(export, encoding, answers.positions)
+    )
+    # The first words that it says are stops of their own, so that texts are cut off, too.
+    (said,) = theirs.generate_until(requests("generate_until", [GENERATED[0]]), disable_tqdm=True)
+    assert len(said) > 4
+    cut = ("The quick brown fox", {"until": [said[2:4], said[-1:]], "max_gen_toks": 12})
+    found = ours.generate_until(requests("generate_until", [*GENERATED, cut]))
+    expected = theirs.generate_until(requests("generate_until", [*GENERATED, cut]), disable_tqdm=True)
+    assert found == expected
+    assert len(found[-1]) < len(said)
+    assert done == [1, 2, 3, 4, 5]
+    assert ours.cut == 1
+
+
+def test_a_task_of_generated_text(tmp_path: Path) -> None:
+    folder, path = harness_tasks.write(tmp_path / "tasks"), exports.optimum_export("llama")
+    found = evaluate_tasks(path, path.parent, ["say", "pick"], include_path=folder)
+    assert 0 <= found.record["results"]["say"]["exact_match,none"] <= 1  # type: ignore[index]
+    assert 0 <= found.record["results"]["pick"]["acc,none"] <= 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("manner", "named"),
+    [
+        ({"do_sample": True, "temperature": 0.5}, r"wants text to be drawn \(do_sample, temperature 0.5"),
+        ({"temperature": 0.5}, "set do_sample: false"),
+        ({"num_beams": 4}, "wants text generated with num_beams=4"),
+        ({"max_gen_toks": 128}, "asks for 128 new tokens, and .* takes 128, its context among them"),
+    ],
+)
+def test_what_cannot_be_generated(manner: dict[str, object], named: str, tmp_path: Path) -> None:
+    folder, path = harness_tasks.write(tmp_path / "tasks", manner=manner), exports.optimum_export("llama")
+    with pytest.raises(ConfigError, match=named):
+        evaluate_tasks(path, path.parent, ["say"], include_path=folder)
 
 
 def test_data_and_files_that_are_not_there(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from tokenizers import pre_tokenizers
 
 from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, RTNConfig, SinkPrefixConfig, UInt8Spec
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.stops import end_ids
 from quarot_onnx.calibration.tokenizer import load_tokenizer
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.generation.generator import Generated, Generator, generate
 from quarot_onnx.generation.sampling import Sampling
-from quarot_onnx.generation.stops import end_ids
 from quarot_onnx.io import model_io
 from quarot_onnx.run.prefixing import prefix_files, put_prefix
 from quarot_onnx.sessions import runtime

@@ -1,15 +1,22 @@
 """Tasks for lm-eval in a folder: YAML files that name local data."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
 WORDS = ("one fox", "two dogs", "a lazy hat", "no one")
 
 
-def write(folder: Path, *, items: int = 6, data: str = "data.jsonl") -> Path:
-    """``pick`` (four answers), ``roll`` (whole texts), ``say`` (generated text), ``both`` (a group of two)."""
+def write(
+    folder: Path, *, items: int = 6, data: str = "data.jsonl", manner: Mapping[str, object] = MappingProxyType({})
+) -> Path:
+    """``pick`` (four answers), ``roll`` (whole texts), ``say`` (generated text), ``both`` (a group of two).
+
+    ``manner`` goes into the ``generation_kwargs`` of ``say``.
+    """
     folder.mkdir()
     rows = [
         {
@@ -59,7 +66,7 @@ def write(folder: Path, *, items: int = 6, data: str = "data.jsonl") -> Path:
             "output_type": "generate_until",
             "doc_to_text": "{{question}}",
             "doc_to_target": "{{text}}",
-            "generation_kwargs": {"until": ["\n"]},
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8} | dict(manner),
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         },
     )
