@@ -180,6 +180,39 @@ def test_cache_positions_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     assert all(0 < float(cell) < 0.5 for row in rows for cell in row[2:6])
 
 
+def test_repetition_benchmark(llama_optimum: Path, qwen2_optimum: Path, tmp_path: Path) -> None:
+    script, prompts = ROOT / "benchmarks" / "repetition.py", tmp_path / "prompts.txt"
+    prompts.write_text("The quick brown fox\n\nA lazy dog\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        script,
+        llama_optimum,
+        llama_optimum,
+        qwen2_optimum,
+        "--prompts",
+        prompts,
+        "--tokens",
+        12,
+    ]
+    blocks = re.split(r"^/", run(*command, "--last", 6, "--period", 3), flags=re.M)[1:]
+    assert [len(block.splitlines()) for block in blocks] == [3, 3, 3]
+    assert all(re.search(r"model.onnx: [0-2] of 2 end in repetition$", block.splitlines()[0]) for block in blocks)
+    assert blocks[1].count(" the same") == 2
+    ahead = re.findall(r"parts at \d+: ([\d.]+) logits ahead, p ([\d.]+) and ([\d.]+)$", blocks[2], re.M)
+    assert len(ahead) == 2, "another model says something else"
+    assert all(float(first) >= float(second) for _, first, second in ahead)
+
+
+def test_what_counts_as_repetition() -> None:
+    found = runpy.run_path(str(ROOT / "benchmarks" / "repetition.py"))["period"]
+    assert found([9, *[1, 2, 3] * 4], last=9, longest=8) == 3
+    assert found([1, 2] * 3 + [1], last=6, longest=8) == 2
+    assert found([1] * 9, last=6, longest=8) == 1
+    assert found([1, 2, 3] * 4, last=9, longest=2) is None
+    assert found([1, 2, 3] * 2, last=9, longest=8) is None
+    assert found([*[1, 2, 3] * 4, 4], last=9, longest=8) is None
+
+
 @pytest.mark.slow
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     text, results = tmp_path / "text.txt", tmp_path / "accuracy.json"
