@@ -74,14 +74,21 @@ class Sample:
         Raises:
             CalibrationError: It does not hold one position for each column of the mask.
         """
-        if self.held is None:
+        return self._of_heads(array, self.held, f"the cache {name!r}")
+
+    def heads(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+        """The part of queries, keys or values that counts; arguments, result and errors are those of `cached`."""
+        return self._of_heads(array, self.visible, repr(name))
+
+    def _of_heads(self, array: NDArray[Any], counts: Mask | None, what: str) -> NDArray[Any]:
+        if counts is None:
             return array
-        if (array.shape[0], array.shape[2]) != self.held.shape:
+        if (array.shape[0], array.shape[2]) != counts.shape:
             raise CalibrationError(
-                f"sample {self.number} hides positions, and the cache {name!r} {list(array.shape)} holds others than "
-                f"its mask {list(self.held.shape)}: feed one text at a time without padding"
+                f"sample {self.number} hides positions, and {what} {list(array.shape)} holds others than its mask "
+                f"{list(counts.shape)}: feed one text at a time without padding"
             )
-        return array.swapaxes(0, 1)[None, :, self.held]
+        return array.swapaxes(0, 1)[None, :, counts]
 
 
 class Padding:

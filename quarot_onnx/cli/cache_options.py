@@ -57,6 +57,15 @@ class CacheOptions:
         Option("--k-pre-rope/--no-k-pre-rope", help="Keys are rounded before RoPE.", rich_help_panel=CACHE),
         Key("kv_cache.k_pre_rope"),
     ] = None
+    k_balance: Annotated[
+        bool | None,
+        Option(
+            "--k-balance/--no-k-balance",
+            help="Keys and queries get a calibrated matrix in place of R3. Default: for integers of 4 bits.",
+            rich_help_panel=CACHE,
+        ),
+        Key("kv_cache.k_balance"),
+    ] = None
     kv_format: Annotated[
         CacheForm | None,
         Option(

@@ -14,3 +14,8 @@ class AlgoConfig(FileConfig):
     def needs_statistics(self) -> bool:
         """Whether it measures the model on calibration data."""
         return False
+
+    @property
+    def without_data(self) -> str:
+        """What whoever has none can do, in words."""
+        return "leave it out"

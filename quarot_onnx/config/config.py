@@ -156,8 +156,19 @@ class QConfig(WithoutPresets):
             object.__setattr__(
                 self, name, tuple(rule.model_copy(update={"config": overrides.apply(rule.config)}) for rule in rules)
             )
+        self._settle_balance()
         self._check_format()
         return self
+
+    def _settle_balance(self) -> None:
+        """Balance the keys where R3 would come in by itself and they gain from it, and nothing else was said."""
+        cache, quarot = self.kv_cache, self.quarot
+        if cache is None or cache.k_balance is not None or not cache.gains_from_balance:
+            return
+        if quarot is None or quarot.r3 is not None or quarot.r_config_path is not None:
+            return
+        settled = cache.model_copy(update={"k_balance": True})
+        object.__setattr__(self, "algo_config", (*(item for item in self.algo_config if item is not cache), settled))
 
     def _check_format(self) -> None:
         refuse_idle(self.algo_config, self._placed(), bias_correction=self.bias_correction)

@@ -15,6 +15,9 @@ from quarot_onnx.config.saying import Said, Setting, SettingValueError
 WHOLE_TOKEN = -1
 """The group that holds all heads of a token, as the studies' code writes it."""
 
+FEW_BITS = 4
+"""Up to so many bits keys are worth balancing, and the largest values worth cutting off."""
+
 _STORED_BITS = (8, 4)
 
 
@@ -76,6 +79,8 @@ class KVCacheConfig(AlgoConfig):
         k_clip_ratio: What the range is multiplied by.
         v_clip_ratio: So for values.
         k_pre_rope: Keys are rounded before RoPE.
+        k_balance: Keys and queries are balanced by calibration in place of R3. None: for integers of 4 bits, where R3
+            would come in by itself.
         form: ``int``: the graph takes and gives integers, of 8 bits, or of 4, two in a byte. ``fake``: values on the
             grids, in float, for studies. ``auto``: ``int`` where both have 8 or 4 bits on symmetric grids, a scale for
             each head or fixed ones.
@@ -99,6 +104,7 @@ class KVCacheConfig(AlgoConfig):
     k_clip_ratio: _Ratio = 1.0
     v_clip_ratio: _Ratio = 1.0
     k_pre_rope: StrictBool = False
+    k_balance: StrictBool | None = None
     form: Annotated[CacheForm, BeforeValidator(CacheForm.parse)] = CacheForm.AUTO
     scales: Annotated[CacheScales, BeforeValidator(CacheScales.parse)] = CacheScales.AUTO
     scale_file: ConfigPath = None
@@ -120,6 +126,9 @@ class KVCacheConfig(AlgoConfig):
 
     @model_validator(mode="after")
     def _holds(self) -> Self:
+        if self.k_balance and self.k_pre_rope:
+            text = "{}: keys are balanced behind RoPE, and {} rounds them before it; leave out one of the two"
+            raise SettingValueError(Said(text, (self._set("k_balance"), self._set("k_pre_rope"))))
         reason = self.only_fake
         if self.form is CacheForm.INT and reason is not None:
             fake = _setting("form", str(CacheForm.FAKE), advised=True)
@@ -138,6 +147,9 @@ class KVCacheConfig(AlgoConfig):
         if self.scale_file is None:
             return
         file = self._set("scale_file")
+        if self.k_balance:
+            text = "{}: the scales of {} are of other keys; leave out one of the two"
+            raise SettingValueError(Said(text, (self._set("k_balance"), file)))
         if self.scales is not CacheScales.AUTO:
             text = "{}: {} says what has a scale; leave out one of them"
             raise SettingValueError(Said(text, (self._set("scales"), file)))
@@ -179,6 +191,22 @@ class KVCacheConfig(AlgoConfig):
     def rotates_keys(self) -> bool:
         """Whether R3 helps."""
         return self.k_bits is not None and not self.k_pre_rope
+
+    @property
+    def gains_from_balance(self) -> bool:
+        """Whether balanced keys pay for their calibration."""
+        few = self.k_bits is not None and self.k_bits <= FEW_BITS
+        return few and self.rotates_keys and self.resolved_form is CacheForm.INT and self.scale_file is None
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Where keys are balanced."""
+        return bool(self.k_balance) and self.quantized
+
+    @property
+    def without_data(self) -> str:
+        """Keys can go unbalanced."""
+        return "leave keys unbalanced (k_balance=False, on the command line --no-k-balance)"
 
     @property
     def only_fake(self) -> Said | None:
@@ -225,4 +253,4 @@ class KVCacheConfig(AlgoConfig):
         return tuple(map(str, self.said))
 
 
-__all__ = ["WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]
+__all__ = ["FEW_BITS", "WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]

@@ -67,6 +67,11 @@ class RoundingConfig(AlgoConfig):
         return True
 
     @property
+    def without_data(self) -> str:
+        """Another rounding."""
+        return "round to nearest (RTNConfig, on the command line --weights rtn)"
+
+    @property
     def needs_drift(self) -> bool:
         """Whether the float model's inputs are needed beside the quantized path's."""
         return False

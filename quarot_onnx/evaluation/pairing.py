@@ -2,9 +2,9 @@
 
 Every float output of the first is compared with its namesake in the second. A rotation may change one thing alone, the
 caches: R2 rotates the heads of V, R3 those of K. What the record in a model's metadata states is undone before its
-caches are compared; those that a transform (SmoothQuant) has scaled are left out. Where neither model has a record, the
-caches that the graph takes back are compared up to some rotation of the heads, by the products of all pairs of
-positions: (X R)(X R)ᵀ = X Xᵀ.
+caches are compared; those that a transform (SmoothQuant, balanced keys) has changed are left out. Where neither model
+has a record, the caches that the graph takes back are compared up to some rotation of the heads, by the products of all
+pairs of positions: (X R)(X R)ᵀ = X Xᵀ.
 """
 
 from collections.abc import Mapping
@@ -94,8 +94,8 @@ def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: Model
             left[name] = _absent("second", model_b, other or name)
             continue
         paired.add(other)
-        if records[0].scales(name) or records[1].scales(other):
-            left[name] = "a transform has scaled it"
+        if records[0].changes(name) or records[1].changes(other):
+            left[name] = "a transform has changed it"
             continue
         cache = name in own or name in records[0] or other in records[1]
         outputs.append(_cache(name, other, records) if cache else Compared(name, other))
@@ -152,15 +152,15 @@ class _Caches:
         content: Mapping[str, Any] = rotation if isinstance(rotation, dict) else {}
         self.known = isinstance(content.get("caches"), dict)
         self._caches: Mapping[str, str] = content.get("caches") or {}
-        self._scaled = frozenset(name for entry in transforms_of(recipe) for name in entry["caches"])
+        self._changed = frozenset(name for entry in transforms_of(recipe) for name in entry["caches"])
         self._rotations: Mapping[str, Any] = content.get("rotations") or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._caches
 
-    def scales(self, name: str) -> bool:
-        """Whether a transform has scaled what an output carries."""
-        return name in self._scaled
+    def changes(self, name: str) -> bool:
+        """Whether a transform has changed what an output carries."""
+        return name in self._changed
 
     def of(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
         """The rotation of an output, name and record."""

@@ -7,18 +7,19 @@ from pathlib import Path
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
-from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.config.kv_cache import FEW_BITS, WHOLE_TOKEN, KVCacheConfig
 from quarot_onnx.config.saying import Said, Setting, SettingError
 from quarot_onnx.errors import CalibrationError, ConfigError, first_and_more
 from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.graph.query import label
+from quarot_onnx.kvcache.balance import require_balanceable
 from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.given import GivenScales, read_scales
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import ODD, Cache, CachePlaces, FusedPlace, find_cache_places
-from quarot_onnx.kvcache.scales import FEW_BITS, Observed, fixed_scales, observe_caches
+from quarot_onnx.kvcache.scales import Observed, fixed_scales, observe_caches
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
 
@@ -184,13 +185,15 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> C
     Raises:
         ConfigError: As from `plan_cache`; keys before RoPE beside R3; a file of scales beside SmoothQuant; or a prefix
             that is fed would have to be integers.
-        ModelError: As from there.
+        ModelError: As from there; or keys that are to be balanced cannot be.
         CalibrationError: Fixed scales, and no calibration data.
     """
     if config.kv_cache is None:
         return None
     plan = plan_cache(survey, config.kv_cache)
     require_reader(plan, reader)
+    if config.kv_cache.k_balance:
+        require_balanceable(survey)
     before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
     if before_rope and config.quarot is not None and config.quarot.r3:
         text = "{}: keys are rounded before RoPE, and R3 ({}) rotates them behind it; leave out one of the two"

@@ -6,9 +6,15 @@
     past ────────────────────────┴── Concat ──┬── · s ── attention
                                               └── present
 
-s is fixed, or found for every token and head, s = max|x| · clip / (2^(b-1) - 1), and then kept in a cache of its own,
-[batch, heads, positions, 1]. What is new is read rounded, too: a prefill computes what decoding it would. Of 4 bits the
-first half of a head lies in the low halves of the bytes, the second half in the high ones.
+s is fixed, or found for every token and head and then kept in a cache of its own, [batch, heads, positions, 1]:
+
+    8 bits    s = max|x| · clip / 127
+    4 bits    s = -x_f · clip / 8,  x_f the entry farthest from 0, sign and all
+
+so that x_f becomes -8, which a grid for -7 to 7 would leave unused: steps are an eighth shorter, and the entry that is
+most of a sink's key is exact (llama.cpp's Q4_0 does so with weights). What is new is read rounded, too: a prefill
+computes what decoding it would. Of 4 bits the first half of a head lies in the low halves of the bytes, the second half
+in the high ones.
 """
 
 import numpy as np
@@ -20,7 +26,7 @@ from quarot_onnx.emission.writer import Writer
 from quarot_onnx.graph.query import consumers, data_input
 from quarot_onnx.kvcache.integers import OFFSET, Floats
 from quarot_onnx.kvcache.places import JoinedPlace, retype
-from quarot_onnx.quantization.activations import FakePerToken
+from quarot_onnx.quantization.activations import TINY, FakePerToken
 
 
 class JoinedCache:
@@ -47,7 +53,7 @@ class JoinedCache:
         rounding = FakePerToken(bits, clip_ratio=grid.clip_ratio)
         x = self._activations.as_float(node, data_input(node, 1), dtype)
         if scales is None:
-            own = self._activations.row_scales(node, x, rounding)
+            own = self._activations.row_scales(node, x, rounding) if bits == 8 else self._signed_scales(node, x, grid)
             every = self._joined_scales(place, own)
         else:
             own = every = self._writer.constant("cache_scale", scales)
@@ -59,6 +65,17 @@ class JoinedCache:
         real = add(node, "Mul", self._numbers(node, joined, bits), every)
         self._take_over(place, joined, self._writer.cast(node, real, ir.DataType.FLOAT, dtype))
         retype(joined, kind, width)
+
+    def _signed_scales(self, node: ir.Node, x: ir.Value, grid: CacheGrid) -> ir.Value:
+        """The scale of each row under which its entry farthest from 0 is the lowest integer, [..., 1]."""
+        add, number = self._writer.add, self._writer.number
+        highest, lowest = (self._writer.reduced(node, op, x) for op in ("ReduceMax", "ReduceMin"))
+        farther = add(node, "Greater", highest, add(node, "Neg", lowest))
+        farthest = add(node, "Where", farther, highest, lowest)
+        # A row of zeros gets a scale that is none.
+        return add(
+            node, "Mul", add(node, "Add", farthest, number("tiny", TINY)), number("eighth", -grid.clip_ratio / 8)
+        )
 
     def _joined_scales(self, place: JoinedPlace, own: ir.Value) -> ir.Value:
         """The scales of all positions: those that came in, and those of what is new."""

@@ -14,14 +14,11 @@ from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.peaks import largest
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.choices import CacheScales
-from quarot_onnx.config.kv_cache import CacheGrid
+from quarot_onnx.config.kv_cache import FEW_BITS, CacheGrid
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.integers import Floats, rounded, scales_of
 from quarot_onnx.progress import Progress
-
-FEW_BITS = 4
-"""Up to so many bits cutting off the largest values pays."""
 
 _FACTORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 

@@ -3,22 +3,29 @@
 Nothing is computed here but the online factors; transforms are evaluated when the model is written.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import consumers, label, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.hadamard.rotation import Rotation
-from quarot_onnx.rotation.edits import GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
+from quarot_onnx.rotation.edits import BalanceEdit, GammaEdit, HeadEdit, OnlineEdit, Plan, WeightEdit
 from quarot_onnx.rotation.online import OnlineWriter
 from quarot_onnx.rotation.rope import RopeSplitter
 from quarot_onnx.rotation.transform import WeightTransform
-from quarot_onnx.sites.model import Norm
+from quarot_onnx.sites.model import Attention, Norm
+
+_PACKED = 3
+"""Axes of heads that lie side by side: [batch, seq, heads · head_dim]."""
+
+_Build = Callable[[ir.Value], list[ir.Node]]
 
 _DENSE_HEAD = 128
 """Up to this head_dim, Q and K are rotated by one whole matrix."""
@@ -55,6 +62,8 @@ class _Application:
                 self._gamma(edit.norm)
             elif isinstance(edit, OnlineEdit):
                 self._before(edit)
+            elif isinstance(edit, BalanceEdit):
+                self._balance(edit)
             else:
                 self._heads(edit)
 
@@ -117,20 +126,39 @@ class _Application:
 
     def _heads(self, edit: HeadEdit) -> None:
         """R3: rotate every head of Q and of K after RoPE."""
-        heads = edit.attention.heads
+        rotate = partial(self._rotate_heads, rotation=edit.rotation, stem=f"{label(edit.attention.node)}/R3")
+        self._behind_rope(edit.attention, rotate, rotate)
+
+    def _balance(self, edit: BalanceEdit) -> None:
+        """Multiply every head of Q and of K after RoPE by a matrix of its own."""
+        stem = f"{label(edit.attention.node)}/Balance"
+        queries, keys = (partial(self._mix_heads, matrices=m, stem=stem) for m in (edit.queries, edit.keys))
+        self._behind_rope(edit.attention, queries, keys)
+
+    def _behind_rope(self, attention: Attention, queries: _Build, keys: _Build) -> None:
+        """Put nodes behind RoPE, where all that reads Q, or K, reads what they make of it."""
+        heads = attention.heads
         assert heads is not None
         if heads.fused is not None:
-            split = self._ropes.split(edit.attention)
-            for index, value in enumerate((split.query, split.key)):
-                nodes = self._rotate_heads(value, edit.rotation, f"{label(heads.fused)}/R3")
+            split = self._ropes.split(attention)
+            for index, (value, build) in enumerate(((split.query, queries), (split.key, keys))):
+                nodes = build(value)
                 self._editor.before(heads.fused, nodes)
                 heads.fused.replace_input_with(index, nodes[-1].outputs[0])
             return
         assert heads.query is not None
         assert heads.key is not None
-        rotate = partial(self._rotate_heads, rotation=edit.rotation, stem=f"{label(edit.attention.node)}/R3")
-        for value in (heads.query, heads.key):
-            self._editor.redirect(value, rotate)
+        self._editor.redirect(heads.query, queries)
+        self._editor.redirect(heads.key, keys)
+
+    def _mix_heads(self, value: ir.Value, matrices: NDArray[np.float64], stem: str) -> list[ir.Node]:
+        """The nodes that multiply heads, [batch, heads, seq, head_dim] or packed [batch, seq, heads · head_dim].
+
+        What was taken out of a fused operator just now is packed.
+        """
+        dtype = self._shapes.dtype(value) or self._dtype()
+        packed = self._shapes.rank(value) in {None, _PACKED}
+        return self._online.build_heads(value, matrices, dtype, stem, packed=packed)
 
     def _rotate_heads(self, value: ir.Value, rotation: Rotation, stem: str) -> list[ir.Node]:
         """The nodes that rotate heads: orthonormal, so that the cache holds K R itself."""

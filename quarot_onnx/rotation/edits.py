@@ -1,4 +1,4 @@
-"""A rotation or a smoothing of a model as data: small edits that are carried out together or not at all."""
+"""A rotation, smoothing or balancing of a model as data: small edits that are carried out together or not at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +47,22 @@ class HeadEdit:
     rotation: Rotation
 
 
-Edit = WeightEdit | GammaEdit | OnlineEdit | HeadEdit
+@dataclass(frozen=True, eq=False)
+class BalanceEdit:
+    """Multiply every head of Q and K of an attention online by a matrix of its own: q ← q B, k ← k A.
+
+    Attributes:
+        attention: Its R3 site.
+        queries: B, [query heads, head_dim, head_dim].
+        keys: A, [KV heads, head_dim, head_dim].
+    """
+
+    attention: Attention
+    queries: NDArray[np.float64]
+    keys: NDArray[np.float64]
+
+
+Edit = WeightEdit | GammaEdit | OnlineEdit | HeadEdit | BalanceEdit
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +75,7 @@ class Plan:
         counts: Sites rotated, by kind.
         caches: The rotation of every output that carries a cache R2 or R3 changes, by the output's name.
         scales: What the values of a cache are multiplied by where they are scaled, [KV heads, head_dim], by the same.
+        matrices: So for heads that are multiplied by a matrix, [KV heads, head_dim, head_dim].
         notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
         suffix: What the name of an initializer gets where the original stays in use.
     """
@@ -71,6 +87,7 @@ class Plan:
     caches: Mapping[str, str] = field(default_factory=dict)
     suffix: str = "rotated"
     scales: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    matrices: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
         """What was done, for the output's metadata: JSON types only."""

@@ -9,6 +9,7 @@ from the left, one axis at a time, before the last two. One initializer per fact
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -61,6 +62,38 @@ class OnlineWriter:
     def build_plain(self, x: ir.Value, matrix: NDArray[np.float64], dtype: ir.DataType, stem: str) -> list[ir.Node]:
         """One MatMul with a whole matrix: for an axis that is exactly the rotation's."""
         return _tagged([self._editor.node("MatMul", [x, self._constant(matrix, dtype)], f"{stem}/MatMul")])
+
+    def build_heads(
+        self, x: ir.Value, matrices: NDArray[np.float64], dtype: ir.DataType, stem: str, *, packed: bool
+    ) -> list[ir.Node]:
+        """The nodes that multiply every head by a matrix of its own.
+
+        Args:
+            x: [batch, heads, seq, head_dim]; ``packed``: [batch, seq, heads · head_dim].
+            matrices: [heads, head_dim, head_dim].
+            dtype: The type of ``x``.
+            stem: Names of the nodes start with it.
+            packed: Whether heads lie side by side.
+
+        Returns:
+            The nodes in order; the last one's output has the shape of ``x``.
+        """
+        edit, (heads, head_dim) = self._editor, matrices.shape[:2]
+        nodes: list[ir.Node] = []
+
+        def add(op: str, *inputs: ir.Value, name: str = "", attributes: Sequence[ir.Attr] = ()) -> ir.Value:
+            nodes.append(edit.node(op, inputs, f"{stem}/{name or op}", attributes=attributes))
+            return nodes[-1].outputs[0]
+
+        perm = [ir.AttrInt64s("perm", [0, 2, 1, 3])]
+        if packed:
+            x = add("Reshape", x, self._shape((0, 0, heads, head_dim)))
+            x = add("Transpose", x, attributes=perm)
+        x = add("MatMul", x, self._constant(matrices, dtype))
+        if packed:
+            x = add("Transpose", x, attributes=perm)
+            add("Reshape", x, self._shape((0, 0, heads * head_dim)), name="Restore")
+        return _tagged(nodes)
 
     def _reshape(self, nodes: list[ir.Node], x: ir.Value, target: tuple[int, ...], stem: str) -> ir.Node:
         """A Reshape of what the last node made, or of ``x`` when only its Shape was taken yet."""

@@ -1,8 +1,8 @@
 """Pasts that are fed to a changed model, made into what its own caches hold.
 
-R3 rotates the heads of K, R2 those of V, and SmoothQuant scales V. With x a head of a cache,
+R3 rotates the heads of K, R2 those of V, SmoothQuant scales V, and balancing multiplies K. With x a head of a cache,
 
-    x ← x R    or    x ← x / s
+    x ← x R    or    x ← x / s    or    x ← x A
 
 A past that the model made before it was changed (pieces of a window that a graph of fixed length runs one after the
 other, a user's own feeds) is changed alike; as it is, attention would read two bases at once.
@@ -57,7 +57,10 @@ def _changed(plan: Plan, name: str, past: NDArray[Any], present: str) -> NDArray
             return turned_heads(past, rotation)
         if factor is not None and (spread := _spread(factor, past.shape)) is not None:
             return np.asarray(past * spread, past.dtype)
-    what = f"rotates ({plan.caches[present]})" if rotation is not None else "scales"
+        matrices = plan.matrices.get(present)
+        if matrices is not None and past.ndim == _HEADS_FIRST and past.shape[1] == len(matrices):
+            return np.asarray(past @ matrices, past.dtype)
+    what = f"rotates ({plan.caches[present]})" if rotation is not None else plan.caches[present]
     raise CalibrationError(
         f"a sample brings the past {name!r} ({past.dtype} {list(past.shape)}), whose values this run {what}; what they "
         "become is known of float caches [batch, heads, positions, head_dim] alone: feed samples without a past, or "

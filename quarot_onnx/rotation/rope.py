@@ -21,6 +21,8 @@ from quarot_onnx.graph.query import attribute_int, data_input
 from quarot_onnx.sites.attention import COS, SIN
 from quarot_onnx.sites.model import Attention
 
+ROPE = "RotaryEmbedding"
+
 SEQLENS, POSITIONS = 5, 9
 """Inputs of GroupQueryAttention."""
 
@@ -90,7 +92,7 @@ class RopeSplitter:
             heads = attention.num_heads if index == 0 else attention.num_kv_heads
             attributes += [ir.AttrInt64("num_heads", heads), ir.AttrInt64("rotary_embedding_dim", width)]
         inputs = [node.inputs[index], positions, node.inputs[COS], node.inputs[SIN]]
-        rope = edit.node("RotaryEmbedding", inputs, f"{node.name}/Rope", domain="com.microsoft", attributes=attributes)
+        rope = edit.node(ROPE, inputs, f"{node.name}/Rope", domain="com.microsoft", attributes=attributes)
         edit.before(node, [rope])
         return rope.outputs[0]
 

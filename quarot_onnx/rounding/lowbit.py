@@ -70,9 +70,9 @@ def check(selection: Selection, config: QConfig, reader: DataReader | None) -> N
     if asking is None:
         return
     if reader is None:
-        nearest = "round to nearest (RTNConfig, on the command line --weights rtn)"
-        way = nearest if asking is config.rounding else "leave it out"
-        raise CalibrationError(f"{asking.name} needs calibration data: pass a CalibrationDataReader, or {way}")
+        raise CalibrationError(
+            f"{asking.name} needs calibration data: pass a CalibrationDataReader, or {asking.without_data}"
+        )
     wrap(reader)
 
 

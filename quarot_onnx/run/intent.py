@@ -155,12 +155,15 @@ def quantized_inputs(selection: Selection) -> frozenset[ir.Node]:
 
 
 def kinds_for(config: QConfig) -> frozenset[Kind]:
-    """The rotations that a scheme needs: R4 only pays where some activation is quantized, R3 where keys are."""
+    """The rotations that a scheme needs: R4 only pays where some activation is quantized, R3 where keys are.
+
+    Balanced keys have a Hadamard of their own.
+    """
     layers = [
         config.global_config,
         *(rule.config for rule in (*config.specific_layer_config, *config.layer_type_config)),
     ]
     activations = any(layer is not None and layer.activation is not None for layer in layers)
     kinds = {Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2}
-    keys = config.kv_cache is not None and config.kv_cache.rotates_keys
+    keys = config.kv_cache is not None and config.kv_cache.rotates_keys and not config.kv_cache.k_balance
     return frozenset(kinds | {Kind.R3} if keys else kinds)

@@ -1,4 +1,4 @@
-"""The float model made ready to be quantized: rotated, smoothed, given a prefix, written to scratch, and proved."""
+"""The float model made ready to be quantized: rotated, smoothed, balanced, given a prefix, written, and proved."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,13 @@ from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.leading import Lead, led_samples, texts_of
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import AlgoConfig, QuarotConfig, SinkPrefixConfig, SmoothQuantConfig
+from quarot_onnx.config.algorithm import (
+    AlgoConfig,
+    KVCacheConfig,
+    QuarotConfig,
+    SinkPrefixConfig,
+    SmoothQuantConfig,
+)
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
@@ -21,6 +27,7 @@ from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.run.balancing import balance_in_place
 from quarot_onnx.run.prefixing import find_prefix, put_prefix, with_prefix
 from quarot_onnx.run.provenance import make_recipe, record, recorded
 from quarot_onnx.run.smoothing import smooth_in_place
@@ -104,7 +111,8 @@ def prepared(
         run: What the steps share.
         asked: The prefix that is asked for, where the model can have one.
     """
-    steps = [(item, *_STEPS[type(item)]) for item in run.config.algo_config if type(item) in _STEPS]
+    asking = [item for item in run.config.algo_config if item.needs_statistics]
+    steps = [(item, *_STEPS[type(item)]) for item in asking if type(item) in _STEPS]
     if rotation is not None:
         run.clock.lap("plan")
         # The proof reads from the record which caches are rotated.
@@ -157,8 +165,24 @@ def _smooth(start: Start, config: Any, run: Run) -> Plan:
     return smooth_in_place(start.file, start.selection, config, start.reader, start.limit, progress=progress)
 
 
+def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - what needs no data does not come here
+    """Keys and queries balanced."""
+    assert start.reader is not None, "refused before"
+    quarot = run.config.quarot
+    return balance_in_place(
+        start.file,
+        start.selection.survey,
+        start.reader,
+        run.folder,
+        seed=quarot.seed if quarot is not None and quarot.use_random_had else None,
+        max_samples=start.limit,
+        progress=of_phase(run.progress, "balance"),
+    )
+
+
 _STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]] = {
     SmoothQuantConfig: ("smooth", _smooth),
+    KVCacheConfig: ("balance", _balance),
 }
 """What is done to the float model after its rotation: the phase, and the function that edits the graph."""
 

@@ -53,7 +53,7 @@ def plan_smoothing(
     for entry in refused:
         reasons.setdefault(entry.reason, []).append(entry.linear)
     notes = tuple(f"not smoothed: {first_and_more(names)}, as {reason}" for reason, names in reasons.items())
-    caches, counts = dict.fromkeys(scales, "scaled"), {"places": len(places)}
+    caches, counts = dict.fromkeys(scales, "scales"), {"places": len(places)}
     return Plan(tuple(steps.edits()), {}, counts, notes, caches, suffix="smoothed", scales=scales)
 
 

@@ -17,7 +17,7 @@ KEY, VALUE = (f"past_key_values.0.{part}" for part in ("key", "value"))
 R = Rotation.hadamard(odd.HEAD_DIM, seed=1)
 TURNED = Plan((), {"R2[16]": R}, {}, (), {"present.0.value": "R2[16]"})
 FACTOR = np.random.default_rng(1).uniform(0.5, 2, (odd.HEADS, odd.HEAD_DIM))
-SCALED = Plan((), {}, {}, (), {"present.0.value": "scaled"}, scales={"present.0.value": FACTOR})
+SCALED = Plan((), {}, {}, (), {"present.0.value": "scales"}, scales={"present.0.value": FACTOR})
 
 
 def change_of(plan: Plan) -> PastChange:

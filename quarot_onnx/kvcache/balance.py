@@ -1,0 +1,110 @@
+"""Balanced keys: the matrices that make the error of rounded keys small where queries look, in place of R3's Hadamard.
+
+Scores are products q kᵀ, so any invertible A may stand between: (q A⁻ᵀ)(k A)ᵀ = q kᵀ. Rounding k A to few bits leaves
+an error of about the size of its entries, which is seen through q A⁻ᵀ; with K = E[kᵀk], Q = E[qᵀq], and entries made
+alike by a Hadamard, the error of a score is as tr(Aᵀ K A) · tr(A⁻¹ Q A⁻ᵀ). The least that any A can make of it is
+(Σ √λ)², λ the eigenvalues of K Q, where R3 has tr(K) · tr(Q). With K = L Lᵀ and Lᵀ Q L = U diag(λ) Uᵀ it is reached by
+
+    A = L⁻ᵀ U diag(λ)^(1/4) H,    A⁻ᵀ = L U diag(λ)^(-1/4) H
+
+under which keys and queries have one and the same second moment, Hᵀ diag(√λ) H. Every KV head has its own A.
+
+Sources: for the transform, of activations and weights there, J. Chen et al., "WUSH" (2025, arXiv:2512.00956), section
+3, and M. Federici et al., "Dissecting Quantization Error" (2026, arXiv:2603.04359); per-head matrices of keys behind
+RoPE, which are learned there, Y. Sun et al., "FlatQuant" (2024, arXiv:2410.09426), section 3.2.
+
+The mean of keys, which a Softmax does not see either, stays where it is: without it the error of all keys falls, but
+that of the sink's own key, which is short and lies far from the mean, rises, and most attention goes there.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+
+from quarot_onnx.errors import ModelError, first_and_more
+from quarot_onnx.graph.metadata import refuse_prefixed
+from quarot_onnx.hadamard.orders import usual_block
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.kvcache.moments import Moments, balanceable
+from quarot_onnx.rotation.edits import BalanceEdit, Plan
+from quarot_onnx.sites.detect import Survey
+from quarot_onnx.sites.model import Attention
+
+Matrix = NDArray[np.float64]
+
+_RIDGE = 1e-4
+"""What is added to the diagonals, of their mean: directions that calibration hardly saw are not blown up."""
+
+
+def plan_balance(survey: Survey, moments: Mapping[str, Moments], seed: int | None = None) -> Plan:
+    """Turn what was measured into edits.
+
+    Args:
+        survey: A float model that `require_balanceable` lets through.
+        moments: Of its attentions, by their names.
+        seed: Of the random Hadamards; None for plain ones.
+    """
+    attentions, others = balanceable(survey)
+    edits = [_edit(attention, moments[attention.name], seed) for attention in attentions]
+    caches = {edit.attention.key_cache: edit for edit in edits if edit.attention.key_cache is not None}
+    notes = (f"keys are not balanced at {first_and_more(others)}, nor rotated (R3)",) if others else ()
+    return Plan(
+        tuple(edits),
+        {},
+        {"places": len(edits)},
+        notes,
+        dict.fromkeys(caches, "balances"),
+        suffix="balanced",
+        matrices={name: edit.keys for name, edit in caches.items()},
+    )
+
+
+def require_balanceable(survey: Survey) -> None:
+    """Refuse a model whose keys cannot be balanced.
+
+    Raises:
+        ModelError: The heads of no attention can be told apart behind RoPE, or it has a prefix.
+    """
+    refuse_prefixed(survey.model, "balanced")
+    attentions, others = balanceable(survey)
+    if not attentions:
+        raise ModelError(
+            f"{first_and_more(others)}: keys cannot be balanced, as their heads are not to be told apart behind RoPE; "
+            "leave that out (k_balance=False, on the command line --no-k-balance)"
+        )
+
+
+def _edit(attention: Attention, moments: Moments, seed: int | None) -> BalanceEdit:
+    heads, head_dim, _ = moments.keys.shape
+    own = moments.queries.reshape(heads, -1, head_dim, head_dim).mean(axis=1)
+    mixing = Rotation.hadamard(head_dim, seed=seed, block_size=usual_block(head_dim))
+    pairs = [balanced(k, q, mixing) for k, q in zip(moments.keys, own, strict=True)]
+    queries, keys = (np.stack(side) for side in zip(*pairs, strict=True))
+    return BalanceEdit(attention, np.repeat(queries, len(moments.queries) // heads, axis=0), keys)
+
+
+def balanced(keys: Matrix, queries: Matrix, mixing: Rotation) -> tuple[Matrix, Matrix]:
+    """The matrices of one KV head.
+
+    Args:
+        keys: K, [head_dim, head_dim].
+        queries: Q, the same over the tokens of all query heads that read the head.
+        mixing: H, of size head_dim.
+
+    Returns:
+        A⁻ᵀ, for queries, and A, for keys; (A⁻ᵀ) Aᵀ = I.
+    """
+    low = np.linalg.cholesky(_raised(keys))
+    values, vectors = np.linalg.eigh(low.T @ _raised(queries) @ low)
+    root = np.maximum(values, np.finfo(np.float64).tiny) ** 0.25
+    for_keys = solve_triangular(low, vectors * root, lower=True, trans="T")
+    return mixing.apply((low @ vectors) / root, 1), mixing.apply(for_keys, 1)
+
+
+def _raised(moments: Matrix) -> Matrix:
+    """Second moments of a mean of 1 on the diagonal, with the ridge; the identity where there are none."""
+    mean = np.trace(moments) / len(moments)
+    unit = np.eye(len(moments))
+    return unit if mean <= 0 else np.asarray(moments / mean + _RIDGE * unit)

@@ -1,0 +1,44 @@
+"""The balancing of keys in a run: what is measured, and the edits of the graph."""
+
+from pathlib import Path
+
+from quarot_onnx.calibration.positions import positions_of
+from quarot_onnx.calibration.readers import DataReader
+from quarot_onnx.kvcache.balance import plan_balance
+from quarot_onnx.kvcache.moments import balanceable, collect_moments
+from quarot_onnx.progress import Progress
+from quarot_onnx.rotation.apply import apply_plan
+from quarot_onnx.rotation.edits import Plan
+from quarot_onnx.sites.detect import Survey
+
+
+def balance_in_place(
+    file: str | Path,
+    survey: Survey,
+    reader: DataReader,
+    folder: Path,
+    *,
+    seed: int | None = None,
+    max_samples: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Measure queries and keys and edit the graph, after which the survey is out of date.
+
+    Args:
+        file: The float model's file.
+        survey: The same model, loaded.
+        reader: Calibration data.
+        folder: Where the original and its config files lie.
+        seed: Of the random Hadamards; None for plain ones.
+        max_samples: Stop after so many samples.
+        progress: Called after every sample.
+
+    Raises:
+        CalibrationError: The reader is empty, or does not fit.
+    """
+    positions = positions_of(folder, survey.model.graph)
+    attentions, _ = balanceable(survey)
+    moments = collect_moments(file, attentions, reader, positions, max_samples=max_samples, progress=progress)
+    plan = plan_balance(survey, moments, seed)
+    apply_plan(survey.model, plan)
+    return plan

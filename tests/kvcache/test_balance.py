@@ -1,0 +1,261 @@
+"""Balanced keys: the least error that a matrix can have, the same model in float, and when they come in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batches import step
+from exports import EXPORTS
+
+from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
+from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.padding import Sample
+from quarot_onnx.calibration.readers import SampleReader, TokenReader
+from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
+from quarot_onnx.evaluation.equivalence import compare, require
+from quarot_onnx.graph.metadata import recorded
+from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.io import model_io
+from quarot_onnx.kvcache.balance import balanced
+from quarot_onnx.kvcache.moments import balanceable, collect_moments
+from quarot_onnx.kvcache.shifting import Shifted, Shifts
+from quarot_onnx.pipeline import quantize, rotate
+from quarot_onnx.quantization.activations import fake_quantize
+from quarot_onnx.run.balancing import balance_in_place
+from quarot_onnx.run.provenance import make_recipe, record
+from quarot_onnx.sessions import runtime
+from quarot_onnx.sites.detect import Survey
+
+CACHED = [case for case in EXPORTS if case.startswith(("optimum", "dynamo cache", "genai"))]
+IDS = np.random.default_rng(0).integers(5, 100, (3, 24))
+SIZE = 16
+
+
+def moments(seed: int) -> np.ndarray:
+    """Of some directions a hundred times more than of others."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((200, SIZE)) * np.geomspace(0.1, 10, SIZE) @ np.linalg.qr(rng.random((SIZE, SIZE)))[0]
+    return np.asarray(rows.T @ rows / len(rows))
+
+
+def test_the_error_of_scores_is_the_least_there_can_be() -> None:
+    keys, queries, mixing = moments(1), moments(2), Rotation.hadamard(SIZE)
+    for_queries, for_keys = balanced(keys, queries, mixing)
+    np.testing.assert_allclose(for_queries @ for_keys.T, np.eye(SIZE), atol=1e-9)
+    after = for_keys.T @ keys @ for_keys, for_queries.T @ queries @ for_queries
+    product = np.trace(after[0]) * np.trace(after[1])
+    least = np.sqrt(np.linalg.eigvals(keys @ queries).real).sum() ** 2
+    assert least <= product < 1.02 * least  # the ridge
+    assert product < 0.5 * np.trace(keys) * np.trace(queries)
+    for found in after:  # no entry is larger than others
+        np.testing.assert_allclose(np.diag(found), np.trace(found) / SIZE, rtol=2e-2)  # the ridge, too
+
+
+def test_rounded_keys_are_nearer_than_behind_a_hadamard() -> None:
+    rng, mixing = np.random.default_rng(3), Rotation.hadamard(SIZE)
+    keys, queries = (rng.multivariate_normal(np.zeros(SIZE), moments(seed), 400) for seed in (1, 2))
+    scores = queries @ keys.T
+    errors = []
+    for b, a in (balanced(moments(1), moments(2), mixing), (mixing.matrix(), mixing.matrix())):
+        rounded = fake_quantize((keys @ a).astype(np.float32), 4, symmetric=True)
+        errors.append(np.square(queries @ b @ rounded.T - scores).mean())
+    assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_heads_that_hold_nothing(empty: int) -> None:
+    given = [np.zeros((SIZE, SIZE)) if number == empty else moments(1) for number in range(2)]
+    for_queries, for_keys = balanced(*given, Rotation.hadamard(SIZE))
+    np.testing.assert_allclose(for_queries @ for_keys.T, np.eye(SIZE), atol=1e-9)
+
+
+def balance(source: Path, target: Path, reader: Any = None) -> Path:
+    """The export with balanced keys, in float."""
+    model = model_io.load(source)
+    data = reader or TokenReader(ModelInputs.from_path(source), IDS)
+    plan = balance_in_place(source, Survey(model), data, source.parent)
+    record(model, make_recipe(transform=(plan, KVCacheConfig(4))))
+    model_io.save(model, target)
+    return target
+
+
+def outputs(path: Path, ids: np.ndarray, pieces: tuple[int, ...] = ()) -> tuple[np.ndarray, Feeds]:
+    inputs, session = ModelInputs.from_path(path), runtime.session(path)
+    logits, past, start = [], None, 0
+    for stop in (*pieces, ids.shape[1]):
+        found, past = step(session, inputs, inputs.feed(ids[:, start:stop], past, start))
+        logits.append(found)
+        start = stop
+    assert past is not None
+    return np.concatenate(logits, axis=1), past
+
+
+@pytest.mark.parametrize("case", CACHED)
+def test_the_float_model_computes_the_same(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    path = balance(source, tmp_path / "model.onnx")
+    require(compare(source, path))
+    exact, caches = outputs(source, IDS[:1])
+    found, changed = outputs(path, IDS[:1], (12, 13))
+    loose = (2e-2 if "fp16" in case else 1e-4) * np.abs(exact).max()
+    np.testing.assert_allclose(found, exact, atol=loose)
+    keys = [name for name in caches if not np.allclose(caches[name], changed[name], rtol=1e-2, atol=1e-2)]
+    assert len(keys) == len(caches) // 2
+    assert all("key" in name for name in keys)
+
+
+def test_padding_has_no_part_in_it() -> None:
+    source = EXPORTS["optimum llama"]()
+    inputs = ModelInputs.from_path(source)
+    rows = [IDS[0, :9], IDS[1, :5]]
+    alone = [inputs.feed(row[None]) for row in rows]
+    padded = inputs.feed(np.stack([rows[0], np.pad(rows[1], (4, 0))]))
+    mask, positions = (next(name for name in padded if part in name) for part in ("mask", "position"))
+    padded[mask][1, :4] = 0
+    padded[positions][1] = np.maximum(np.arange(9) - 4, 0)
+    attentions, _ = balanceable(Survey(model_io.load(source)))
+    found, want = (
+        collect_moments(source, attentions, SampleReader(samples), positions=1) for samples in ([padded], alone)
+    )
+    for name, own in want.items():
+        np.testing.assert_allclose(found[name].keys, own.keys, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found[name].queries, own.queries, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "genai", "genai packed bias", "genai RoPE outside"])
+def test_moments_are_those_of_later_positions_too(case: str) -> None:
+    """A shift turns keys and leaves their length; over many positions quick pairs have no direction left."""
+    source = EXPORTS[case]()
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    attentions, _ = balanceable(Survey(model_io.load(source)))
+    near, far = (collect_moments(source, attentions, reader, positions=count) for count in (1, 64))
+    for name, own in near.items():
+        lengths = [np.trace(found.keys, axis1=1, axis2=2) for found in (own, far[name])]
+        np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-3)
+        assert np.abs(own.keys - far[name].keys).max() > 0.02 * np.abs(own.keys).max()
+
+
+class _Seen:
+    """Notes shifts; with ``odd`` keys grow where a sample is moved."""
+
+    def __init__(self, odd: bool = False) -> None:
+        self.shifts, self._odd, self._size = list[int](), odd, 0.0
+
+    def observe(self, sample: Sample) -> None:
+        shift = int(sample.feeds["position_ids"][0, 0])
+        self.shifts.append(shift)
+        self._size += 1.5 if self._odd and shift else 1.0
+
+    def size(self) -> float:
+        return self._size
+
+    def clear(self) -> None:
+        self._size = 0.0
+
+
+@pytest.mark.parametrize(("odd", "moved"), [(False, True), (True, False)])
+def test_samples_are_moved_where_that_only_turns_keys(odd: bool, moved: bool) -> None:
+    seen = _Seen(odd)
+    observer = Shifted(seen, seen, Shifts(("position_ids",), derived=False, positions=4096), samples=16)
+    for number in range(16):
+        observer.observe(Sample({"position_ids": np.arange(32)[None]}, number))
+    shifts = seen.shifts[2:]  # two runs look whether it does
+    assert seen.shifts[:2] == [0, 4096 - 32]
+    assert len(shifts) == 16
+    assert seen.size() == 16
+    if not moved:
+        assert not any(shifts)
+        return
+    assert shifts[0] == 0
+    assert max(shifts) <= 4096 - 32
+    # As many between 8 and 64 as between 512 and 4096.
+    counts = [sum(low <= shift < 8 * low for shift in shifts[1:]) for low in (8, 64, 512)]
+    assert sum(counts) == 15
+    assert min(counts) >= 4
+
+
+def algorithms(**cache: Any) -> dict[str, Any]:
+    return {"algo_config": [QuarotConfig(), KVCacheConfig(**cache)]}
+
+
+@pytest.mark.parametrize(
+    ("quarot", "cache", "balances"),
+    [
+        ({}, {"bits": 4}, True),
+        ({}, {"k_bits": 4}, True),
+        ({}, {"bits": 8}, False),
+        ({}, {"v_bits": 4}, False),
+        ({}, {"bits": 4, "form": "fake"}, False),
+        ({}, {"bits": 4, "k_groupsize": 8}, False),
+        ({}, {"k_bits": 4, "k_balance": False}, False),
+        ({}, {"bits": 8, "k_balance": True}, True),
+        ({"r3": True}, {"bits": 4}, False),
+        ({"r3": False}, {"bits": 4}, False),
+        (None, {"bits": 4}, False),
+        (None, {"bits": 4, "k_balance": True}, True),
+    ],
+)
+def test_when_keys_are_balanced(quarot: dict[str, Any] | None, cache: dict[str, Any], balances: bool) -> None:
+    rotation = [] if quarot is None else [QuarotConfig(**quarot)]
+    config = QConfig(None, algo_config=[*rotation, KVCacheConfig(**cache)])
+    assert config.kv_cache is not None
+    assert bool(config.kv_cache.k_balance) is balances
+    assert QConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "genai"])
+@pytest.mark.parametrize(("options", "r3", "places"), [({}, False, True), ({"k_balance": False}, True, False)])
+def test_the_record_tells_of_it(case: str, options: dict[str, Any], r3: bool, places: bool, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(4, 4, **options)])
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    outcome = quantize(source, tmp_path / "model.onnx", config, reader, check=None)
+    recipe = recorded(model_io.load(tmp_path / "model.onnx"))
+    assert outcome.equivalence is not None
+    assert recipe is not None
+    assert ("R3" in recipe["rotation"]["counts"]) is r3  # type: ignore[index]
+    found = [entry for entry in recipe.get("transforms") or () if entry["name"] == "kv_cache"]  # type: ignore[union-attr]
+    assert bool(found) is places
+    if places:
+        assert found[0]["places"] == 2
+        assert len(found[0]["caches"]) == 2
+
+
+def test_all_steps_together(tmp_path: Path) -> None:
+    """A random Hadamard, a prefix, GPTQ and a cache of 4 bits: proved, and the same when decoded."""
+    source = EXPORTS["optimum llama"]()
+    steps = [QuarotConfig(use_random_had=True, seed=3), SinkPrefixConfig("graph", ids=(7, 3))]
+    config = QConfig(None, algo_config=[*steps, KVCacheConfig(4, 4)])
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    quantize(source, tmp_path / "model.onnx", config, reader, check=None)
+    whole, _ = outputs(tmp_path / "model.onnx", IDS[:1])
+    decoded, _ = outputs(tmp_path / "model.onnx", IDS[:1], tuple(range(16, 24)))
+    np.testing.assert_allclose(decoded, whole, atol=1e-4 * np.abs(whole).max())
+
+
+def test_balanced_behind_r3(tmp_path: Path) -> None:
+    source = EXPORTS["genai"]()
+    rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
+    path = balance(tmp_path / "r" / "model.onnx", tmp_path / "model.onnx")
+    exact, _ = outputs(source, IDS[:1])
+    found, _ = outputs(path, IDS[:1], (12,))
+    np.testing.assert_allclose(found, exact, atol=1e-4 * np.abs(exact).max())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="k_balance: keys are balanced behind RoPE, and k_pre_rope"):
+        KVCacheConfig(3, k_pre_rope=True, k_balance=True)
+    source = EXPORTS["optimum llama"]()
+    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(4)])
+    with pytest.raises(CalibrationError, match=r"kv_cache needs calibration data: .* \(k_balance=False, "):
+        quantize(source, tmp_path / "model.onnx", config)
+    given = model_io.load(source)
+    prefix = {"name": "sink_prefix", "caches": [], "config": {"form": "graph", "ids": [7]}}
+    record(given, {"transforms": [prefix]})
+    model_io.save(given, tmp_path / "p.onnx")
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    alone = QConfig(None, algo_config=[KVCacheConfig(4, k_balance=True)])
+    with pytest.raises(ModelError, match="cannot be balanced any more"):
+        quantize(tmp_path / "p.onnx", tmp_path / "model.onnx", alone, reader)
+    assert not (tmp_path / "model.onnx").exists()
