@@ -198,7 +198,9 @@ def quantize(
         plan = (
             None
             if rotating is None
-            else rotate_in_place(selection.survey, rotating, kinds, needless_r4(selection, config))
+            else rotate_in_place(
+                selection.survey, rotating, kinds, needless_r4(selection, config), alone=not config.balances_keys
+            )
         )
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS

@@ -143,6 +143,19 @@ def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
         raise ValueError(f"{before} stands too early; {order}")
 
 
+def with_settled_balance(algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
+    """The algorithms, in order; keys balanced where R3 would come in by itself, they gain, and nothing else was said."""
+    quarot = next((item for item in algorithms if isinstance(item, QuarotConfig)), None)
+    if quarot is None or quarot.r3 is not None or quarot.r_config_path is not None:
+        return algorithms
+    return tuple(
+        item.model_copy(update={"k_balance": True})
+        if isinstance(item, KVCacheConfig) and item.k_balance is None and item.gains_from_balance
+        else item
+        for item in algorithms
+    )
+
+
 def refuse_idle(algorithms: Sequence[AlgoConfig], layers: Sequence[Placed], *, bias_correction: bool) -> None:
     """Raise ValueError for an algorithm that has nothing to work on, or works on groups as it cannot.
 
@@ -183,4 +196,5 @@ __all__ = [
     "as_algorithm",
     "refuse_disorder",
     "refuse_idle",
+    "with_settled_balance",
 ]

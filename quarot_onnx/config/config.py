@@ -23,6 +23,7 @@ from quarot_onnx.config.algorithm import (
     SinkPrefixConfig,
     refuse_disorder,
     refuse_idle,
+    with_settled_balance,
 )
 from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.config.enums import OpType
@@ -134,7 +135,7 @@ class QConfig(WithoutPresets):
     @classmethod
     def _in_order(cls, algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
         refuse_disorder(algorithms)
-        return algorithms
+        return with_settled_balance(algorithms)
 
     @field_validator("layer_type_config")
     @classmethod
@@ -156,19 +157,8 @@ class QConfig(WithoutPresets):
             object.__setattr__(
                 self, name, tuple(rule.model_copy(update={"config": overrides.apply(rule.config)}) for rule in rules)
             )
-        self._settle_balance()
         self._check_format()
         return self
-
-    def _settle_balance(self) -> None:
-        """Balance the keys where R3 would come in by itself and they gain from it, and nothing else was said."""
-        cache, quarot = self.kv_cache, self.quarot
-        if cache is None or cache.k_balance is not None or not cache.gains_from_balance:
-            return
-        if quarot is None or quarot.r3 is not None or quarot.r_config_path is not None:
-            return
-        settled = cache.model_copy(update={"k_balance": True})
-        object.__setattr__(self, "algo_config", (*(item for item in self.algo_config if item is not cache), settled))
 
     def _check_format(self) -> None:
         refuse_idle(self.algo_config, self._placed(), bias_correction=self.bias_correction)
@@ -197,6 +187,11 @@ class QConfig(WithoutPresets):
         """The key/value cache among the algorithms, unless it stays in float."""
         found = (item for item in self.algo_config if isinstance(item, KVCacheConfig))
         return next((item for item in found if item.quantized), None)
+
+    @property
+    def balances_keys(self) -> bool:
+        """Whether the keys of the cache are balanced, in place of R3."""
+        return self.kv_cache is not None and bool(self.kv_cache.k_balance)
 
     @property
     def rounding(self) -> RoundingConfig | None:

@@ -192,7 +192,7 @@ def check_cache(survey: Survey, config: QConfig, reader: DataReader | None) -> C
         return None
     plan = plan_cache(survey, config.kv_cache)
     require_reader(plan, reader)
-    if config.kv_cache.k_balance:
+    if config.balances_keys:
         require_balanceable(survey)
     before_rope = config.kv_cache.k_bits is not None and config.kv_cache.k_pre_rope
     if before_rope and config.quarot is not None and config.quarot.r3:

@@ -18,6 +18,7 @@ def balance_in_place(
     reader: DataReader,
     folder: Path,
     *,
+    before: int = 0,
     seed: int | None = None,
     max_samples: int | None = None,
     progress: Progress | None = None,
@@ -29,6 +30,7 @@ def balance_in_place(
         survey: The same model, loaded.
         reader: Calibration data.
         folder: Where the original and its config files lie.
+        before: Positions that a prefix takes.
         seed: Of the random Hadamards; None for plain ones.
         max_samples: Stop after so many samples.
         progress: Called after every sample.
@@ -36,7 +38,8 @@ def balance_in_place(
     Raises:
         CalibrationError: The reader is empty, or does not fit.
     """
-    positions = positions_of(folder, survey.model.graph)
+    found = positions_of(folder, survey.model.graph)
+    positions = None if found is None else max(found - before, 1)
     attentions, _ = balanceable(survey)
     moments = collect_moments(file, attentions, reader, positions, max_samples=max_samples, progress=progress)
     plan = plan_balance(survey, moments, seed)

@@ -165,5 +165,5 @@ def kinds_for(config: QConfig) -> frozenset[Kind]:
     ]
     activations = any(layer is not None and layer.activation is not None for layer in layers)
     kinds = {Kind.R1, Kind.R2, Kind.R4} if activations else {Kind.R1, Kind.R2}
-    keys = config.kv_cache is not None and config.kv_cache.rotates_keys and not config.kv_cache.k_balance
+    keys = config.kv_cache is not None and config.kv_cache.rotates_keys and not config.balances_keys
     return frozenset(kinds | {Kind.R3} if keys else kinds)

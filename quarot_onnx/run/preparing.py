@@ -174,6 +174,7 @@ def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - wha
         start.selection.survey,
         start.reader,
         run.folder,
+        before=0 if start.lead is None else len(start.lead.ids),
         seed=quarot.seed if quarot is not None and quarot.use_random_had else None,
         max_samples=start.limit,
         progress=of_phase(run.progress, "balance"),

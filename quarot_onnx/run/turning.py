@@ -46,9 +46,26 @@ def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
 
 
 def rotate_in_place(
-    survey: Survey, config: QuarotConfig, default: frozenset[Kind], needless: Mapping[ir.Node, str] | None = None
+    survey: Survey,
+    config: QuarotConfig,
+    default: frozenset[Kind],
+    needless: Mapping[ir.Node, str] | None = None,
+    *,
+    alone: bool = True,
 ) -> Plan:
-    """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written."""
+    """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written.
+
+    Args:
+        survey: The float model.
+        config: Which rotations.
+        default: Those that are done where possible when nothing speaks of them.
+        needless: Linears before which R4 does not pay, with the reason.
+        alone: Whether there must be a rotation, as nothing else changes keys and weights.
+
+    Raises:
+        ConfigError: A rotation that is asked for is impossible; or there is none.
+        ModelError: The model is rotated already, has a prefix, or is no decoder.
+    """
     model = survey.model
     refuse_prefixed(model, "rotated")
     refuse_integer_cache(model.graph, "rotated", _WITHOUT)
@@ -67,7 +84,7 @@ def rotate_in_place(
         )
     plan = plan_rotation(sites, request)
     plan = replace(plan, notes=(*notes, *plan.notes))
-    if not plan.edits:
+    if alone and not plan.edits:
         why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
         raise ConfigError(f"no rotation is left to do{why}")
     apply_plan(model, plan)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from batches import left_padded, step
 from exports import EXPORTS, optimum_export
+from onnx import numpy_helper
 
 from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
@@ -60,13 +62,48 @@ def near(got: np.ndarray, want: np.ndarray, tolerance: float) -> bool:
     return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
 
 
-@pytest.mark.parametrize(("case", "bits"), [*((case, 4) for case in SPELT), ("optimum llama", 8), ("dynamo cache", 8)])
-def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, bits: int, tmp_path: Path) -> None:
-    integers, _ = outputs(cached(case, tmp_path / "int", bits=bits), IDS[:1])
-    fake, _ = outputs(cached(case, tmp_path / "fake", bits=bits, form="fake"), IDS[:1])
+@pytest.mark.parametrize("case", SPELT)
+def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, tmp_path: Path) -> None:
+    integers, _ = outputs(cached(case, tmp_path / "int", bits=8), IDS[:1])
+    fake, _ = outputs(cached(case, tmp_path / "fake", bits=8, form="fake"), IDS[:1])
     assert near(integers, fake, 2e-3 if "fp16" in case else 1e-5)
     exact, _ = outputs(EXPORTS[case](), IDS[:1])
     assert not near(integers, exact, 1e-5)
+
+
+@pytest.mark.parametrize("case", SPELT)
+def test_of_four_bits_the_farthest_entry_is_the_lowest_integer(case: str, tmp_path: Path) -> None:
+    source = optimum_export("gpt_neox", rotary_pct=0.25) if case == QUARTER else EXPORTS[case]()
+    rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
+    _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
+    _, kept = outputs(cached(case, tmp_path, bits=4, k_balance=False), IDS[:1])
+    first = next(iter(exact))  # what comes later sees what was rounded
+    for name in (first, f"{first.removesuffix('key')}value"):
+        bytes_, scales, x = kept[name], kept[f"{name}_scale"], exact[name].astype(np.float32)
+        integers = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1).astype(np.float32) - 8
+        steps = x / scales
+        loose = 1e-2 if "fp16" in case else 1e-4
+        farthest = np.take_along_axis(integers, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1)
+        assert np.array_equal(farthest, np.full_like(farthest, -8))
+        assert np.abs(steps).max() < 8 + loose
+        assert np.abs(integers - np.minimum(steps, 7)).max() < 0.5 + loose
+
+
+def test_a_token_whose_key_is_zero(tmp_path: Path) -> None:
+    """Its scale is none, and nothing is divided by it."""
+    model = onnx.load(EXPORTS["optimum llama"]())
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in products:
+        if "k_proj" in node.name or "v_proj" in node.name:
+            tensor = weights[node.input[1]]
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
+    onnx.save(model, tmp_path / "zero.onnx")
+    config = QConfig(None, algo_config=[KVCacheConfig(4, 4)])
+    quantize(tmp_path / "zero.onnx", tmp_path / "out" / "model.onnx", config, verify=False, check=None)
+    exact, _ = outputs(tmp_path / "zero.onnx", IDS[:1])
+    found, _ = outputs(tmp_path / "out" / "model.onnx", IDS[:1], (12,))
+    assert near(found, exact, 1e-5)
 
 
 @pytest.mark.parametrize("scales", ["channel", "head", "tensor"])
@@ -84,7 +121,7 @@ def test_fixed_scales_are_taken_too(case: str, scales: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("case", FUSED)
 def test_a_fused_operator_keeps_what_rounding_by_hand_gives(case: str, bits: int, tmp_path: Path) -> None:
     source = EXPORTS[case]()
-    path = cached(case, tmp_path, bits=bits, scales="channel", k_clip_ratio=0.95, v_clip_ratio=0.95)
+    path = cached(case, tmp_path, bits=bits, scales="channel", k_clip_ratio=0.95, v_clip_ratio=0.95, k_balance=False)
     rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
     _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
     _, kept = outputs(path, IDS[:1])
