@@ -144,7 +144,7 @@ def refuse_disorder(algorithms: Sequence[AlgoConfig]) -> None:
 
 
 def with_settled_balance(algorithms: tuple[AlgoConfig, ...]) -> tuple[AlgoConfig, ...]:
-    """The algorithms, in order; keys balanced where R3 would come in by itself, they gain, and nothing else was said."""
+    """The algorithms, in order; with balanced keys where R3 would come in, they gain, and nothing was said."""
     quarot = next((item for item in algorithms if isinstance(item, QuarotConfig)), None)
     if quarot is None or quarot.r3 is not None or quarot.r_config_path is not None:
         return algorithms
