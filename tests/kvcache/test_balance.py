@@ -244,7 +244,7 @@ def test_balanced_behind_r3(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="k_balance: keys are balanced behind RoPE, and k_pre_rope"):
+    with pytest.raises(ConfigError, match="k_balance=True: keys are balanced behind RoPE, and k_pre_rope=True"):
         KVCacheConfig(3, k_pre_rope=True, k_balance=True)
     source = EXPORTS["optimum llama"]()
     config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(4)])

@@ -62,7 +62,8 @@ def taken(source: Path, target: Path, *algorithms: QuarotConfig, **cache: Any) -
 )
 def test_what_is_written_is_read_again(bits: int, scales: str, size: int, tmp_path: Path) -> None:
     source, first, again = exports.genai_like(), tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
-    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(bits=bits, scales=scales)])
+    cache = KVCacheConfig(bits=bits, scales=scales, k_balance=False)
+    config = QConfig(None, algo_config=[QuarotConfig(), cache])
     quantize(source, first, config, reader(source), check=None)
     path = first.with_name("model.kv_scales.json")
     report = json.loads((tmp_path / "a" / "model.quarot.json").read_text())
@@ -77,6 +78,17 @@ def test_what_is_written_is_read_again(bits: int, scales: str, size: int, tmp_pa
         assert np.array_equal(np.array(content["scales"][what], np.float32), own[side])
     assert np.array_equal(taken(source, again, QuarotConfig(), bits=bits, scale_file=path), own)
     assert path.read_bytes() == again.with_name(path.name).read_bytes()
+
+
+def test_scales_of_balanced_keys_are_not_taken_for_others(tmp_path: Path) -> None:
+    source, first = exports.genai_like(), tmp_path / "a" / "model.onnx"
+    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(bits=4)])
+    quantize(source, first, config, reader(source), check=None)
+    path = first.with_name("model.kv_scales.json")
+    with pytest.raises(ConfigError, match=r"its scales are of keys that are rotated or scaled, and R3\[32\] was done"):
+        taken(source, tmp_path / "m.onnx", QuarotConfig(), bits=4, scale_file=path)
+    with pytest.raises(ConfigError, match="k_balance=True: the scales of .* are of other keys"):
+        KVCacheConfig(4, 4, k_balance=True, scale_file=path)
 
 
 @pytest.mark.parametrize(
