@@ -87,7 +87,7 @@ def test_scales_of_balanced_keys_are_not_taken_for_others(tmp_path: Path) -> Non
     path = first.with_name("model.kv_scales.json")
     with pytest.raises(ConfigError, match=r"its scales are of keys that are rotated or scaled, and R3\[32\] was done"):
         taken(source, tmp_path / "m.onnx", QuarotConfig(), bits=4, scale_file=path)
-    with pytest.raises(ConfigError, match="k_balance=True: the scales of .* are of other keys"):
+    with pytest.raises(ConfigError, match=r"k_balance=True: the scales of .* are of other keys"):
         KVCacheConfig(4, 4, k_balance=True, scale_file=path)
 
 
