@@ -9,17 +9,21 @@ D is summed of differences: taken as the difference of two sums it would drown i
 which the attention sink makes many orders of magnitude larger than the rest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.blas import ssyrk
 
-_ROWS = 512
+from quarot_onnx.threads import side_by_side
+
+_ROWS = 2048
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order."""
 
-_BLOCK = 1024
-"""Rows of a block that is mirrored at once."""
+_PANEL = 384
+"""Features of a panel of H and D, which one thread works on at a time."""
+
+_BLOCK = 128
+"""Rows and columns of a block that is mirrored at once: it and its image stay in a core's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +41,20 @@ class Statistics:
     tokens: int
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """Rows that are not summed up yet, in the order in which they came."""
+
+    quantized: list[NDArray[np.float32]] = field(default_factory=list)
+    float_: list[NDArray[np.float32]] = field(default_factory=list)
+    count: int = 0
+
+
 class Accumulator:
-    """Sums up statistics; two runs over the same rows in the same order give the same bits."""
+    """Sums up statistics; two runs over the same rows in the same order give the same bits.
+
+    However the rows are portioned, and however many threads work.
+    """
 
     def __init__(self, in_features: int, *, drift: bool) -> None:
         """Start at zero.
@@ -47,35 +63,66 @@ class Accumulator:
             in_features: Length of a row.
             drift: Whether D is wanted.
         """
-        self._hessian = np.zeros((in_features, in_features), order="F")  # as BLAS gives it: adding is twice as fast
+        self._hessian = np.zeros((in_features, in_features))
         self._drift = np.zeros((in_features, in_features)) if drift else None
         self._tokens = 0
+        self._waiting = _Waiting()
 
     def add(self, quantized: NDArray[np.float32], float_: NDArray[np.float32] | None = None) -> None:
-        """Add rows.
+        """Add rows, which must not change afterwards.
 
         Args:
             quantized: X̃, [rows, in].
             float_: X, [rows, in]; needed where D is wanted.
         """
-        for start in range(0, len(quantized), _ROWS):
-            rows = quantized[start : start + _ROWS]
-            # Half of a symmetric product; the other half is filled in at the end.
-            self._hessian += ssyrk(1.0, rows.T)
+        waiting, start = self._waiting, 0
+        while start < len(quantized):
+            stop = min(len(quantized), start + _ROWS - waiting.count)
+            waiting.quantized.append(quantized[start:stop])
             if self._drift is not None:
                 assert float_ is not None
-                self._drift += (float_[start : start + _ROWS] - rows).T @ rows
+                waiting.float_.append(float_[start:stop])
+            waiting.count += stop - start
+            if waiting.count == _ROWS:
+                self._sum_up()
+            start = stop
         self._tokens += len(quantized)
 
     def finish(self) -> Statistics:
         """The statistics of all rows. They take the sums' place: nothing can be added after."""
+        if self._waiting.count:
+            self._sum_up()
         hessian, drift, count = self._hessian, self._drift, max(self._tokens, 1)
+        for panel in self._panels():
+            hessian[panel, : panel.stop] /= count
         for start in range(0, len(hessian), _BLOCK):
-            stop = start + _BLOCK
-            block = np.triu(hessian[start:stop, start:stop])
-            hessian[start:stop, start:stop] = block + np.triu(block, 1).T
-            hessian[stop:, start:stop] = hessian[start:stop, stop:].T
-        hessian /= count
+            rows = slice(start, start + _BLOCK)
+            for left in range(0, start, _BLOCK):
+                columns = slice(left, left + _BLOCK)
+                hessian[columns, rows] = hessian[rows, columns].T
         if drift is not None:
             drift /= count
         return Statistics(hessian, drift, self._tokens)
+
+    def _panels(self) -> list[slice]:
+        """Rows of H and D, those with the most work first."""
+        size = len(self._hessian)
+        return [slice(start, min(start + _PANEL, size)) for start in reversed(range(0, size, _PANEL))]
+
+    def _sum_up(self) -> None:
+        """Add the products of the rows that wait: of H the lower half, which is mirrored at the end."""
+        waiting, self._waiting = self._waiting, _Waiting()
+        hessian, drift, rows = self._hessian, self._drift, np.concatenate(waiting.quantized)
+        missing = None if drift is None else np.concatenate(waiting.float_)
+        if missing is not None:
+            missing -= rows
+
+        def add(panel: slice) -> None:
+            own = rows[:, panel]
+            hessian[panel, panel] += own.T @ own  # NumPy sees the symmetry, and computes a half
+            if panel.start:
+                hessian[panel, : panel.start] += own.T @ rows[:, : panel.start]
+            if drift is not None and missing is not None:
+                drift[panel] += missing[:, panel].T @ rows
+
+        side_by_side(add, self._panels())

@@ -19,7 +19,6 @@ at most, so that of two factors whose errors are nearer than that either may be 
 the number of cores.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.rounding.bounds import cost_bounds
-from quarot_onnx.rounding.threads import thread_count
+from quarot_onnx.threads import side_by_side
 
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 
@@ -91,14 +90,7 @@ def best_factors(
         else:
             numbers[columns] = _promising(tile, levels) if narrow else _falling(tile)
 
-    starts = range(0, out, width)
-    threads = min(thread_count(), len(starts))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(search, starts))
-    else:
-        for start in starts:
-            search(start)
+    side_by_side(search, range(0, out, width))
     if errors is not None:
         numbers = errors.sum(axis=1, keepdims=True).argmin(axis=0)
     return shrink_factors()[numbers]

@@ -74,7 +74,7 @@ def _try_to_factorise(
     hessian: NDArray[np.float64], diagonal: NDArray[np.float64], damping: float, *, root: bool
 ) -> Factors | None:
     """The factors of a Hessian with another diagonal; None where it is not positive definite to working precision."""
-    reverse = np.array(hessian[::-1, ::-1], order="F")
+    reverse = np.array(hessian[::-1, ::-1], order="C").T  # H is symmetric: its transpose comes without a copy
     np.fill_diagonal(reverse, diagonal[::-1])
     lower, info = lapack.dpotrf(reverse, lower=1, clean=1, overwrite_a=1)
     if info != 0 or not np.isfinite(lower).all():
@@ -82,8 +82,13 @@ def _try_to_factorise(
     # What is left of a diagonal element after the others were eliminated; less than rounding leaves no true digit.
     if (np.diagonal(lower)[::-1] ** 2 <= len(diagonal) * np.finfo(np.float64).eps * diagonal).any():
         return None
-    upper = np.array(lower[::-1, ::-1], order="C") if root else None
+    upper = _reversed(lower) if root else None
     inverse, info = lapack.dtrtri(lower, lower=1, overwrite_c=1)
     if info != 0 or not np.isfinite(inverse).all():
         return None
-    return Factors(upper, np.ascontiguousarray(inverse[::-1, ::-1]), damping)
+    return Factors(upper, _reversed(inverse), damping)
+
+
+def _reversed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A matrix from its end to its beginning, column after column in memory, as LAPACK has it."""
+    return np.array(matrix[::-1, ::-1], order="F")

@@ -5,9 +5,9 @@ With U the upper Cholesky factor of the inverse Hessian, row i of W: [in, out] i
     e = (w_i - q_i) / U_ii,    w_{>i} ← w_{>i} - U_{i,>i} e  (+ w_i P_{i,>i})
 
 (GPTQ, Frantar et al. 2022, equations 2, 3 and section 3.3; the term in P is GPTAQ's, Li et al. 2025). The paper's rows
-are our columns: each is a problem of its own. The updates are lazy: inside a block of rows each row collects what it
-is owed when its turn comes; the rows after the block get theirs in one matrix product. All in float64, in tiles of
-columns.
+are our columns: each is a problem of its own. The updates are lazy, on two levels: inside a strip of a few rows each
+row collects what it is owed when its turn comes; a strip gets what the rest of its block owes it in one matrix product,
+and so do the rows after the block. All in float64, in tiles of columns, side by side.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,16 @@ from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
+from quarot_onnx.threads import side_by_side
 
-_TILE = 1024
-"""Columns of W worked on together: bounds the memory of the float64 copy."""
+_TILE = 768
+"""Columns of W worked on together, at most: bounds the memory of the float64 copies."""
+
+_STRIP, _PIECE = 16, 64
+"""Rows of a strip, and of a piece of what is updated after a block: they stay in a core's cache."""
+
+_Due = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""A row takes up its row of the first matrix times the second, whose rows have had their turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +125,21 @@ def round_in_order(
     """
     grid = find_grid(weight, scheme, name, clip=_early_clip(scheme, options))
     integers = np.empty(weight.shape, scheme.dtype)
-    for left in range(0, weight.shape[1], _TILE):
-        columns = slice(left, left + _TILE)
-        wide = scheme.per_channel
-        part = Grid(grid.scale[:, columns], grid.zero_point[:, columns]) if wide else grid
+
+    def round_tile(columns: slice) -> None:
+        part = Grid(grid.scale[:, columns], grid.zero_point[:, columns]) if scheme.per_channel else grid
         tile = weight[problem.order, columns].astype(np.float64)
         _Tile(tile, integers[:, columns], part, problem, scheme, options, name, carried).round()
+
+    side_by_side(round_tile, _tiles(weight.shape[1]))
     return Rounded(QuantizedWeight(scheme, integers, grid.scale, grid.zero_point), problem.factors.damping)
+
+
+def _tiles(width: int) -> list[slice]:
+    """Columns, in tiles as wide as each other; two at least, where they are worth it."""
+    count = max(-(-width // _TILE), min(2, width // _STRIP), 1)
+    size = -(-width // count)
+    return [slice(left, min(left + size, width)) for left in range(0, width, size)]
 
 
 def _moving(scheme: WeightScheme, options: HessianConfig) -> bool:
@@ -176,25 +191,41 @@ class _Tile:
 
     def _block(self, start: int, stop: int) -> None:
         """Round the rows of a block and pass their errors on to those after it."""
-        inverse, carried, rows = self.problem.factors.inverse, self.carried, self.rows[start:stop]
-        block = slice(start, stop)
+        rows, block = self.rows[start:stop], slice(start, stop)
         errors = np.empty_like(rows)
-        owed = np.ascontiguousarray(inverse[block, block].T)
-        gained = None if carried is None else np.ascontiguousarray(carried[block, block].T)
+        dues = [(-self.problem.factors.inverse[block, start:].T, errors)]
+        if self.carried is not None:
+            dues.append((self.carried[block, start:].T, rows))
         steps = Steps.of(self.grid, self.scheme)
-        zero = self.grid.zero_point.astype(np.float64)
-        size = self.scheme.group_size or len(self.rows)
-        for step in range(stop - start):
-            row = rows[step]
-            row -= owed[step, :step] @ errors[:step]
-            if gained is not None:
-                row += gained[step, :step] @ rows[:step]
-            feature = self.problem.order[start + step]
-            group = feature // size
-            nearest = np.rint(row / steps.scale[group])
-            np.clip(nearest, steps.low[group], steps.high[group], out=nearest)
-            self.integers[feature] = nearest + zero[group]
-            errors[step] = (row - nearest * steps.scale[group]) / owed[step, step]
-        self.rows[stop:] -= inverse[block, stop:].T @ errors
-        if carried is not None:
-            self.rows[stop:] += carried[block, stop:].T @ rows
+        for top in range(0, len(rows), _STRIP):
+            strip = slice(top, min(top + _STRIP, len(rows)))
+            for share, source in dues:
+                rows[strip] += share[strip, :top] @ source[:top]
+            own = [(np.ascontiguousarray(share[strip, strip]), source[strip]) for share, source in dues]
+            self._strip(start + top, rows[strip], errors[strip], own, steps)
+        for top in range(stop, len(self.rows), _PIECE):
+            piece = slice(top, top + _PIECE)
+            for share, source in dues:
+                self.rows[piece] += share[top - start : top - start + _PIECE] @ source
+
+    def _strip(
+        self, first: int, rows: NDArray[np.float64], errors: NDArray[np.float64], dues: list[_Due], steps: Steps
+    ) -> None:
+        """Round the rows of a strip, the first of which is row ``first``, and note their errors."""
+        levels = np.empty_like(rows)
+        features = self.problem.order[first : first + len(rows)]
+        groups = features // (self.scheme.group_size or len(self.rows))
+        pivots = np.diagonal(self.problem.factors.inverse)[first : first + len(rows)]
+        for step, (group, pivot) in enumerate(zip(groups.tolist(), pivots.tolist(), strict=True)):
+            row, level, error, scale = rows[step], levels[step], errors[step], steps.scale[group]
+            if step:
+                for share, source in dues:
+                    row += share[step, :step] @ source[:step]
+            np.divide(row, scale, out=level)
+            np.rint(level, out=level)
+            np.maximum(level, steps.low[group], out=level)
+            np.minimum(level, steps.high[group], out=level)
+            np.multiply(level, scale, out=error)
+            np.subtract(row, error, out=error)
+            error /= pivot
+        self.integers[features] = levels + self.grid.zero_point[groups].astype(np.float64)

@@ -3,12 +3,13 @@
 Both paths share the inputs and segment 0. From then on the quantized path multiplies by the weights that it was given,
 and its stages read inputs that went through the activation's quantization. A stage's inputs are seen once, summed into
 statistics and forgotten when nothing needs them any more; what lies between segments is the residual stream and what
-else is carried (:mod:`quarot_onnx.stages.blocks`).
+else is carried (:mod:`quarot_onnx.stages.blocks`). Samples are run side by side, each on one core.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,15 @@ from quarot_onnx.graph.linear import WEIGHT_INPUT
 from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.stages.blocks import Segment, Segments, Stage
 from quarot_onnx.stages.states import States
+from quarot_onnx.threads import side_by_side, thread_count
 
 Fake = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """An activation [rows, in] to what quantizing and dequantizing makes of it."""
 
 _INPUT, _WEIGHT = "quarot/stage_input", "quarot/stage_weight"
+
+_WAVE = 2
+"""Samples for each thread before their inputs are summed up: more wait less for the slowest, and take more memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,6 @@ class StageRunner:
         follow_float: bool,
         scratch: Path,
         limit: int,
-        threads: int | None = None,
     ) -> None:
         """Label the graph; nothing is run yet.
 
@@ -67,7 +71,6 @@ class StageRunner:
             follow_float: Whether the float path is needed too (for the drift D).
             scratch: A folder for hidden states that do not fit into memory.
             limit: Bytes of hidden states to keep in memory, for both paths together.
-            threads: onnxruntime's intra-op threads.
 
         Raises:
             CalibrationError: A sample does not name the model's inputs, or the mask hides all of them.
@@ -80,7 +83,7 @@ class StageRunner:
         if not parts:
             raise CalibrationError(f"nothing is visible in any of the {len(samples)} samples: look at their mask")
         self._samples = [replace(part, feeds=defaults | part.feeds) for part in parts]
-        self._threads = threads
+        self._writing = Lock()
         share = limit // 2 if follow_float else limit
         self._quantized = States(scratch / "quantized", share)
         self._float = States(scratch / "float", share) if follow_float else None
@@ -103,19 +106,26 @@ class StageRunner:
         linear = stage.linears[0]
         sums = Accumulator(linear.in_features, drift=self._float is not None)
         weights = {} if before is None else self._weights(number - 1, before)
-        for sample, run in enumerate(self._samples):
+
+        def run(sample: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+            """What comes in on both paths."""
+            feeds = self._samples[sample].feeds
             if self._float is not None and followed:
-                self._advance(self._float, segment, session, sample, run.feeds)
+                self._advance(self._float, segment, session, sample, feeds)
             extra = {} if before is None else {_INPUT: self._input(number - 1, before, sample)}
-            self._advance(self._quantized, segment, replaced, sample, {**run.feeds, **weights, **extra})
+            self._advance(self._quantized, segment, replaced, sample, {**feeds, **weights, **extra})
             if self._float is not None and not followed:
-                for name in segment.outputs:
-                    self._float[sample, name] = self._quantized[sample, name]
+                self._keep(self._float, sample, {name: self._quantized[sample, name] for name in segment.outputs})
             x = self._rows(self._quantized, number, sample)
             if not np.isfinite(x).all():
-                raise not_finite(stage.input.name or "", run.number)
+                raise not_finite(stage.input.name or "", self._samples[sample].number)
             exact = None if self._float is None else self._rows(self._float, number, sample)
-            sums.add(x if activation is None else activation(x), exact)
+            return x if activation is None else activation(x), exact
+
+        samples, wave = range(len(self._samples)), _WAVE * thread_count()
+        for start in samples[::wave]:
+            for x, exact in side_by_side(run, samples[start : start + wave]):
+                sums.add(x, exact)
         return sums.finish()
 
     def save(self, folder: Path) -> None:
@@ -162,7 +172,7 @@ class StageRunner:
 
     def _open(self, segment: Segment) -> Any:
         """A session; None where there is nothing to run, as a stage reads an input of the graph."""
-        return open_augmented(segment.model, threads=self._threads) if segment.outputs else None
+        return open_augmented(segment.model, threads=1) if segment.outputs else None
 
     def _weights(self, number: int, replacement: Replacement) -> Feeds:
         """The weights of a stage that are fed, in the types of its Linears."""
@@ -190,10 +200,16 @@ class StageRunner:
         if session is not None:
             names, number = [argument.name for argument in session.get_inputs()], self._samples[sample].number
             feeds = {name: given[name] if name in given else states[sample, name] for name in names}
-            for name, array in zip(segment.outputs, run_sample(session, feeds, number), strict=True):
+            self._keep(states, sample, dict(zip(segment.outputs, run_sample(session, feeds, number), strict=True)))
+        with self._writing:
+            for name in segment.expires:
+                states.discard((sample, name))
+
+    def _keep(self, states: States, sample: int, arrays: Feeds) -> None:
+        """Keep what a sample left; other samples may be on their way in other threads."""
+        with self._writing:
+            for name, array in arrays.items():
                 states[sample, name] = array
-        for name in segment.expires:
-            states.discard((sample, name))
 
     def _rows(self, states: States, number: int, sample: int, *, hidden: bool = False) -> NDArray[np.float32]:
         """The input of a stage as float32 [rows, in]; with ``hidden`` also what the sample's mask hides."""

@@ -53,9 +53,7 @@ class Run:
     ) -> None:
         self.stages = decoder_stages(model) if stages is None else stages
         self.weights, self.fake = weights, fake
-        self.runner = StageRunner(
-            model, self.stages, samples, follow_float=drift, scratch=scratch, limit=limit, threads=1
-        )
+        self.runner = StageRunner(model, self.stages, samples, follow_float=drift, scratch=scratch, limit=limit)
 
     def take(self, start: int = 0, stop: int | None = None) -> list[Statistics]:
         """The statistics of some stages."""
