@@ -75,8 +75,9 @@ class Accumulator:
             quantized: X̃, [rows, in].
             float_: X, [rows, in]; needed where D is wanted.
         """
-        waiting, start = self._waiting, 0
+        start = 0
         while start < len(quantized):
+            waiting = self._waiting
             stop = min(len(quantized), start + _ROWS - waiting.count)
             waiting.quantized.append(quantized[start:stop])
             if self._drift is not None:

@@ -2,7 +2,7 @@
 
 With U the upper Cholesky factor of the inverse Hessian, row i of W: [in, out] is rounded to q_i and
 
-    e = (w_i - q_i) / U_ii,    w_{>i} ← w_{>i} - U_{i,>i} e  (+ w_i P_{i,>i})
+    e = w_i - q_i,    w_{>i} ← w_{>i} - (U_{i,>i} / U_ii) e  (+ w_i P_{i,>i})
 
 (GPTQ, Frantar et al. 2022, equations 2, 3 and section 3.3; the term in P is GPTAQ's, Li et al. 2025). The paper's rows
 are our columns: each is a problem of its own. The updates are lazy, on two levels: inside a strip of a few rows each
@@ -25,7 +25,7 @@ from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
 from quarot_onnx.threads import side_by_side
 
-_TILE = 768
+_TILE = 1536
 """Columns of W worked on together, at most: bounds the memory of the float64 copies."""
 
 _STRIP, _PIECE = 16, 64
@@ -136,9 +136,9 @@ def round_in_order(
 
 
 def _tiles(width: int) -> list[slice]:
-    """Columns, in tiles as wide as each other; two at least, where they are worth it."""
-    count = max(-(-width // _TILE), min(2, width // _STRIP), 1)
-    size = -(-width // count)
+    """All columns, in tiles of nearly the same width."""
+    count = max(1, -(-width // _TILE))
+    size = max(1, -(-width // count))
     return [slice(left, min(left + size, width)) for left in range(0, width, size)]
 
 
@@ -193,7 +193,8 @@ class _Tile:
         """Round the rows of a block and pass their errors on to those after it."""
         rows, block = self.rows[start:stop], slice(start, stop)
         errors = np.empty_like(rows)
-        dues = [(-self.problem.factors.inverse[block, start:].T, errors)]
+        inverse = self.problem.factors.inverse
+        dues = [((inverse[block, start:] / -np.diagonal(inverse)[block, None]).T, errors)]
         if self.carried is not None:
             dues.append((self.carried[block, start:].T, rows))
         steps = Steps.of(self.grid, self.scheme)
@@ -215,8 +216,7 @@ class _Tile:
         levels = np.empty_like(rows)
         features = self.problem.order[first : first + len(rows)]
         groups = features // (self.scheme.group_size or len(self.rows))
-        pivots = np.diagonal(self.problem.factors.inverse)[first : first + len(rows)]
-        for step, (group, pivot) in enumerate(zip(groups.tolist(), pivots.tolist(), strict=True)):
+        for step, group in enumerate(groups.tolist()):
             row, level, error, scale = rows[step], levels[step], errors[step], steps.scale[group]
             if step:
                 for share, source in dues:
@@ -227,5 +227,4 @@ class _Tile:
             np.minimum(level, steps.high[group], out=level)
             np.multiply(level, scale, out=error)
             np.subtract(row, error, out=error)
-            error /= pivot
         self.integers[features] = levels + self.grid.zero_point[groups].astype(np.float64)

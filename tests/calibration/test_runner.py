@@ -169,6 +169,19 @@ def test_disk_and_memory_give_the_same_bits(llama: tuple[ir.Model, list[Feeds]],
     assert len(left) == len(samples), "of all states only the last stage's input is left"
 
 
+def test_the_number_of_threads_changes_no_bit(
+    llama: tuple[ir.Model, list[Feeds]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples = llama
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        run = Run(model, samples * 4, tmp_path / str(threads), limit=1 << 12, weights=coarse, fake=per_token)
+        found.append(run.take())
+    same_bits(found[0], found[1])
+    same_bits(found[0], found[2])
+
+
 @pytest.mark.parametrize(("cut", "limit"), [(1, 1 << 30), (4, 0), (5, 1 << 30), (7, 0)])
 def test_saved_half_way_it_goes_on_to_the_same_bits(
     cut: int, limit: int, llama: tuple[ir.Model, list[Feeds]], tmp_path: Path

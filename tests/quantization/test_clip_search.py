@@ -8,7 +8,6 @@ from quarot_onnx.rounding import clip as clipping
 from quarot_onnx.rounding.bounds import cost_bounds
 from quarot_onnx.rounding.clip import best_factors, shrink_factors
 from quarot_onnx.rounding.grids import find_grid
-from quarot_onnx.threads import thread_count
 
 Matrix = np.ndarray
 
@@ -118,13 +117,6 @@ def test_the_number_of_threads_changes_nothing(scheme: WeightScheme, monkeypatch
         found.append(find_grid(weight, scheme, "w", clip=True).scale)
     assert (found[0] == found[1]).all()
     assert (found[0] == found[2]).all()
-
-
-@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 7), ("0", 7), ("many", 7)])
-def test_how_many_threads(asked: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    monkeypatch.setattr("os.cpu_count", lambda: 7)
-    assert thread_count() == threads
 
 
 def test_what_goes_wrong_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from quarot_onnx.rounding import solve
 from quarot_onnx.rounding.factor import factorise
 from quarot_onnx.rounding.methods import METHODS, round_weight
 from quarot_onnx.rounding.solve import Rounded
+from quarot_onnx.threads import blas_in_its_callers_thread
 
 SEQUENTIAL = [GPTQConfig(), GPTAQConfig(), GPTAQConfig(alpha=1.0), QronosConfig(), QronosConfig(alpha=1.0)]
 SETTINGS = {
@@ -298,3 +299,21 @@ def test_the_configuration_says_which_method_and_what_it_needs() -> None:
         assert (owner().needs_statistics, owner().needs_drift) == expected
     assert METHODS.keys() == {owner for owner, (statistics_, _) in table.items() if statistics_}
     assert {owner().name for owner in table} == set(Method)
+
+
+@pytest.mark.parametrize("options", SEQUENTIAL[:4:3], ids=repr)
+@pytest.mark.parametrize("setting", ["plain", "moving groups", "per tensor"])
+def test_the_number_of_threads_changes_no_bit(
+    setting: str, options: HessianConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, extra = SETTINGS[setting]
+    options = options.model_copy(update=extra)
+    monkeypatch.setattr(solve, "_TILE", 24)
+    weight, found = weights(40, 100), []
+    with blas_in_its_callers_thread():
+        for threads in (1, 2, 5):
+            monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+            found.append(round_weight(weight, statistics(*inputs(200, 40)), scheme, options, "w").weight)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.integers, found[0].integers)
+        np.testing.assert_array_equal(other.scale, found[0].scale)
