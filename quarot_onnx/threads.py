@@ -1,60 +1,112 @@
-"""Work on all cores: tasks side by side, each on one of them.
+"""How many threads work in NumPy takes: our own, over blocks of a weight, and then one of BLAS in each.
 
-Everything that a task calls, NumPy's BLAS and onnxruntime, stays in the task's thread. Were both to bring threads of
-their own, those would wait for each other: BLAS's spin after each product while onnxruntime's work, and the other way
-round. What a task computes, and in what order results are added, depends on its arguments alone, so that the bits of a
-result do not depend on the number of threads.
+BLAS's own threads do not pay in the small products that this package is made of: they wait for each other, at the cost
+of more processor time than the products themselves. So work that is spread here holds BLAS to one thread, whatever
+``OMP_NUM_THREADS`` says, and takes the cores itself. What comes out does not depend on the number of threads.
 """
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from quarot_onnx.errors import ConfigError
+
 _ASKED = "OMP_NUM_THREADS"
-"""What BLAS and onnxruntime go by, too."""
+"""What BLAS goes by, too."""
+
+_jobs: ContextVar[int | None] = ContextVar("jobs", default=None)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_here = threading.local()
-
 
 def thread_count() -> int:
-    """The cores of the machine, or as many as ``OMP_NUM_THREADS`` says."""
+    """What ``limited_to`` says, or else ``OMP_NUM_THREADS``, or else the cores of the machine."""
+    if (jobs := _jobs.get()) is not None:
+        return jobs
     asked = os.environ.get(_ASKED, "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else os.cpu_count() or 1
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return os.cpu_count() or 1
 
 
-def side_by_side(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Do a task for every item, as many at a time as there are threads; within a task, one after the other.
-
-    Args:
-        task: What to do; it may not depend on the order.
-        items: For what.
-
-    Returns:
-        The results, in the order of the items; an exception is that of the first item that has one.
-    """
-    todo = list(items)
-    threads = 1 if getattr(_here, "busy", False) else min(thread_count(), len(todo))
-    if threads <= 1:
-        return [task(item) for item in todo]
-
-    def alone(item: Item) -> Result:
-        _here.busy = True
-        return task(item)
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(alone, todo))
+def asked_for() -> int | None:
+    """The threads that ``limited_to`` gives; None outside of it."""
+    return _jobs.get()
 
 
 @contextmanager
-def blas_in_its_callers_thread() -> Iterator[None]:
-    """Let NumPy's and SciPy's BLAS start no threads of their own; what they were allowed comes back at the end."""
-    with threadpool_limits(1, user_api="blas"):
+def limited_to(jobs: int | None) -> Iterator[None]:
+    """Hold all that runs inside to so many threads; None leaves them as they are.
+
+    Raises:
+        ConfigError: Fewer than one.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"{jobs} threads do no work; give 1 or more, or none for one per core")
+    token = _jobs.set(_jobs.get() if jobs is None else jobs)
+    try:
         yield
+    finally:
+        _jobs.reset(token)
+
+
+def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Do the work on every item, on as many threads as there may be; within it nothing is spread any further.
+
+    Args:
+        work: What to do; it may not depend on what became of other items.
+        items: On what.
+
+    Returns:
+        What came of them, in their order; what is raised is what the first of them raises.
+    """
+    threads = min(thread_count(), len(items))
+    with one_blas_thread():
+        if threads <= 1:
+            return [work(item) for item in items]
+
+        def alone(item: Item) -> Result:
+            with limited_to(1):
+                return work(item)
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(alone, items))
+
+
+class _Limit:
+    """BLAS's threads are of the whole process, and some hold them to one at a time: the last of them lets go."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders = Lock(), 0
+
+    def hold(self) -> None:
+        with self._lock:
+            if self._holders == 0:
+                self._limits = threadpool_limits(1, "blas")
+            self._holders += 1
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._limits.restore_original_limits()
+
+
+_limit = _Limit()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS computes in the thread that calls it; may be entered from many threads, and within itself."""
+    _limit.hold()
+    try:
+        yield
+    finally:
+        _limit.let_go()

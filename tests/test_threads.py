@@ -1,14 +1,73 @@
-"""Work side by side: in order, one level deep, as many threads as asked; and BLAS that starts none of its own."""
+"""Work is spread over as many threads as were asked for, and BLAS keeps to one in each meanwhile."""
 
 import threading
 import time
+from threading import Barrier
 
 import numpy as np
 import pytest
-import scipy.linalg
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from quarot_onnx.threads import blas_in_its_callers_thread, side_by_side, thread_count
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.threads import asked_for, limited_to, one_blas_thread, spread, thread_count
+
+
+def blas_threads() -> set[int]:
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_all_that_are_asked_for_work_at_once() -> None:
+    meeting = Barrier(3, timeout=30)  # passed only by three threads that are there together
+    with limited_to(3):
+        spread(lambda _: meeting.wait(), range(3))
+
+
+def test_one_thread_is_the_callers() -> None:
+    seen: list[int] = []
+    with limited_to(1):
+        spread(lambda _: seen.append(threading.get_ident()), range(4))
+    assert set(seen) == {threading.get_ident()}
+
+
+def test_a_limit_holds_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with limited_to(2):
+        assert (thread_count(), asked_for()) == (2, 2)
+        with limited_to(None):
+            assert thread_count() == 2
+    assert (thread_count(), asked_for()) == (5, None)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="0 threads"), limited_to(0):
+        pass
+
+
+def test_blas_has_its_threads_again_when_the_last_lets_go() -> None:
+    with threadpool_limits(2, "blas"):
+        outer = one_blas_thread()
+        outer.__enter__()
+        inner = one_blas_thread()
+        inner.__enter__()
+        assert blas_threads() == {1}
+        outer.__exit__(None, None, None)  # not in the order of entering: as threads may do
+        assert blas_threads() == {1}
+        inner.__exit__(None, None, None)
+        assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_goes_wrong_is_raised_and_blas_is_let_go(jobs: int) -> None:
+    def work(item: int) -> None:
+        assert blas_threads() == {1}
+        if item == 3:
+            raise KeyError(item)
+
+    with threadpool_limits(2, "blas"), limited_to(jobs):
+        with pytest.raises(KeyError, match="3"):
+            spread(work, range(5))
+        assert blas_threads() == {2}
 
 
 @pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 7), ("0", 7), ("many", 7)])
@@ -18,53 +77,30 @@ def test_how_many_threads(asked: str, threads: int, monkeypatch: pytest.MonkeyPa
     assert thread_count() == threads
 
 
-@pytest.mark.parametrize("threads", ["1", "2", "5"])
-def test_results_come_in_the_order_of_the_items(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_come_in_the_order_of_the_items(threads: int) -> None:
     def late(item: int) -> int:
         time.sleep(0.002 * (3 - item))
         return item * item
 
-    assert side_by_side(late, range(4)) == [0, 1, 4, 9]
-    assert side_by_side(late, []) == []
+    with limited_to(threads):
+        assert spread(late, range(4)) == [0, 1, 4, 9]
+        assert spread(late, []) == []
 
 
-def test_tasks_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    both = threading.Barrier(2, timeout=10)  # passed by two threads together only
-    assert sorted(side_by_side(lambda _: both.wait(), range(2))) == [0, 1]
-
-
-def test_a_task_starts_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-
+def test_a_task_starts_no_more_threads() -> None:
     def inner(_: int) -> set[int]:
-        return set(side_by_side(lambda _: threading.get_ident(), range(3)))
+        return set(spread(lambda _: threading.get_ident(), range(3)))
 
-    assert all(len(found) == 1 for found in side_by_side(inner, range(4)))
-    outside = side_by_side(lambda _: threading.get_ident(), range(2))
-    assert threading.get_ident() not in outside
+    with limited_to(2):
+        assert all(len(found) == 1 for found in spread(inner, range(4)))
+        assert thread_count() == 2
 
 
-def test_the_first_items_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-
+def test_the_first_items_exception_is_raised() -> None:
     def fail(item: int) -> None:
         time.sleep(0.01 * (2 - item))
         raise ValueError(str(item))
 
-    with pytest.raises(ValueError, match="0"):
-        side_by_side(fail, range(3))
-
-
-def test_blas_is_held_to_one_thread_and_let_go() -> None:
-    scipy.linalg.cholesky(np.eye(2))  # both libraries are there
-
-    def allowed() -> set[int]:
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-    with threadpool_limits(3, user_api="blas"):
-        with blas_in_its_callers_thread():
-            assert allowed() == {1}
-        assert allowed() == {3}
+    with limited_to(3), pytest.raises(ValueError, match="0"):
+        spread(fail, range(3))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.threads import side_by_side
+from quarot_onnx.threads import spread
 
 _ROWS = 2048
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order."""
@@ -126,4 +126,4 @@ class Accumulator:
             if drift is not None and missing is not None:
                 drift[panel] += missing[:, panel].T @ rows
 
-        side_by_side(add, self._panels())
+        spread(add, self._panels())

@@ -27,7 +27,7 @@ from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.stages.blocks import Stage, find_stages
 from quarot_onnx.stages.runner import Fake, Replacement, StageRunner
-from quarot_onnx.threads import blas_in_its_callers_thread
+from quarot_onnx.threads import one_blas_thread
 
 HIDDEN_STATES = 2 << 30
 """Bytes of hidden states that are kept in memory; the rest goes to disk."""
@@ -129,7 +129,7 @@ class BlockwiseInputs:
     scratch: Path
 
 
-@blas_in_its_callers_thread()
+@one_blas_thread()
 def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: BlockwiseInputs) -> None:
     """Round Linears with the statistics of their inputs, in the order of the graph.
 

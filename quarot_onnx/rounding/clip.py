@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.rounding.bounds import cost_bounds
-from quarot_onnx.threads import side_by_side
+from quarot_onnx.threads import spread
 
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 
@@ -90,7 +90,7 @@ def best_factors(
         else:
             numbers[columns] = _promising(tile, levels) if narrow else _falling(tile)
 
-    side_by_side(search, range(0, out, width))
+    spread(search, range(0, out, width))
     if errors is not None:
         numbers = errors.sum(axis=1, keepdims=True).argmin(axis=0)
     return shrink_factors()[numbers]

@@ -23,7 +23,7 @@ from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
-from quarot_onnx.threads import side_by_side
+from quarot_onnx.threads import spread
 
 _TILE = 1536
 """Columns of W worked on together, at most: bounds the memory of the float64 copies."""
@@ -131,7 +131,7 @@ def round_in_order(
         tile = weight[problem.order, columns].astype(np.float64)
         _Tile(tile, integers[:, columns], part, problem, scheme, options, name, carried).round()
 
-    side_by_side(round_tile, _tiles(weight.shape[1]))
+    spread(round_tile, _tiles(weight.shape[1]))
     return Rounded(QuantizedWeight(scheme, integers, grid.scale, grid.zero_point), problem.factors.damping)
 
 

@@ -25,7 +25,7 @@ from quarot_onnx.graph.linear import WEIGHT_INPUT
 from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.stages.blocks import Segment, Segments, Stage
 from quarot_onnx.stages.states import States
-from quarot_onnx.threads import side_by_side, thread_count
+from quarot_onnx.threads import spread, thread_count
 
 Fake = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """An activation [rows, in] to what quantizing and dequantizing makes of it."""
@@ -124,7 +124,7 @@ class StageRunner:
 
         samples, wave = range(len(self._samples)), _WAVE * thread_count()
         for start in samples[::wave]:
-            for x, exact in side_by_side(run, samples[start : start + wave]):
+            for x, exact in spread(run, samples[start : start + wave]):
                 sums.add(x, exact)
         return sums.finish()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quarot_onnx.calibration.hessian import Accumulator, Statistics
-from quarot_onnx.threads import blas_in_its_callers_thread
+from quarot_onnx.threads import one_blas_thread
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -67,7 +67,7 @@ def summed(exact: np.ndarray, moved: np.ndarray, portion: int) -> Statistics:
 def test_bits_depend_neither_on_portions_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, moved = rows(4500, 900, 5), rows(4500, 900, 6)  # three partial products, three panels
     found = []
-    with blas_in_its_callers_thread():
+    with one_blas_thread():
         for threads, portion in ((1, 4500), (1, 4500), (2, 600), (5, 2048), (3, 999)):
             monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
             found.append(summed(exact, moved, portion))

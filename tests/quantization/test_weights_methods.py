@@ -20,7 +20,7 @@ from quarot_onnx.rounding import solve
 from quarot_onnx.rounding.factor import factorise
 from quarot_onnx.rounding.methods import METHODS, round_weight
 from quarot_onnx.rounding.solve import Rounded
-from quarot_onnx.threads import blas_in_its_callers_thread
+from quarot_onnx.threads import one_blas_thread
 
 SEQUENTIAL = [GPTQConfig(), GPTAQConfig(), GPTAQConfig(alpha=1.0), QronosConfig(), QronosConfig(alpha=1.0)]
 SETTINGS = {
@@ -310,7 +310,7 @@ def test_the_number_of_threads_changes_no_bit(
     options = options.model_copy(update=extra)
     monkeypatch.setattr(solve, "_TILE", 24)
     weight, found = weights(40, 100), []
-    with blas_in_its_callers_thread():
+    with one_blas_thread():
         for threads in (1, 2, 5):
             monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
             found.append(round_weight(weight, statistics(*inputs(200, 40)), scheme, options, "w").weight)
