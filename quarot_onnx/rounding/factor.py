@@ -1,10 +1,10 @@
-"""The triangular factors of a Hessian that rounding in sequence needs.
+"""The triangular factor of a Hessian that rounding in sequence needs.
 
     H + λI = V Vᵀ,   U = V⁻¹,   (H + λI)⁻¹ = Uᵀ U,   U and V upper triangular
 
 U is the upper Cholesky factor of the inverse (GPTQ, Frantar et al. 2022, section 3.3); it is had from one Cholesky
 factorisation of H, rows and columns in reverse order, and one triangular inversion: the inverse itself, which would
-square the loss of digits, is never formed. The trailing blocks of U and V belong to the trailing block of H.
+square the loss of digits, is never formed. The trailing block of U belongs to the trailing block of H.
 
 λ is ``damping`` times the mean of H's diagonal. An input that was zero in all tokens has a zero row, column and
 diagonal element; 1 is put on the diagonal, so that its weights neither act on the others nor are acted upon, and the
@@ -29,27 +29,26 @@ class Factors:
     """A factorised Hessian.
 
     Attributes:
-        root: V, upper triangular float64 [in, in]; None where it was not asked for.
         inverse: U, upper triangular float64 [in, in].
+        first: The first row of H + λI, [in].
         damping: λ as a fraction of the mean diagonal element, as it was finally used.
     """
 
-    root: NDArray[np.float64] | None
     inverse: NDArray[np.float64]
+    first: NDArray[np.float64]
     damping: float
 
 
-def factorise(hessian: NDArray[np.float64], damping: float, name: str, *, root: bool = False) -> Factors:
+def factorise(hessian: NDArray[np.float64], damping: float, name: str) -> Factors:
     """Damp and factorise a Hessian; where that fails, the damping is raised tenfold, up to 1.
 
     Args:
         hessian: H, symmetric [in, in], finite.
         damping: λ as a fraction of the mean diagonal element.
         name: The Linear, for messages.
-        root: Whether V is wanted beside U.
 
     Returns:
-        The factors, and the damping that was enough.
+        The factor, and the damping that was enough.
 
     Raises:
         CalibrationError: H cannot be factorised with any damping.
@@ -59,7 +58,7 @@ def factorise(hessian: NDArray[np.float64], damping: float, name: str, *, root: 
     mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
     filled = np.where(dead, 1.0, diagonal)
     while True:
-        factors = _try_to_factorise(hessian, filled + damping * mean, damping, root=root)
+        factors = _try_to_factorise(hessian, filled + damping * mean, damping)
         if factors is not None:
             return factors
         if damping >= _LARGEST:
@@ -70,9 +69,7 @@ def factorise(hessian: NDArray[np.float64], damping: float, name: str, *, root: 
         damping = min(10.0 * max(damping, _SMALLEST_RAISED), _LARGEST)
 
 
-def _try_to_factorise(
-    hessian: NDArray[np.float64], diagonal: NDArray[np.float64], damping: float, *, root: bool
-) -> Factors | None:
+def _try_to_factorise(hessian: NDArray[np.float64], diagonal: NDArray[np.float64], damping: float) -> Factors | None:
     """The factors of a Hessian with another diagonal; None where it is not positive definite to working precision."""
     reverse = np.array(hessian[::-1, ::-1], order="C").T  # H is symmetric: its transpose comes without a copy
     np.fill_diagonal(reverse, diagonal[::-1])
@@ -82,13 +79,7 @@ def _try_to_factorise(
     # What is left of a diagonal element after the others were eliminated; less than rounding leaves no true digit.
     if (np.diagonal(lower)[::-1] ** 2 <= len(diagonal) * np.finfo(np.float64).eps * diagonal).any():
         return None
-    upper = _reversed(lower) if root else None
     inverse, info = lapack.dtrtri(lower, lower=1, overwrite_c=1)
     if info != 0 or not np.isfinite(inverse).all():
         return None
-    return Factors(upper, _reversed(inverse), damping)
-
-
-def _reversed(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A matrix from its end to its beginning, column after column in memory, as LAPACK has it."""
-    return np.array(matrix[::-1, ::-1], order="F")
+    return Factors(np.array(inverse[::-1, ::-1], order="F"), np.concatenate([diagonal[:1], hessian[0, 1:]]), damping)

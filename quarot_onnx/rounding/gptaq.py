@@ -14,6 +14,10 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import GPTAQConfig
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.solve import Rounded, pose, round_in_order
+from quarot_onnx.threads import spread
+
+_PANEL = 256
+"""Columns of P that one thread computes at a time."""
 
 
 def gptaq(
@@ -39,10 +43,24 @@ def gptaq(
     """
     problem = pose(statistics, scheme, options, name)
     assert problem.drift is not None, name
-    inverse = problem.factors.inverse
-    owed = problem.drift @ inverse.T
-    for row in range(len(owed)):  # the strict upper triangle, in place: matrices are large
-        owed[row, : row + 1] = 0.0
-    carried = owed @ inverse
-    carried *= options.alpha
+    carried = _carried(problem.drift, problem.factors.inverse, options.alpha)
     return round_in_order(weight, problem, scheme, options, name, carried=carried)
+
+
+def _carried(drift: NDArray[np.float64], factor: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    """P, strictly upper triangular: what is zero in U and in P is left out, but for a panel on the diagonal."""
+    size = len(drift)
+    panels = [slice(left, min(left + _PANEL, size)) for left in reversed(range(0, size, _PANEL))]
+    owed, carried = np.zeros_like(drift), np.zeros_like(drift)
+
+    def owe(panel: slice) -> None:
+        rows = drift[: panel.stop, panel.start :] @ factor[panel, panel.start :].T
+        owed[: panel.stop, panel] = np.triu(rows, 1 - panel.start)
+
+    def carry(panel: slice) -> None:
+        part = owed[: panel.stop, : panel.stop] @ factor[: panel.stop, panel]
+        carried[: panel.stop, panel] = np.multiply(part, alpha, out=part)
+
+    spread(owe, panels)
+    spread(carry, panels)
+    return carried

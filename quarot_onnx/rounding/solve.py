@@ -64,9 +64,7 @@ class Problem:
     drift: NDArray[np.float64] | None
 
 
-def pose(
-    statistics: Statistics, scheme: WeightScheme, options: HessianConfig, name: str, *, root: bool = False
-) -> Problem:
+def pose(statistics: Statistics, scheme: WeightScheme, options: HessianConfig, name: str) -> Problem:
     """Order, damp and factorise the statistics.
 
     Args:
@@ -74,7 +72,6 @@ def pose(
         scheme: The family of grids.
         options: Damping and order.
         name: The Linear, for messages.
-        root: Whether the factor of H itself is wanted, beside that of its inverse.
 
     Raises:
         ConfigError: act-order with groups whose grids are not static.
@@ -95,7 +92,7 @@ def pose(
         order = np.argsort(-np.diagonal(hessian), kind="stable")
         hessian = hessian[np.ix_(order, order)]
         drift = None if drift is None else drift[np.ix_(order, order)]
-    return Problem(order, factorise(hessian, options.perc_damp, name, root=root), drift)
+    return Problem(order, factorise(hessian, options.perc_damp, name), drift)
 
 
 def round_in_order(
@@ -131,13 +128,13 @@ def round_in_order(
         tile = weight[problem.order, columns].astype(np.float64)
         _Tile(tile, integers[:, columns], part, problem, scheme, options, name, carried).round()
 
-    spread(round_tile, _tiles(weight.shape[1]))
+    spread(round_tile, column_tiles(weight.shape[1], _TILE))
     return Rounded(QuantizedWeight(scheme, integers, grid.scale, grid.zero_point), problem.factors.damping)
 
 
-def _tiles(width: int) -> list[slice]:
-    """All columns, in tiles of nearly the same width."""
-    count = max(1, -(-width // _TILE))
+def column_tiles(width: int, most: int) -> list[slice]:
+    """All columns, in tiles of nearly the same width, at most ``most``."""
+    count = max(1, -(-width // most))
     size = max(1, -(-width // count))
     return [slice(left, min(left + size, width)) for left in range(0, width, size)]
 

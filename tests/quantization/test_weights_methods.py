@@ -16,7 +16,7 @@ from quarot_onnx.config.rounding import (
 )
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding import solve
+from quarot_onnx.rounding import gptaq, qronos, solve
 from quarot_onnx.rounding.factor import factorise
 from quarot_onnx.rounding.methods import METHODS, round_weight
 from quarot_onnx.rounding.solve import Rounded
@@ -239,10 +239,9 @@ def test_a_pivot_that_is_all_rounding_counts_as_a_failure() -> None:
 
 
 def test_dead_inputs_need_no_damping() -> None:
-    factors = factorise(np.diag([2.0, 0.0, 4.0]), 0.0, "w", root=True)
-    assert factors.root is not None
+    factors = factorise(np.diag([2.0, 0.0, 4.0]), 0.0, "w")
     assert factors.damping == 0.0
-    np.testing.assert_allclose(np.diag(factors.root) ** 2, [2.0, 1.0, 4.0], rtol=1e-15)
+    np.testing.assert_allclose(np.diag(factors.inverse) ** -2, [2.0, 1.0, 4.0], rtol=1e-15)
 
 
 def test_a_hessian_beyond_all_damping_is_refused_by_name() -> None:
@@ -253,17 +252,15 @@ def test_a_hessian_beyond_all_damping_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("features", [1, 2, 17])
-def test_the_factors_are_those_of_the_damped_hessian_and_its_inverse(features: int) -> None:
+def test_the_factor_is_that_of_the_damped_hessians_inverse(features: int) -> None:
     exact, _ = inputs(60, features)
     hessian = exact.T @ exact / 60
-    factors = factorise(hessian, 0.02, "w", root=True)
-    assert factors.root is not None
+    factors = factorise(hessian, 0.02, "w")
     damped = hessian + 0.02 * np.diag(hessian).mean() * np.eye(features)
     # The condition number is below 1e4: float64 leaves 1e-11.
-    np.testing.assert_allclose(factors.root @ factors.root.T, damped, atol=1e-11 * damped.max())
+    np.testing.assert_array_equal(factors.first, damped[0])
     np.testing.assert_allclose(factors.inverse.T @ factors.inverse @ damped, np.eye(features), atol=1e-11)
-    for matrix in (factors.root, factors.inverse):
-        assert (np.tril(matrix, -1) == 0.0).all()
+    assert (np.tril(factors.inverse, -1) == 0.0).all()
 
 
 @pytest.mark.parametrize("options", [RTNConfig(), *SEQUENTIAL], ids=repr)
@@ -317,3 +314,18 @@ def test_the_number_of_threads_changes_no_bit(
     for other in found[1:]:
         np.testing.assert_array_equal(other.integers, found[0].integers)
         np.testing.assert_array_equal(other.scale, found[0].scale)
+
+
+@pytest.mark.parametrize("options", [GPTAQConfig(alpha=1.0), QronosConfig(alpha=1.0)], ids=repr)
+@pytest.mark.parametrize("features", [1, 6, 7, 40])
+def test_panels_and_tiles_change_nothing(
+    features: int, options: HessianConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, found = weights(features, 21), statistics(*inputs(200, features))
+    whole = round_weight(weight, found, WeightScheme(4), options, "w").weight
+    for module in (gptaq, qronos):
+        monkeypatch.setattr(module, "_PANEL", 6)
+    monkeypatch.setattr(qronos, "_TILE", 5)
+    monkeypatch.setattr(solve, "_TILE", 4)
+    cut = round_weight(weight, found, WeightScheme(4), options, "w").weight
+    np.testing.assert_array_equal(cut.integers, whole.integers)
