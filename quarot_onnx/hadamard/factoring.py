@@ -19,16 +19,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.hadamard.orders import Construction, Part, Series
 
+Floats = NDArray[np.floating[Any]]
+
 _MOST_FACTORS = 3
 _NARROWEST = 16
 _COLUMNS_PER_FACTOR = 32
-_CHUNK_ELEMENTS = 1 << 20  # 8 MiB of float64; a handful of such temporaries live at once
+_CHUNK_ELEMENTS = 1 << 18
+"""Numbers that are mixed together: with what is made of them they stay in a processor's cache."""
 
 
 @lru_cache(maxsize=64)
@@ -52,41 +56,41 @@ def hadamard_factors(construction: Construction, max_factor: int) -> tuple[NDArr
     return tuple(factors)
 
 
-def mix_in_place(
-    x: NDArray[np.float64],
-    factors: Sequence[NDArray[np.float64]],
-    *,
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-) -> None:
-    """Overwrites x[p, :, t] by after · ((before · x[p, :, t]) (I ⊗ F_1 ⊗ F_2 ⊗ …)), in chunks of bounded memory.
+def mix_in_place(x: Floats, factors: Sequence[Floats], *, before: Floats, after: Floats) -> None:
+    """Overwrites x[p, :, t] by after · ((before · x[p, :, t]) (I ⊗ F_1 ⊗ F_2 ⊗ …)), in the precision of all of them.
 
     Args:
-        x: C-contiguous [outer, n, inner], overwritten.
+        x: float32 or float64, C-contiguous [outer, n, inner], overwritten, in chunks that stay in a cache.
         factors: F_i: [m_i, m_i], Π m_i a divisor of n.
         before: [n] or [1], multiplies the middle axis before the mixing.
         after: [n] or [1], multiplies it after the mixing.
     """
     outer, size, inner = x.shape
-    inner_step = min(inner, max(1, _CHUNK_ELEMENTS // size))
-    outer_step = max(1, _CHUNK_ELEMENTS // (size * inner_step)) if inner_step else 1
-    for start in range(0, outer, outer_step):
-        for column in range(0, inner, max(1, inner_step)):
-            chunk = x[start : start + outer_step, :, column : column + inner_step]
-            mixed = _mix(chunk * before[:, None], factors)
-            np.multiply(mixed, after[:, None], out=chunk)
+    across = min(inner, max(1, _CHUNK_ELEMENTS // size))
+    deep = min(outer, max(1, _CHUNK_ELEMENTS // (size * max(1, across))))
+    room = np.empty((2, deep * size * across), x.dtype)
+    for start in range(0, outer, max(1, deep)):
+        for column in range(0, inner, max(1, across)):
+            chunk = x[start : start + deep, :, column : column + across]
+            here, there = room[:, : chunk.size]
+            np.multiply(chunk, before[:, None], out=here.reshape(chunk.shape))
+            mixed = _mix(here, there, factors, chunk.shape[2])
+            np.multiply(mixed.reshape(chunk.shape), after[:, None], out=chunk)
 
 
-def _mix(x: NDArray[np.float64], factors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mixes the middle axis of x: [outer, n, inner] by I ⊗ F_1 ⊗ F_2 ⊗ … from the right."""
-    trailing = math.prod(len(factor) for factor in factors) * x.shape[2]
-    mixed = x
+def _mix(here: Floats, there: Floats, factors: Sequence[Floats], inner: int) -> Floats:
+    """The middle axis of ``here``, [outer, n, inner], mixed by I ⊗ F_1 ⊗ F_2 ⊗ … from the right: in one of the two."""
+    trailing = math.prod(len(factor) for factor in factors) * inner
     for factor in factors:
         width = len(factor)
         trailing //= width
         # One large product for the last axis; a batch of products [width, width] @ [width, trailing] for the others.
-        mixed = mixed.reshape(-1, width) @ factor if trailing == 1 else factor.T @ mixed.reshape(-1, width, trailing)
-    return mixed.reshape(x.shape)
+        if trailing == 1:
+            np.matmul(here.reshape(-1, width), factor, out=there.reshape(-1, width))
+        else:
+            np.matmul(factor.T, here.reshape(-1, width, trailing), out=there.reshape(-1, width, trailing))
+        here, there = there, here
+    return here
 
 
 def _atoms(construction: Construction) -> list[Part]:

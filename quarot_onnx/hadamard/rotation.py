@@ -9,19 +9,19 @@ Source: S. Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated LLM
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.hadamard.dense import check_matrix, load_npy, orthonormalise
-from quarot_onnx.hadamard.factoring import hadamard_factors, mix_in_place
+from quarot_onnx.hadamard.factoring import Floats, hadamard_factors, mix_in_place
 from quarot_onnx.hadamard.online import OnlineFactors, scaled_factors
 from quarot_onnx.hadamard.orders import Construction, construct, largest_block
 
@@ -125,7 +125,7 @@ class Rotation:
     def apply(self, x: ArrayLike, axis: int = -1, *, inverse: bool = False) -> NDArray[np.float64]:
         """Multiplies one axis by R, or by Rᵀ, in float64: x R or x Rᵀ.
 
-        A Hadamard is mixed factor by factor, in chunks: about 32 MiB are needed beyond the result.
+        A Hadamard is mixed factor by factor, in chunks: a few megabytes are needed beyond the result.
 
         Args:
             x: Any float array whose axis has length n; not modified. So Rᵀ W of W: [n, out] is ``apply(W, axis=0)``.
@@ -147,13 +147,22 @@ class Rotation:
                 f"axis {axis} of a tensor of shape {list(result.shape)} has length {result.shape[axis]}, "
                 f"but the rotation has size {self.size}; use a rotation of size {result.shape[axis]}"
             )
-        view = result.reshape(math.prod(result.shape[:axis]), self.size, math.prod(result.shape[axis + 1 :]))
-        factors, scale = self._factors()
-        if inverse:
-            factors = tuple(factor.T for factor in factors)
-        before, after = (np.array([scale]), self._signs()) if inverse else (self._signs(), np.array([scale]))
-        mix_in_place(view, factors, before=before, after=after)
+        middle = result.reshape(math.prod(result.shape[:axis]), self.size, math.prod(result.shape[axis + 1 :]))
+        self.mixer(result.dtype, inverse=inverse)(middle)
         return result
+
+    def mixer(self, dtype: np.dtype[np.floating[Any]], *, inverse: bool = False) -> Callable[[Floats], None]:
+        """What overwrites the middle axis of a C-contiguous [outer, size, inner] by x R, or by x Rᵀ.
+
+        Args:
+            dtype: float32 or float64, of x and of the arithmetic.
+            inverse: Multiply by Rᵀ = R⁻¹ instead of R.
+        """
+        factors, scale = self._factors()
+        factors = tuple((factor.T if inverse else factor).astype(dtype) for factor in factors)
+        signs, scales = self._signs().astype(dtype), np.array([scale], dtype)
+        before, after = (scales, signs) if inverse else (signs, scales)
+        return partial(mix_in_place, factors=factors, before=before, after=after)
 
     def matrix(self) -> NDArray[np.float64]:
         """R: float64 [n, n]; for small sizes and tests."""

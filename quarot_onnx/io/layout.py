@@ -6,7 +6,7 @@ skeleton for a single file.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 
 from quarot_onnx.io import wire
-from quarot_onnx.io.tensors import read_array
+from quarot_onnx.io.tensors import computed_ahead, read_array
 from quarot_onnx.progress import Progress
 
 _ALIGNMENT = 64  # a cache line, and what vector loads want
@@ -47,8 +47,8 @@ class Layout:
         """Write the data file."""
         total = sum(tensor.nbytes for tensor in self.tensors)
         done = 0
-        with path.open("wb") as file:
-            for tensor, offset in zip(self.tensors, self.offsets, strict=True):
+        with path.open("wb") as file, closing(computed_ahead(self.tensors)) as tensors:
+            for tensor, offset in zip(tensors, self.offsets, strict=True):
                 file.write(bytes(offset - file.tell()))
                 _write_tensor(file, tensor)
                 done += tensor.nbytes
@@ -59,12 +59,13 @@ class Layout:
         """Write the ``.onnx`` file, with the weights if there is no data file."""
         total = sum(piece.nbytes for piece in self.pieces if isinstance(piece, wire.Payload))
         done = 0
-        with path.open("wb") as file:
+        payloads = (self.tensors[piece.index] for piece in self.pieces if isinstance(piece, wire.Payload))
+        with path.open("wb") as file, closing(computed_ahead(payloads)) as tensors:
             for piece in self.pieces:
                 if isinstance(piece, bytes):
                     file.write(piece)
                     continue
-                _write_tensor(file, self.tensors[piece.index])
+                _write_tensor(file, next(tensors))
                 done += piece.nbytes
                 if progress is not None:
                     progress(done, total)

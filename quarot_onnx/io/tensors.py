@@ -5,7 +5,9 @@ onnx-ir maps an external tensor into memory and keeps the pages until ``release`
 shifts every tensor behind it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.threads import one_blas_thread
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +52,28 @@ def lazy_tensor(
         return ir.Tensor(array, dtype=dtype, name=name)
 
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(dims), name=name)
+
+
+def computed_ahead(tensors: Iterable[ir.TensorProtocol]) -> Generator[ir.TensorProtocol]:
+    """The tensors in their order, lazy ones computed: each while the caller is busy with the one before it.
+
+    So two of them are in memory at a time. BLAS keeps to one thread meanwhile, as what computes spreads itself.
+    """
+    with ThreadPoolExecutor(1) as worker, one_blas_thread():
+        coming: Future[ir.TensorProtocol] | None = None
+        for tensor in tensors:
+            ready, coming = coming, worker.submit(copy_context().run, _computed, tensor)
+            if ready is not None:
+                yield ready.result()
+            del ready
+        if coming is not None:
+            yield coming.result()
+
+
+def _computed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if not isinstance(tensor, ir.LazyTensor):
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def read_array(tensor: ir.TensorProtocol) -> Array:

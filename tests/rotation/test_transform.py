@@ -41,11 +41,12 @@ CASES: dict[str, tuple[tuple[Step, ...], NDArray[np.float64]]] = {
 }
 
 
-@pytest.mark.parametrize("block_bytes", [1, 8 * 24 * 5, 2**20], ids=["one row", "five rows", "whole"])
+@pytest.mark.parametrize("elements", [1, 24 * 5, 2**20], ids=["one row", "five rows", "whole"])
 @pytest.mark.parametrize("layout", ["in out", "out in", "kept out in"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_algebra(case: str, layout: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
+def test_the_algebra(case: str, layout: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(module, "_NARROWEST", 1)
     steps, expected = CASES[case]
     kept = layout == "kept out in"
     made = WeightTransform(constant(W, transposed=layout != "in out"), steps, stored_transposed=kept)
