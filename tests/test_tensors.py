@@ -1,12 +1,15 @@
 """Lazy tensors that cannot lie, and reading without keeping."""
 
+from contextlib import closing
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
+from quarot_onnx.io.tensors import computed_ahead, lazy_tensor, read_array, read_rows
+from quarot_onnx.threads import limited_to, thread_count
 
 ARRAYS = {
     ir.DataType.FLOAT: np.arange(12, dtype=np.float32).reshape(4, 3),
@@ -113,3 +116,41 @@ def test_a_data_file_that_shrank_is_a_model_error(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ModelError, match="shrank since the model was opened: tensor 'w' needs 48 bytes at 64"):
         read_array(tensor)
+
+
+def test_tensors_are_computed_one_ahead_and_in_order() -> None:
+    made: list[int] = []
+
+    def made_of(number: int) -> ir.TensorProtocol:
+        def compute() -> np.ndarray:
+            made.append(number)
+            return np.full(3, number, np.float32)
+
+        return lazy_tensor(compute, dtype=ir.DataType.FLOAT, shape=[3], name=f"w{number}")
+
+    plain = ir.tensor(np.full(3, 2, np.float32))
+    with closing(computed_ahead([made_of(0), made_of(1), plain, made_of(3), made_of(4)])) as tensors:
+        for number, tensor in enumerate(tensors):
+            assert (tensor.numpy() == number).all()
+            assert not isinstance(tensor, ir.LazyTensor)  # computed once
+            assert set(made) <= set(range(number + 2))  # nothing beyond the next one
+    assert made == [0, 1, 3, 4]
+
+
+def test_what_fails_ahead_is_raised_in_its_turn() -> None:
+    def compute() -> np.ndarray:
+        raise ZeroDivisionError
+
+    plain = ir.tensor(np.zeros(3, np.float32))
+    bad = lazy_tensor(compute, dtype=ir.DataType.FLOAT, shape=[3], name="bad")
+    with closing(computed_ahead([plain, bad, plain])) as tensors:
+        assert next(tensors) is plain
+        with pytest.raises(ZeroDivisionError):
+            next(tensors)
+    assert list(computed_ahead([])) == []
+
+
+def test_the_threads_asked_for_are_those_of_what_is_computed() -> None:
+    tensor = lazy_tensor(lambda: np.array([thread_count()]), dtype=ir.DataType.INT64, shape=[1], name="threads")
+    with limited_to(7), closing(computed_ahead([tensor])) as tensors:
+        assert [int(found.numpy()[0]) for found in tensors] == [7]

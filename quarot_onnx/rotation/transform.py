@@ -176,7 +176,7 @@ def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> N
     """
     held = target.dtype == dtype and target.flags.c_contiguous
     x: Array = target if held else np.empty(target.shape, dtype)
-    if source.dtype == np.float16:
+    if source.dtype == np.float16 and dtype == np.float32:
         widen(source, x)
     else:
         np.copyto(x, source)

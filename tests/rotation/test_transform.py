@@ -71,6 +71,14 @@ def test_float16_is_rounded_once() -> None:
     np.testing.assert_array_equal(WeightTransform(constant(half), steps).evaluate(), expected.astype(np.float16))
 
 
+def test_float16_behind_a_cast_to_float32_is_computed_in_float64() -> None:
+    half = ir.tensor(W.astype(np.float16))
+    source = Constant(ir.Value(name="w", const_value=half), half, transposed=False, dtype=ir.DataType.FLOAT)
+    result = WeightTransform(source, (Rotate(1, OUT), Rotate(0, IN))).evaluate()
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, IN.matrix().T @ W.astype(np.float16).astype(float) @ OUT.matrix(), **EXACT)
+
+
 def test_a_tensor_is_evaluated_when_it_is_read() -> None:
     tensor = WeightTransform(constant(W), (Rotate(1, OUT),)).tensor("w")
     assert isinstance(tensor, ir.LazyTensor)
