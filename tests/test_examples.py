@@ -18,9 +18,12 @@ from command_line import Shell
 
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.cli import main
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.evaluation.equivalence import compare
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
+from quarot_onnx.pipeline import rotate
+from quarot_onnx.sites.detect import detect
 
 ROOT = Path(__file__).resolve().parents[1]
 # A tensor of normal values that spans 7 standard deviations has an 8-bit step of 7/255 of one, an error of
@@ -154,6 +157,51 @@ def test_memory_benchmark(llama_optimum: Path) -> None:
     lines = [line.split() for line in printed.splitlines()[2:]]
     assert [name for name, *_ in lines] == tasks
     assert all(float(peak) > 50 for _, peak, _ in lines), "a process with NumPy and onnx is larger than 50 MB"
+
+
+SMALL = [
+    "--vocab",
+    "97",
+    "--hidden",
+    "64",
+    "--intermediate",
+    "96",
+    "--layers",
+    "2",
+    "--heads",
+    "4",
+    "--kv-heads",
+    "2",
+    "--head-dim",
+    "16",
+]
+
+
+@pytest.mark.parametrize("spelling", ["genai", "optimum"])
+@pytest.mark.parametrize(("shape", "dtype"), [("llama-2-7b", "float32"), ("qwen2-7b", "float16")])
+def test_synthetic_models_are_found_and_proved(spelling: str, shape: str, dtype: str, tmp_path: Path) -> None:
+    model, again = tmp_path / "model.onnx", tmp_path / "again.onnx"
+    script = ROOT / "benchmarks" / "synthetic_llama.py"
+    for path in (model, again):
+        run(sys.executable, script, path, "--shape", shape, "--dtype", dtype, "--spelling", spelling, *SMALL)
+    assert model.read_bytes() == again.read_bytes()
+    outcome = rotate(model, tmp_path / "rotated.onnx", QuarotConfig())
+    assert outcome.equivalence is not None
+    assert not outcome.notes  # nothing is left out
+    assert detect(model_io.load(model)).layers == 2
+
+
+def test_scale_benchmark(tmp_path: Path) -> None:
+    model, tasks = tmp_path / "model.onnx", ["rotate", "w8"]
+    run(sys.executable, ROOT / "benchmarks" / "synthetic_llama.py", model, "--dtype", "float32", *SMALL)
+    wanted = [word for task in tasks for word in ("--task", task)]
+    printed = run(sys.executable, ROOT / "benchmarks" / "scale.py", model, "--rounds", 1, "--jobs", 1, *wanted)
+    copied, *others = [line.split() for line in printed.splitlines()[2:]]
+    assert copied[0] == "cp"
+    assert copied[2] == "1.00"
+    assert len(others) == len(tasks)
+    assert all(float(line[-3]) > 50 for line in others), "a process with NumPy and onnx is larger than 50 MB"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_kernels_benchmark(llama_optimum: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.io import model_io
 from quarot_onnx.sessions import runtime
+from quarot_onnx.threads import limited_to
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
 
@@ -35,6 +36,12 @@ def test_session_runs_on_the_cpu_with_the_options_asked_for(path, tmp_path):
     assert (tmp_path / "optimized.onnx").exists()
     # Two float32 products of length 32 in another order: 2 * 32 roundings of 2^-24 each, of values around 32.
     np.testing.assert_allclose(made.run(None, {"x": X})[0], expected(), rtol=0, atol=2 * 32 * 2**-24 * 32)
+
+
+def test_threads_are_those_that_all_work_is_limited_to(path):
+    with limited_to(1):
+        assert runtime.session(path).get_session_options().intra_op_num_threads == 1
+        assert runtime.session(path, threads=2).get_session_options().intra_op_num_threads == 2
 
 
 def test_without_optimization_the_graph_is_left_alone(path, tmp_path):

@@ -129,7 +129,9 @@ def quantize(options: QuantizeOptions) -> None:
 
 def _report(options: OutputOptions, work: Callable[[Bars], "Outcome"]) -> None:
     """Do the work with progress bars, and print what came of it."""
-    with bars(quiet=options.quiet or options.as_json) as progress:
+    from quarot_onnx.threads import limited_to  # noqa: PLC0415
+
+    with limited_to(options.jobs), bars(quiet=options.quiet or options.as_json) as progress:
         try:
             outcome = work(progress)
         except BaseException as error:

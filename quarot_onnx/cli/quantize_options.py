@@ -190,6 +190,10 @@ class OutputOptions:
     verify: opt.Verify = True
     feeds: opt.Feeds = None
     overwrite: opt.Overwrite = False
+    jobs: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="Threads at work. Default: OMP_NUM_THREADS, or one per core."),
+    ] = None
     as_json: opt.Json = False
     quiet: opt.Quiet = False
 

@@ -13,6 +13,7 @@ from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.io import wire
 from quarot_onnx.io.external import damaged, model_file
 from quarot_onnx.processor import EXACT_PRODUCTS
+from quarot_onnx.threads import asked_for
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -34,7 +35,7 @@ def session(
 
     Args:
         path: The ``.onnx`` file.
-        threads: Threads within an operator; None: onnxruntime decides (one per core).
+        threads: Threads within an operator; None: as ``limited_to`` says, or else one per core.
         optimize: Whether onnxruntime rewrites the graph.
         optimized_path: Where onnxruntime writes the rewritten graph.
         low_memory: Do not copy the weights into packed form: half the memory, slower.
@@ -87,6 +88,8 @@ def session_options(
 
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
+    if threads is None:
+        threads = asked_for()
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:

@@ -173,6 +173,14 @@ def test_quantize_with_config_files(shell: Shell, model: Path, tmp_path: Path) -
     assert set(done["recipe"]["rotation"]["counts"]) == {"R1", "R2"}
 
 
+def test_jobs_change_no_byte(shell: Shell, model: Path, tmp_path: Path) -> None:
+    for jobs in (1, 3):
+        shell.ok("rotate", model, tmp_path / str(jobs) / "r.onnx", "--no-verify", "--jobs", jobs, "--quiet")
+    first, second = (files(tmp_path / str(jobs)) for jobs in (1, 3))
+    assert first == second
+    assert "--jobs" in shell.fails("rotate", model, tmp_path / "0.onnx", "--jobs", 0)
+
+
 def test_a_rotated_model_is_quantized_as_it_is(shell: Shell, model: Path, tmp_path: Path) -> None:
     shell.ok("rotate", model, tmp_path / "r.onnx", "--random-had", "--seed", 3)
     result = shell.ok("quantize", tmp_path / "r.onnx", tmp_path / "q.onnx", "--json")

@@ -16,7 +16,7 @@ from quarot_onnx.recipes.own import Activations, Calibration, Recipe, Weights
 CLI = Path(typed.__file__).parent
 KEYS = {*typed._METHODS, *typed._AQ.values(), "exclude"}
 OTHERWISE = {
-    "model", "out", "scheme", "config", "recipe", "rotate", "verify", "feeds", "overwrite",
+    "model", "out", "scheme", "config", "recipe", "rotate", "verify", "feeds", "overwrite", "jobs",
     "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio", "fix_shape",
 }  # fmt: skip
 
