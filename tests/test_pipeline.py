@@ -19,6 +19,7 @@ from quarot_onnx.errors import ConfigError, ModelError, OutputError, Verificatio
 from quarot_onnx.evaluation import equivalence
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.query import FLOAT_TYPES
+from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import RECIPE_KEY, Outcome, quantize, recorded, rotate
 from quarot_onnx.rotation.plan import Plan
@@ -116,8 +117,8 @@ def test_a_failed_proof_writes_nothing(command: str, tmp_path: Path, monkeypatch
 
     apply = turning.apply_plan
 
-    def forgetful(model: ir.Model, plan: Plan) -> None:
-        apply(model, plan)
+    def forgetful(model: ir.Model, plan: Plan, shapes: Shapes) -> None:
+        apply(model, plan, shapes)
         weight = next(linears(model.graph)).weight
         array = model_io.read_array(weight.tensor) * np.float32(1.01)
         weight.value.const_value = ir.Tensor(array, name=weight.value.name)

@@ -31,24 +31,25 @@ _DENSE_HEAD = 128
 """Up to this head_dim, Q and K are rotated by one whole matrix."""
 
 
-def apply_plan(model: ir.Model, plan: Plan) -> None:
+def apply_plan(model: ir.Model, plan: Plan, shapes: Shapes | None = None) -> None:
     """Edit ``model`` in place.
 
     Args:
         model: The model whose sites the plan was made from.
         plan: A plan that was validated; nothing in it can fail but a bug.
+        shapes: Of the model's graph; None: they are inferred.
     """
-    _Application(model).run(plan)
+    _Application(model, shapes or Shapes(model)).run(plan)
 
 
 class _Application:
     """The state that edits share: unique names, factors, the ones of folded norms."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, shapes: Shapes) -> None:
         self._editor = Editor(model)
         self._online = OnlineWriter(self._editor)
         self._ropes = RopeSplitter(self._editor)
-        self._shapes = Shapes(model)
+        self._shapes = shapes
         self._ones: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._rotated: dict[tuple[ir.Value, int], ir.Value] = {}
         self._made: dict[ir.Value, list[tuple[WeightTransform, ir.Value]]] = {}

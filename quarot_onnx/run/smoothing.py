@@ -49,5 +49,5 @@ def smooth_in_place(
     peaks = collect_peaks(file, names, data, max_samples=max_samples, progress=progress)
     data.rewind()
     plan = plan_smoothing(places, refused, peaks, config)
-    apply_plan(survey.model, plan)
+    apply_plan(survey.model, plan, survey.shapes)
     return plan

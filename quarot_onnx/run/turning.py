@@ -87,7 +87,7 @@ def rotate_in_place(
     if alone and not plan.edits:
         why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
         raise ConfigError(f"no rotation is left to do{why}")
-    apply_plan(model, plan)
+    apply_plan(model, plan, survey.shapes)
     return plan
 
 

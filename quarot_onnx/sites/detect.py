@@ -105,13 +105,18 @@ class Survey:
         self.model = model
 
     @cached_property
+    def shapes(self) -> Shapes:
+        """The shapes of the graph's values."""
+        return Shapes(self.model)
+
+    @cached_property
     def sites(self) -> Sites:
         """As from ``understood``.
 
         Raises:
             ModelError: The graph is already quantized.
         """
-        return understood(self.model)
+        return understood(self.model, self.shapes)
 
     def visible(self) -> Sites:
         """The sites of a graph that hides no decoder.
@@ -132,11 +137,12 @@ class Survey:
         return without_leaks(self.visible(), self.model, split_cache=split_cache)
 
 
-def understood(model: ir.Model) -> Sites:
+def understood(model: ir.Model, shapes: Shapes) -> Sites:
     """Everything whose structure admits a rotation, whatever leaves the graph; little or nothing where a decoder hides.
 
     Args:
         model: As for ``detect``.
+        shapes: Of its graph.
 
     Returns:
         The sites; ``sites.layers`` is 0 when the graph is not a decoder, or its decoder is out of sight.
@@ -146,7 +152,6 @@ def understood(model: ir.Model) -> Sites:
     """
     graph = model.graph
     refuse_quantized(graph)
-    shapes = Shapes(model)
     stream = find_stream(graph, shapes)
     attentions, left_out = find_attentions(graph, shapes)
     if not attentions:

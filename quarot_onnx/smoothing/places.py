@@ -82,9 +82,8 @@ def find_places(sites: Sites, selection: Selection) -> tuple[tuple[Place, ...], 
     for attention in sites.attentions:
         if attention.output is not None:
             consider((attention.output,), _values(attention, sites))
-    shapes = Shapes(selection.survey.model)
     for down in sites.mlps:
-        consider((down,), _product(down, shapes))
+        consider((down,), _product(down, selection.survey.shapes))
     why = next((f"the norms are not followed here: {entry.reason}" for entry in sites.why_not(Kind.R1)), None)
     known = {linear.node for place in found for linear in place.readers} | told
     refused += [
