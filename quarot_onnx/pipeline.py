@@ -23,6 +23,7 @@ from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
 from quarot_onnx.kvcache.apply import check_cache
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -54,6 +55,7 @@ def rotate(
     feeds: FeedsSource | None = None,
     prefix: SinkPrefixConfig | None = None,
     overwrite: bool | None = None,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
     progress: PhaseProgress = silent,
 ) -> Outcome:
     """Rotate a float model.
@@ -69,6 +71,7 @@ def rotate(
         prefix: The tokens that the rotated graph holds the keys and values of; none are looked for.
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
+        memory: What the run may take, and whether models are run piece by piece for that.
         progress: Called as the work goes on.
 
     Returns:
@@ -112,7 +115,7 @@ def rotate(
             # What is written is what is proved.
             change = past_change(plan, model)
             own = None if given is None or change is None else [change(feed) for feed in given]
-            equivalence = prove(source, file, given, progress, own_feeds=own)
+            equivalence = prove(source, file, given, progress, own_feeds=own, memory=memory)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
         saved = model_io.save(
@@ -140,6 +143,7 @@ def quantize(
     check: Check | None = Check(),  # noqa: B008 - frozen
     fix_shapes: Mapping[str, int] | None = None,
     overwrite: bool | None = None,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
     progress: PhaseProgress = silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
@@ -159,6 +163,7 @@ def quantize(
             is checked as it was.
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
+        memory: What the run may take, and whether models are run piece by piece for that.
         progress: Called as the work goes on.
 
     Returns:
@@ -188,12 +193,12 @@ def quantize(
     of_cache = check_cache(selection.survey, config, data)
     no_prefix = check_prefix(config, selection, source, given_inputs)
     rotating = still_to_rotate(model, config)
-    checking = prepare(check, source, model, reader, held_positions(config, model))
+    checking = prepare(check, source, model, reader, held_positions(config, model), memory=memory)
     twice = of_cache is not None and of_cache.calibrated and static_ranges.needs_calibration(selection)
     samples = lowbit.calibration_samples(config, data, again=bool(twice))
     lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
-        run = Run(source, config, work, checking, given_inputs, verify, clock, progress)
+        run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory)
         kinds = kinds_for(config)
         plan = (
             None
@@ -244,7 +249,13 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
     selection, work, config = start.selection, run.work, run.config
     calibrated = static_ranges.needs_calibration(selection)
     decoding, of_decoding = find_decoding(
-        start.file, run.folder, start.reader, work.decode_steps, limit=start.limit, calibrated=calibrated
+        start.file,
+        run.folder,
+        start.reader,
+        work.decode_steps,
+        limit=start.limit,
+        calibrated=calibrated,
+        memory=run.memory,
     )
     ranges = static_ranges.calibrate(
         start.file,
@@ -253,6 +264,7 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
         max_samples=start.limit,
         progress=of_phase(run.progress, "calibrate"),
         decoding=decoding,
+        memory=run.memory,
     )
     if ranges:
         run.clock.lap("calibrate")
@@ -273,6 +285,7 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
             start.reader,
             max_samples=start.limit,
             progress=of_phase(run.progress, "correct"),
+            memory=run.memory,
         )
         run.clock.lap("correct")
     stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)

@@ -14,6 +14,7 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ModelQuantizer:
         check: Check | None = Check(),  # noqa: B008 - frozen
         fix_shapes: Mapping[str, int] | None = None,
         overwrite: bool | None = None,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -68,6 +70,7 @@ class ModelQuantizer:
             fix_shapes: Free lengths of the graph that the output fixes, by name: ``{"batch_size": 1}``.
             overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
                 wrote beside it.
+            memory: What the run may take, and whether models are run piece by piece for that.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
@@ -93,6 +96,7 @@ class ModelQuantizer:
                 check=check,
                 fix_shapes=fix_shapes,
                 overwrite=overwrite,
+                memory=memory,
             )
             for note in self.outcome.notes:
                 _LOG.warning(note)

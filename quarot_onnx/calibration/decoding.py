@@ -8,7 +8,7 @@ ranges are taken.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +17,10 @@ import numpy as np
 from quarot_onnx.calibration.checked import DataReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.sessions import runtime
 
 DEFAULT_STEPS = 4
@@ -34,12 +36,13 @@ class Decoding:
     Attributes:
         inputs: Of the model, whose lengths are free.
         steps: Decode steps behind every sample; fewer where it is short.
-        caches: Of every sample, the cache behind its last but one step; None where it has no step.
+        caches: Of every sample, the cache behind its last but one step; None where it has no step. None for all where
+            the first parts are run between the samples.
     """
 
     inputs: ModelInputs
     steps: int
-    caches: tuple[Feeds | None, ...]
+    caches: tuple[Feeds | None, ...] | None
 
     @classmethod
     def on(
@@ -66,13 +69,13 @@ class Decoding:
         return cls(inputs, steps, tuple(caches))
 
     def after(self, feeds: Feeds, number: int) -> Iterator[Feeds]:
-        """The feeds of the decode steps that follow a sample.
+        """The feeds of the decode steps that follow a sample, on the cache of its first part.
 
         Args:
             feeds: The sample.
             number: Its number.
         """
-        cache = self.caches[number]
+        cache = None if self.caches is None else self.caches[number]
         if cache is None:
             return
         ids, before = feeds[self.inputs.tokens], _length(_held(self.inputs, feeds))
@@ -80,6 +83,24 @@ class Decoding:
             length = before + position
             past = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in cache.items()}
             yield self.inputs.feed(ids[:, position : position + 1], past, length)
+
+    def samples(self, feeds: Feeds, number: int) -> Iterator[Sample]:
+        """The same as samples; the first of them is the first part, where it is yet to be run for its cache."""
+        if self.caches is not None:
+            yield from (Sample(step, number) for step in self.after(feeds, number))
+            return
+        ids, held = feeds[self.inputs.tokens], _held(self.inputs, feeds)
+        before, positions = _length(held), _decoded(ids.shape[1], self.steps)
+        if positions:
+            yield Sample(self.inputs.feed(ids[:, : positions.stop - 1], held, before), number, silent=True)
+        for back, position in enumerate(positions, 1):
+            length = before + position
+            step = self.inputs.feed(ids[:, position : position + 1], held, length)
+            columns = (slice(None), slice(None), slice(length))
+            carried = {
+                name: replace(item, columns=columns, back=back) for name, item in self.inputs.carried(step).items()
+            }
+            yield Sample({name: step[name] for name in step if name not in carried}, number, carried=carried)
 
 
 def _decoded(tokens: int, steps: int) -> range:
@@ -106,6 +127,7 @@ def find_decoding(
     *,
     limit: int | None = None,
     calibrated: bool = True,
+    memory: Memory = WHOLE,
 ) -> tuple[Decoding | None, tuple[str, ...]]:
     """What makes the decode steps of a model.
 
@@ -116,6 +138,7 @@ def find_decoding(
         asked: Decode steps; None for the default where the graph allows them.
         limit: How many samples count; None for all.
         calibrated: Whether any range is taken.
+        memory: Whether the model is run piece by piece; the first parts of samples then go with the samples.
 
     Returns:
         None where there are none; and what the user should know.
@@ -128,10 +151,14 @@ def find_decoding(
     if asked == 0:
         return None, ()
     assert reader is not None, "refused before"
-    inputs = ModelInputs.from_model(model_io.load(file), folder=folder)
+    model = model_io.load(file)
+    inputs = ModelInputs.from_model(model, folder=folder)
     lengths = inputs.lengths
     if not inputs.has_cache:
         return None, () if asked is None else (f"the graph has no cache: no decode step is calibrated on, not {asked}",)
     if lengths.seq is not None or lengths.past is not None or lengths.total is not None:
         return None, ("the graph fixes its lengths: no decode step is calibrated on beside the windows",)
-    return Decoding.on(file, inputs, DEFAULT_STEPS if asked is None else asked, reader, limit), ()
+    steps = DEFAULT_STEPS if asked is None else asked
+    if memory.divides(model):
+        return Decoding(inputs, steps, None), ()
+    return Decoding.on(file, inputs, steps, reader, limit), ()

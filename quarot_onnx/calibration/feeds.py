@@ -29,6 +29,7 @@ from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.io.companions import read_json
+from quarot_onnx.piecewise.runs import Carried
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -185,6 +186,17 @@ class ModelInputs:
             feeds[spec.name] = array if array.dtype == spec.dtype.numpy() else array.astype(spec.dtype.numpy())
         return feeds
 
+    def carried(self, feeds: Feeds) -> dict[str, Carried]:
+        """The pasts of a run that are the cache of the run before.
+
+        Args:
+            feeds: What is fed otherwise, for the types.
+
+        Returns:
+            By past input name; of a cache of fixed length the columns that fit, the newest.
+        """
+        return {past: Carried(present, feeds[past].dtype, self._room(past)) for past, present in self.presents}
+
     def present_to_past(self, outputs: Mapping[str, npt.NDArray[Any]]) -> Feeds:
         """The cache for the next step.
 
@@ -194,13 +206,15 @@ class ModelInputs:
         Returns:
             Past input name to array; of a cache of fixed length the columns that fit, the newest.
         """
+        return {past: outputs[present][self._room(past)] for past, present in self.presents}
+
+    def _room(self, past: str) -> tuple[slice, ...]:
+        """What of a present is the next past."""
         room = self.lengths.past
         if room is None:
-            return {past: outputs[present] for past, present in self.presents}
+            return ()
         columns = slice(0, room) if self.lengths.in_place else slice(-room, None)
-        return {
-            past: outputs[present][(slice(None),) * self._axis(past) + (columns,)] for past, present in self.presents
-        }
+        return (*(slice(None),) * self._axis(past), columns)
 
     def _axis(self, past: str) -> int:
         """The axis of the positions of a past input."""

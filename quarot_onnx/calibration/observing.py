@@ -4,7 +4,9 @@ The graph gets extra outputs and loses all others (no logits, no caches, nothing
 to scalars in the graph never leaves onnxruntime; what is wanted whole is fetched in groups that fit a budget.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +14,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from quarot_onnx.calibration.checked import CheckedReader, DataReader, wrap
 from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
-from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.piecewise.cuts import Piece
+from quarot_onnx.piecewise.memory import WHOLE, Memory
+from quarot_onnx.piecewise.runs import Arrays, Run, Sweep
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions.skeleton import open_augmented
 
@@ -29,11 +34,25 @@ _AXES_AS_INPUT = 18  # the opset from which on ReduceMax takes them so
 _BUDGET = 512 << 20  # bytes of activations that are fetched at once
 
 
-class Observer(Protocol):
-    """Looks at the activations of samples."""
+Observation = Callable[[Sample], list[Any]]
+"""Runs one sample, looks at it, and gives the outputs that are kept."""
 
-    def observe(self, sample: Sample) -> None:
-        """Run one sample."""
+
+class Observer(Protocol):
+    """Looks at activations."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The activations."""
+
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+        """Open a model, or a piece of one.
+
+        Args:
+            model: The model.
+            names: What is looked at here.
+            kept: Outputs of it that are given back.
+        """
 
 
 def observe_samples(
@@ -44,40 +63,83 @@ def observe_samples(
     max_samples: int | None = None,
     progress: Progress | None = None,
     decoding: Decoding | None = None,
+    memory: Memory = WHOLE,
 ) -> None:
     """Show an observer the samples of a reader, their padding taken off.
 
     Args:
         observer: Who looks.
-        model: The model, for its inputs.
+        model: The model; its large weights are external.
         reader: Any calibration reader.
         max_samples: Stop after so many samples; None for all.
-        progress: Called after every sample.
+        progress: Called after every sample, or where the model is run piece by piece after every run through a piece.
         decoding: Makes the decode steps that are shown behind every sample; None for none.
+        memory: Whether the model is run piece by piece.
 
     Raises:
         CalibrationError: A reader that is empty or does not fit the model's inputs.
     """
     if max_samples is not None and max_samples < 1:
         raise CalibrationError(f"max_samples {max_samples} leaves nothing to calibrate on: ask for 1 or more")
-    rewindable, padding, count = wrap(reader), Padding(model), 0
-    total = rewindable.size
-    if total is not None and max_samples is not None:
-        total = min(total, max_samples)
-    for feeds in rewindable:
-        check_feeds(feeds, model)
-        check_ids(padding.tokens(feeds, count), rewindable.name, count)
-        for sample in padding.samples(feeds, count):
-            observer.observe(sample)
-        for step in () if decoding is None else decoding.after(feeds, count):
-            observer.observe(Sample(step, count))
-        count += 1
+    samples = _Samples(model, wrap(reader), max_samples, decoding)
+    if memory.divides(model):
+        _observe_pieces(observer, model, samples, progress, memory)
+        return
+    observe = observer.on(model, observer.names)
+    for count, parts in enumerate(samples, 1):
+        for part in parts:
+            observe(part)
         if progress is not None:
-            progress(count, total)
-        if count == max_samples:
-            break
-    if count == 0:
-        raise rewindable.empty()
+            progress(count, samples.total)
+
+
+class _Samples:
+    """What is run of each sample of a reader."""
+
+    def __init__(self, model: ir.Model, reader: CheckedReader, limit: int | None, decoding: Decoding | None) -> None:
+        self._model, self._reader, self._limit, self._decoding = model, reader, limit, decoding
+        self._padding = Padding(model)
+        total = reader.size
+        self.total = total if total is None or limit is None else min(total, limit)
+
+    def __iter__(self) -> Iterator[Iterator[Sample]]:
+        count = 0
+        for count, feeds in enumerate(islice(self._reader, self._limit), 1):
+            check_feeds(feeds, self._model)
+            check_ids(self._padding.tokens(feeds, count - 1), self._reader.name, count - 1)
+            yield self._parts(feeds, count - 1)
+        if count == 0:
+            raise self._reader.empty()
+
+    def _parts(self, feeds: Feeds, number: int) -> Iterator[Sample]:
+        yield from self._padding.samples(feeds, number)
+        yield from () if self._decoding is None else self._decoding.samples(feeds, number)
+
+
+def _observe_pieces(
+    observer: Observer, model: ir.Model, samples: "_Samples", progress: Progress | None, memory: Memory
+) -> None:
+    """Take all samples through one piece of the model after the other."""
+    find_values(model, observer.names)
+    shown = [part for parts in samples for part in parts]
+    runs = [Run(part.feeds, part.carried) for part in shown]
+    done = 0
+
+    def visit(piece: Piece) -> Callable[[int, Arrays], list[Any]]:
+        observe = observer.on(piece.model, piece.observed, piece.outputs)
+
+        def run(number: int, feeds: Arrays) -> list[Any]:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, None)
+            return observe(replace(shown[number], feeds=dict(feeds)))
+
+        return run
+
+    with Sweep(model, runs, memory) as sweep:
+        for _ in sweep.through(visit, observed=observer.names):
+            pass
 
 
 class Taker(Protocol):
@@ -95,39 +157,73 @@ class Fetched:
     """Activations that are fetched group by group, each handed to a taker of its own."""
 
     def __init__(
-        self, model: ir.Model, takers: Mapping[str, Taker], threads: int | None, *, counted: Counted = Sample.rows
+        self, takers: Mapping[str, Taker], threads: int | None = None, *, counted: Counted = Sample.rows
     ) -> None:
         """Hand every activation, or what ``counted`` says counts of it, to the taker of its name."""
-        self._model, self._takers, self._threads, self._counted = model, takers, threads, counted
-        self._names = list(takers)
-        self._sizing = observing_session(model, self._names, ("Size",), threads)
+        self._takers, self._threads, self._counted = takers, threads, counted
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The activations."""
+        return list(self._takers)
+
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+        """Open a model; every sample is run once for each group of activations."""
+        groups = _Groups(model, names, kept, self._threads)
+
+        def observe(sample: Sample) -> list[Any]:
+            left: list[Any] = []
+            for place, (group, session) in enumerate(groups.fitting(sample)):
+                more = kept if place == 0 else ()
+                found = run_observing(session, sample, len(group), more)
+                for name, values in zip(group, found, strict=False):
+                    if not self._takers[name].add(self._counted(sample, values, name)):
+                        raise not_finite(name, sample.number)
+                left += found[len(found) - len(more) :]
+            return left
+
+        return observe
+
+
+class _Groups:
+    """Sessions whose outputs fit the budget; made anew when a sample is larger than those before it.
+
+    An output that is not fetched stays alive to the end of a run all the same, so a group needs its own session. What a
+    piece of a model computes is little, and is fetched at once.
+    """
+
+    def __init__(self, model: ir.Model, names: Sequence[str], kept: Sequence[str], threads: int | None) -> None:
+        self._model, self._names, self._kept, self._threads = model, list(names), kept, threads
         self._sizes: dict[object, list[int]] = {}
         self._sessions: list[tuple[list[str], Any]] = []
+        if kept:
+            self._sessions = [(self._names, self._open(self._names, kept))]
+        else:
+            self._sizing = observing_session(model, self._names, ("Size",), threads)
 
-    def observe(self, sample: Sample) -> None:
-        """Run one sample, once for every group of tensors."""
-        for group, session in self._fitting_sessions(sample.feeds, sample.number):
-            for name, values in zip(group, run_sample(session, sample.feeds, sample.number), strict=True):
-                if not self._takers[name].add(self._counted(sample, values, name)):
-                    raise not_finite(name, sample.number)
-
-    def _fitting_sessions(self, feeds: Feeds, sample: int) -> list[tuple[list[str], Any]]:
-        """Sessions whose outputs fit the budget; made anew when a sample is larger than those before it.
-
-        An output that is not fetched stays alive to the end of a run all the same, so a group needs its own session.
-        """
-        shapes = tuple((name, array.shape) for name, array in sorted(feeds.items()))
+    def fitting(self, sample: Sample) -> list[tuple[list[str], Any]]:
+        """The groups for a sample, each with its session; what is kept comes out of the first."""
+        if self._kept:
+            return self._sessions
+        shapes = tuple((name, array.shape) for name, array in sorted(sample.feeds.items()))
         if shapes not in self._sizes:
-            self._sizes[shapes] = [int(size) * 4 for size in run_sample(self._sizing, feeds, sample)]
+            self._sizes[shapes] = [int(size) * 4 for size in run_sample(self._sizing, sample.feeds, sample.number)]
         sizes = dict(zip(self._names, self._sizes[shapes], strict=True))
         fits = all(len(group) == 1 or sum(map(sizes.__getitem__, group)) <= _BUDGET for group, _ in self._sessions)
         if not self._sessions or not fits:
             self._sessions = []  # the old ones go before the new ones come
-            groups = _groups(sizes)
-            self._sessions = [
-                (group, observing_session(self._model, group, (None,), self._threads)) for group in groups
-            ]
+            self._sessions = [(group, self._open(group, ())) for group in _groups(sizes)]
         return self._sessions
+
+    def _open(self, names: Sequence[str], kept: Sequence[str]) -> Any:
+        return observing_session(self._model, names, (None,), self._threads, kept)
+
+
+def run_observing(session: Any, sample: Sample, observed: int, kept: Sequence[str]) -> list[Any]:
+    """The outputs of an observing session: so many that are observed, none of a silent sample; then what is kept."""
+    names = [output.name for output in session.get_outputs()]
+    fetched = [*([] if sample.silent else names[:observed]), *kept]
+    return run_sample(session, sample.feeds, sample.number, fetched) if fetched else []
 
 
 def _groups(sizes: dict[str, int]) -> list[list[str]]:
@@ -143,10 +239,16 @@ def _groups(sizes: dict[str, int]) -> list[list[str]]:
     return groups
 
 
-def observing_session(model: ir.Model, names: Sequence[str], ops: Sequence[str | None], threads: int | None) -> Any:
-    """A session whose outputs are what each op (None: the tensor itself) makes of each tensor, as float32."""
+def observing_session(
+    model: ir.Model, names: Sequence[str], ops: Sequence[str | None], threads: int | None, kept: Sequence[str] = ()
+) -> Any:
+    """A session whose outputs are what each op (None: the tensor itself) makes of each tensor, as float32.
+
+    Outputs of the model that are ``kept`` come behind them.
+    """
     model = model.clone()
     graph, values = model.graph, find_values(model, names)
+    staying = {value.name: value for value in graph.outputs}
     graph.outputs.clear()
     for number, value in enumerate(values):
         stem = f"quarot_calibration/{number}"
@@ -173,6 +275,7 @@ def observing_session(model: ir.Model, names: Sequence[str], ops: Sequence[str |
             graph.insert_before(graph[0], nodes)
         else:
             graph.insert_after(producer, nodes)
+    graph.outputs.extend(staying[name] for name in kept)
     common_passes.RemoveUnusedNodesPass()(model)
     return open_augmented(model, threads=threads)
 

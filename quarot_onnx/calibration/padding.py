@@ -12,7 +12,7 @@ sample runs as it is, and the rows that count are chosen from its activations: t
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.errors import CalibrationError, ModelError
+from quarot_onnx.piecewise.runs import Carried
 
 Mask = NDArray[np.bool_]
 
@@ -35,12 +36,16 @@ class Sample:
         number: The reader's sample that it comes from, for messages.
         visible: ``[batch, sequence]``, the positions that count; None where all do.
         held: ``[batch, past + sequence]``, the positions of a cache that count; None where all do.
+        carried: Inputs that come from earlier samples, where samples are run one after the other.
+        silent: It is run for what others take over from it, and not looked at.
     """
 
     feeds: Feeds
     number: int
     visible: Mask | None = None
     held: Mask | None = None
+    carried: Mapping[str, Carried] = field(default_factory=dict)
+    silent: bool = False
 
     def rows(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """The part of an activation that counts, as rows ``[rows, last axis]`` where anything is left out.

@@ -10,6 +10,7 @@ from quarot_onnx.calibration.observing import Fetched, find_values, observe_samp
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 
 
@@ -39,6 +40,7 @@ def collect_peaks(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> dict[str, NDArray[np.float64]]:
     """max|x_j| of activations over the samples of a reader.
 
@@ -48,6 +50,7 @@ def collect_peaks(
         reader: Any calibration reader; samples may differ in length.
         max_samples: Stop after so many samples; None for all.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         Tensor name to peaks, [channels].
@@ -59,7 +62,7 @@ def collect_peaks(
     loaded, names = model_io.load(model), list(dict.fromkeys(tensor_names))
     find_values(loaded, names)
     takers = {name: _Peaks() for name in names}
-    observe_samples(Fetched(loaded, takers, None), loaded, reader, max_samples=max_samples, progress=progress)
+    observe_samples(Fetched(takers), loaded, reader, max_samples=max_samples, progress=progress, memory=memory)
     peaks = {}
     for name, taker in takers.items():
         if taker.found is None:

@@ -10,21 +10,31 @@ histograms.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from quarot_onnx.calibration.clipping import least_divergence, least_error
 from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.histogram import LogHistogram
-from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples, observing_session
+from quarot_onnx.calibration.observing import (
+    Fetched,
+    Observation,
+    find_values,
+    observe_samples,
+    observing_session,
+    run_observing,
+)
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.calibration.sample import not_finite, run_sample
+from quarot_onnx.calibration.sample import not_finite
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 
 
@@ -90,6 +100,7 @@ def collect_ranges(
     threads: int | None = None,
     progress: Progress | None = None,
     decoding: Decoding | None = None,
+    memory: Memory = WHOLE,
 ) -> dict[str, Range]:
     """The ranges of activations over the samples of a reader.
 
@@ -102,6 +113,7 @@ def collect_ranges(
         threads: onnxruntime's intra-op threads.
         progress: Called after every sample.
         decoding: Makes the decode steps that count, too; None for none.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         Tensor name to range, in the order of ``tensor_names``.
@@ -116,56 +128,63 @@ def collect_ranges(
     loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
     find_values(loaded, names)
-    observer = (
-        _MinMax(loaded, names, threads) if rule.method is CalibMethod.MinMax else _Counted(loaded, names, threads, rule)
+    observer = _MinMax(names, threads) if rule.method is CalibMethod.MinMax else _Counted(names, threads, rule)
+    observe_samples(
+        observer, loaded, reader, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory
     )
-    observe_samples(observer, loaded, reader, max_samples=max_samples, progress=progress, decoding=decoding)
     return observer.ranges()
 
 
 class _MinMax:
     """Running minimum and maximum of scalars taken in the graph; of a part of an activation outside of it."""
 
-    def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None) -> None:
-        self._model, self._names, self._threads = model, names, threads
-        self._parts: _Counted | None = None
-        self._low, self._high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-        self._session = observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), threads)
+    def __init__(self, names: Sequence[str], threads: int | None) -> None:
+        self.names, self._threads = names, threads
+        self._parts = _Counted(names, threads, RangeRule())
+        self._bounds = dict.fromkeys(names, (np.inf, -np.inf))
 
-    def observe(self, sample: Sample) -> None:
-        """Run one sample."""
-        if sample.visible is not None:
-            self._parts = self._parts or _Counted(self._model, self._names, self._threads, RangeRule())
-            self._parts.observe(sample)
-            return
-        found = run_sample(self._session, sample.feeds, sample.number)
-        scalars = np.array(found, np.float64).reshape(len(self._names), 3)
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+        """Open a model; a sample that hides something is run for the activations themselves."""
+        session = observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), self._threads, kept)
+        parts: list[Observation] = []
+
+        def observe(sample: Sample) -> list[Any]:
+            if sample.visible is not None:
+                if not parts:
+                    parts.append(self._parts.on(model, names, kept))
+                return parts[0](sample)
+            found = run_observing(session, sample, 3 * len(names), kept)
+            if not sample.silent:
+                self._take(names, np.array(found[: 3 * len(names)], np.float64).reshape(len(names), 3), sample)
+            return found[len(found) - len(kept) :]
+
+        return observe
+
+    def _take(self, names: Sequence[str], scalars: NDArray[np.float64], sample: Sample) -> None:
+        """Take in minimum, maximum and sum of each activation."""
         low, high, total = scalars.T
         # An empty tensor gives min = +inf, max = -inf, sum = 0.
         bad = np.isnan(total) | (np.isinf(low) & ~(low > high)) | (np.isinf(high) & ~(low > high))
         if bad.any():
-            raise not_finite(self._names[int(np.flatnonzero(bad)[0])], sample.number)
-        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+            raise not_finite(names[int(np.flatnonzero(bad)[0])], sample.number)
+        for name, least, most in zip(names, low.tolist(), high.tolist(), strict=True):
+            before = self._bounds[name]
+            self._bounds[name] = (min(before[0], least), max(before[1], most))
 
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
-        bounds = zip(self._names, self._low.tolist(), self._high.tolist(), strict=True)
-        parts = {} if self._parts is None else self._parts.bounds()
-        both = ((name, (low, high), parts.get(name, (low, high))) for name, low, high in bounds)
+        parts = self._parts.bounds()
+        both = ((name, self._bounds[name], parts[name]) for name in self.names)
         return {name: _range(name, min(a[0], b[0]), max(a[1], b[1])) for name, a, b in both}
 
 
-class _Counted:
+class _Counted(Fetched):
     """Histograms of activations that are fetched group by group."""
 
-    def __init__(self, model: ir.Model, names: Sequence[str], threads: int | None, rule: RangeRule) -> None:
+    def __init__(self, names: Sequence[str], threads: int | None, rule: RangeRule) -> None:
         self._histograms = {name: LogHistogram() for name in names}
-        self._fetched = Fetched(model, self._histograms, threads)
         self._rule = rule
-
-    def observe(self, sample: Sample) -> None:
-        """Run one sample, once for every group of tensors."""
-        self._fetched.observe(sample)
+        super().__init__(self._histograms, threads)
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """The bounds so far, from infinity down where nothing was seen."""

@@ -151,6 +151,8 @@ def verify(
     ] = 128,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the random ids.")] = 0,
     feeds: opt.Feeds = None,
+    max_memory: opt.MaxMemory = None,
+    by_stages: opt.ByStages = None,
     as_json: opt.Json = False,
 ) -> None:
     """Prove that two float models compute the same; exit status 1 if they do not."""
@@ -158,8 +160,10 @@ def verify(
     from quarot_onnx.cli.verifying import run  # noqa: PLC0415
     from quarot_onnx.evaluation.equivalence import require  # noqa: PLC0415
     from quarot_onnx.evaluation.report import equivalence_record  # noqa: PLC0415
+    from quarot_onnx.piecewise.memory import Memory  # noqa: PLC0415
 
-    result = run(first, second, tokens=tokens, seed=seed, feeds=feeds)
+    memory = Memory.of(max_memory, by_stages)
+    result = run(first, second, tokens=tokens, seed=seed, feeds=feeds, memory=memory)
     content = equivalence_record(result)
     print_json(content) if as_json else render.equivalence(content)
     require(result)
@@ -182,6 +186,8 @@ def compare(
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
     max_kl: opt.MaxKl = None,
     max_ppl_ratio: opt.MaxPplRatio = None,
+    max_memory: opt.MaxMemory = None,
+    by_stages: opt.ByStages = None,
     as_json: opt.Json = False,
 ) -> None:
     """How near a quantized model comes to its original on this processor; exit status 1 past a limit."""
@@ -192,10 +198,11 @@ def compare(
     from quarot_onnx.evaluation.check import Check  # noqa: PLC0415
     from quarot_onnx.evaluation.fidelity import Limits, require  # noqa: PLC0415
     from quarot_onnx.evaluation.report import fidelity_record  # noqa: PLC0415
+    from quarot_onnx.piecewise.memory import Memory  # noqa: PLC0415
 
     limits = Limits(max_kl, max_ppl_ratio)
     check = Check(tokens, text, text_key, tokenizer, Bos.of(chosen), limits)
-    result = run(first, second, check, threads)
+    result = run(first, second, check, threads, Memory.of(max_memory, by_stages))
     content = fidelity_record(result)
     print_json(content) if as_json else render.comparison(content)
     require(result)

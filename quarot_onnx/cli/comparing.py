@@ -6,9 +6,10 @@ from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 
 
-def run(original: Path, quantized: Path, check: Check, threads: int | None) -> Fidelity:
+def run(original: Path, quantized: Path, check: Check, threads: int | None, memory: Memory) -> Fidelity:
     """Compare; whether a limit is broken is for the caller to ask.
 
     Args:
@@ -16,6 +17,7 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None) -> F
         quantized: The quantized model's.
         check: On what, and what may be lost.
         threads: onnxruntime's threads.
+        memory: How the models are run.
 
     Raises:
         InputError: A model cannot be run, or text and tokenizer do not fit.
@@ -25,5 +27,5 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None) -> F
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)
     material = material_for(check, original.absolute(), model_io.load(original), None, held)
-    with reference(original, material, threads) as logits:
-        return measure(logits, quantized, model=model, limits=check.limits, threads=threads, lead=lead)
+    with reference(original, material, threads, memory=memory) as logits:
+        return measure(logits, quantized, model=model, limits=check.limits, threads=threads, lead=lead, memory=memory)

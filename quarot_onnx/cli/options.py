@@ -167,6 +167,18 @@ Feeds = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files of other origin beside OUT, and a model in a folder OUT.")
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Models that need more, as 8GB, are run piece by piece. Default: what the machine has available.",
+    ),
+]
+ByStages = Annotated[
+    bool | None,
+    typer.Option("--by-stages/--whole", help="Run models piece by piece, or whole. Default: as memory allows."),
+]
 MaxKl = Annotated[
     float | None,
     typer.Option(

@@ -25,6 +25,7 @@ from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import parse_lengths
 from quarot_onnx.kvcache import apply as cache
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
 from quarot_onnx.progress import PhaseProgress
@@ -59,7 +60,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     Raises:
         QuarotError: See ``pipeline.quantize``; ConfigError also for options that contradict each other.
     """
-    unused_notes = idle_notes(options)
+    unused_notes, memory = idle_notes(options), Memory.of(options.max_memory, options.by_stages)
     model = model_io.load(source)
     target = target_file(options, source)
     overwrite = options.overwrite or None
@@ -83,6 +84,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
             check=check,
             fix_shapes=parse_lengths(options.fix_shape or []),
             overwrite=overwrite,
+            memory=memory,
             progress=progress,
         )
     notes = [*chosen.worded(outcome.notes), *of_reader, *unused_notes]

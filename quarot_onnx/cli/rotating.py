@@ -10,6 +10,7 @@ from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import OptionWording, Typed, merged, refuse_twice, rotation_options, typed_keys
 from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, rotate
 from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.recipes.build import rotation_alone
@@ -38,6 +39,7 @@ def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcom
         feeds=options.feeds,
         prefix=_prefix(typed_keys(options)),
         overwrite=options.overwrite or None,
+        memory=Memory.of(options.max_memory, options.by_stages),
         progress=progress,
     )
     unused = options.feeds is not None and not options.verify

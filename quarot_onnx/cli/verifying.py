@@ -6,9 +6,10 @@ from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 
 
-def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None) -> Equivalence:
+def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None, memory: Memory) -> Equivalence:
     """Compare.
 
     Args:
@@ -17,13 +18,14 @@ def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None
         tokens: Tokens of random ids, and as many of real text.
         seed: Of the random ids.
         feeds: An .npz file, or a folder of them, in place of tokens.
+        memory: How the models are run.
 
     Raises:
         QuarotError: See ``compare``.
     """
     given = None if feeds is None else given_feeds(feeds, model_io.load(first))
     try:
-        return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed)
+        return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed, memory=memory)
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give the inputs"
         raise FeedError(error.reason, f"{what} (--feeds FILE.npz)") from error

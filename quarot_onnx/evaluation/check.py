@@ -3,7 +3,7 @@
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import onnx_ir as ir
 
@@ -17,6 +17,8 @@ from quarot_onnx.evaluation.equivalence import is_decoder
 from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, Reference, measure, reference, require
 from quarot_onnx.evaluation.material import Material, Shape, random_material, text_material
 from quarot_onnx.evaluation.report import fidelity_record
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Model
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class CheckRun:
         material: The tokens; None for no check.
         limits: What may be lost.
         demanded: Whether a model that cannot be checked is an error.
+        memory: How the models are run.
         notes: What the user should know.
         fidelity: What came of it, once it ran.
     """
@@ -63,6 +66,7 @@ class CheckRun:
     material: Material | None
     limits: Limits = NO_LIMITS
     demanded: bool = False
+    memory: Memory = Memory()  # noqa: RUF009 - frozen
     notes: tuple[str, ...] = ()
     fidelity: Fidelity | None = field(default=None, init=False)
     _reference: Reference | None = field(default=None, init=False)
@@ -76,14 +80,14 @@ class CheckRun:
         """Remove what it keeps on disk."""
         self._stack.close()
 
-    def observe(self, session: Any) -> None:
-        """Run the original in a session of it that is open: opening one takes longest. What fails waits for ``run``."""
+    def observe(self, model: Model) -> None:
+        """Run the original where it is open: opening it takes longest. What fails waits for ``run``."""
         with suppress(ModelError):
-            self._refer(session)
+            self._refer(model)
 
-    def _refer(self, session: Any = None) -> None:
+    def _refer(self, model: Model | None = None) -> None:
         if self.material is not None and self._reference is None:
-            kept = reference(self.original, self.material, session=session)
+            kept = reference(self.original, self.material, model=model, memory=self.memory)
             self._reference = self._stack.enter_context(kept)
 
     def run(self, quantized: Path, model: ir.Model, lead: Lead | None = None) -> dict[str, object]:
@@ -104,13 +108,21 @@ class CheckRun:
             self.notes = (_unchecked(error),)
         if self._reference is None:
             return {}
-        self.fidelity = measure(self._reference, quantized, model=model, limits=self.limits, lead=lead)
+        self.fidelity = measure(
+            self._reference, quantized, model=model, limits=self.limits, lead=lead, memory=self.memory
+        )
         require(self.fidelity)
         return {"check": fidelity_record(self.fidelity)}
 
 
 def prepare(
-    check: Check | None, original: str | Path, model: ir.Model, reader: DataReader | None, held: int = 0
+    check: Check | None,
+    original: str | Path,
+    model: ir.Model,
+    reader: DataReader | None,
+    held: int = 0,
+    *,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
 ) -> CheckRun:
     """Read the text, before anything long is done.
 
@@ -120,6 +132,7 @@ def prepare(
         model: The same, loaded.
         reader: What the model will be calibrated on.
         held: Positions that a prefix of the quantized model will take at the most.
+        memory: How the models are run.
 
     Returns:
         The check; without material, and with a note, where this model cannot be checked and nothing demands it.
@@ -138,7 +151,7 @@ def prepare(
         if check.demanded:
             raise
         return CheckRun(path, None, notes=(_unchecked(error),))
-    return CheckRun(path, material, check.limits, check.demanded)
+    return CheckRun(path, material, check.limits, check.demanded, memory)
 
 
 def _unchecked(error: InputError) -> str:

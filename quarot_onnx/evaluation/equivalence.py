@@ -14,29 +14,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.roles import is_decoder
-from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_tokenizer, windows
-from quarot_onnx.errors import CalibrationError, ModelError, VerificationError
+from quarot_onnx.calibration.text import TokenIds
+from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import befores
 from quarot_onnx.evaluation.given import turned
 from quarot_onnx.evaluation.measuring import Measured, measure
 from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
 from quarot_onnx.evaluation.pairing import pair_decoders, pair_others
+from quarot_onnx.evaluation.proof_tokens import Decoder, token_windows
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Model, opened
 
 __all__ = ["Equivalence", "OutputDifference", "Tolerance", "compare", "is_decoder", "require"]
 
 _GENERIC_FEEDS = 4
-_CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ def compare(
     seed: int = 0,
     tolerance: Tolerance | None = None,
     threads: int | None = None,
-    then: Callable[[Any], None] | None = None,
+    then: Callable[[Model], None] | None = None,
     lead: Lead | None = None,
+    memory: Memory | None = None,
 ) -> Equivalence:
     """Compare two models.
 
@@ -129,8 +131,9 @@ def compare(
         seed: Of the random ids, and of the random inputs of graphs that are no decoders.
         tolerance: What may differ; None for what the dtype allows.
         threads: onnxruntime's intra-op threads.
-        then: Called with ``path_a``'s session after its last run; not where ``feeds`` are given.
+        then: Called with ``path_a``'s model after its last run; not where ``feeds`` are given.
         lead: The prefix of ``path_b``, where the file that holds it does not lie beside it.
+        memory: How the models are run; None: whole where they fit into what the machine has.
 
     Raises:
         FeedError: An input is not known, or onnxruntime cannot run the inputs that were made.
@@ -139,12 +142,16 @@ def compare(
         CalibrationError: Token ids that do not fit, or nothing to compare on.
     """
     model_a, model_b = model_io.load(path_a), model_io.load(path_b)
+    open_a, open_b = (
+        partial(opened, path, memory or Memory(), model=model, threads=threads, low_memory=True)
+        for path, model in ((path_a, model_a), (path_b, model_b))
+    )
     dtype = coarsest(weight_type(model_a), weight_type(model_b))
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
     if decoder:
-        a = _Decoder.read(path_a, model_a, known=feeds is None)
+        a = Decoder.read(path_a, model_a, known=feeds is None)
         # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
-        b = _Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
+        b = Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
         if a.inputs.vocab_size != b.inputs.vocab_size:
             raise ModelError(
                 f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
@@ -158,11 +165,11 @@ def compare(
                 if own_feeds is None
                 else (feeds, own_feeds)
             )
-            runs_a = float_outputs(path_a, names_a, feeds_a, threads)
-            runs_b = float_outputs(path_b, names_b, feeds_b, threads)
+            runs_a = float_outputs(open_a, names_a, feeds_a)
+            runs_b = float_outputs(open_b, names_b, feeds_b)
         else:
             length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
-            groups = _token_windows(
+            groups = token_windows(
                 a,
                 token_ids,
                 random_tokens=random_tokens,
@@ -173,16 +180,15 @@ def compare(
             )
             decoded = sum(map(len, groups)) * steps
             at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
-            run = partial(decoder_outputs, at_end=at_end, decode_steps=steps, threads=threads)
+            run = partial(decoder_outputs, at_end=at_end, decode_steps=steps)
             before = befores(Lead.of(model_a, a.path.parent), lead or Lead.of(model_b, b.path.parent))
-            runs_a = run(a.path, a.inputs, groups, names_a, then=then, before=before[0])
-            runs_b = run(b.path, b.inputs, groups, names_b, before=before[1])
+            runs_a = run(open_a, a.inputs, groups, names_a, then=then, before=before[0])
+            runs_b = run(open_b, b.inputs, groups, names_b, before=before[1])
     else:
         pairing = pair_others(path_a, model_a, path_b, model_b)
         feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
-        runs_a = float_outputs(path_a, [item.name for item in pairing.outputs], feeds, threads)
-        runs_b = float_outputs(path_b, [item.other for item in pairing.outputs], feeds, threads)
-    del model_a, model_b
+        runs_a = float_outputs(open_a, [item.name for item in pairing.outputs], feeds)
+        runs_b = float_outputs(open_b, [item.other for item in pairing.outputs], feeds)
     found = measure(pairing, runs_a, runs_b, (path_a, path_b), decoder=decoder)
     measures, limits = found.main, TOLERANCES[dtype] if tolerance is None else tolerance
     top1 = measures.top1_agreement(2 * TOLERANCES[dtype].max_rel * measures.largest) if decoder else None
@@ -244,54 +250,3 @@ def require(equivalence: Equivalence) -> None:
         f"the models differ by more than rounding explains ({equivalence.dtype.name.lower()} weights) over "
         f"{equivalence.tokens} tokens: " + ", ".join(figures)
     )
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    path: Path
-    inputs: ModelInputs
-
-    @classmethod
-    def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None, *, known: bool = True) -> "_Decoder":
-        inputs = ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent, known=known)
-        return cls(Path(path), inputs)
-
-
-def _token_windows(
-    decoder: _Decoder,
-    token_ids: TokenIds | None,
-    *,
-    random_tokens: int,
-    real_tokens: int,
-    seq_len: int,
-    steps: int,
-    seed: int,
-) -> list[TokenIds]:
-    """Groups of windows ``[windows, prefill + steps]``: random ids, then real ones."""
-    groups, vocab_size = [], decoder.inputs.vocab_size
-    counted, rows = seq_len + steps if decoder.inputs.lengths.seq else seq_len, decoder.inputs.lengths.batch or 1
-    if random_tokens:
-        shape = (-(-random_tokens // (counted * rows)) * rows, seq_len + steps)
-        groups.append(np.random.default_rng(seed).integers(0, decoder.inputs.id_range, shape))
-    tokenizer_path = decoder.path.parent / "tokenizer.json"
-    if token_ids is not None:
-        groups.append(np.asarray(token_ids, np.int64))
-        if groups[-1].ndim != 2 or groups[-1].shape[1] <= steps:
-            shape = groups[-1].shape
-            raise CalibrationError(f"token ids are {list(shape)}: need [windows, sequence], longer than {steps} steps")
-    elif real_tokens and decoder.inputs.takes_ids and tokenizer_path.is_file() and seq_len + steps > 1:
-        count = -(-real_tokens // (counted * rows)) * rows
-        text = default_text()[: _CHARACTERS_PER_TOKEN * count * (seq_len + steps)]
-        tokenizer, bos_id, length = load_tokenizer(tokenizer_path), _any_bos(tokenizer_path), seq_len + steps
-        groups.append(windows(text, tokenizer, length=length, count=count, bos_id=bos_id, vocab_size=vocab_size))
-    if not groups:
-        raise CalibrationError("nothing to compare on: ask for random tokens, or give token ids")
-    return groups
-
-
-def _any_bos(tokenizer_path: Path) -> int | None:
-    """The BOS, or none where the files are at odds about it: both models see the same ids whatever it is."""
-    try:
-        return find_bos(tokenizer_path)
-    except CalibrationError:
-        return None

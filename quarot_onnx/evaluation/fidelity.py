@@ -13,6 +13,7 @@ is also taken with exact products: what it costs to run here, apart from what qu
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.kept import Kept, kept
 from quarot_onnx.evaluation.material import Material
-from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.evaluation.outputs import windows_outputs
 from quarot_onnx.evaluation.sums import Sums
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Model, opened
 from quarot_onnx.processor import EXACT_PRODUCTS
-from quarot_onnx.sessions import runtime
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,12 @@ class Reference:
 
 @contextmanager
 def reference(
-    original: str | Path, material: Material, threads: int | None = None, session: Any = None
+    original: str | Path,
+    material: Material,
+    threads: int | None = None,
+    *,
+    model: Model | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Reference]:
     """Run the original.
 
@@ -151,22 +158,23 @@ def reference(
         original: The float model.
         material: The tokens.
         threads: onnxruntime's intra-op threads.
-        session: A session of it, where one is open.
+        model: The same, where it is open.
+        memory: How it is run; None: whole where it fits into what the machine has.
 
     Raises:
         FeedError: It cannot be run on them.
         ModelError: Its logits are not finite, or not those of all positions.
     """
     vocab = 0
-    if session is None:
-        session = runtime.session(original, threads=threads)
+    if model is None:
+        model = opened(original, memory or Memory(), threads=threads)
     with kept() as windows:
-        for rows in _windows(session, original, material.inputs, material):
+        for rows in _windows(model, original, material.inputs, material):
             if not np.isfinite(rows).all():
                 raise ModelError(f"{original} puts out NaN or infinity on its own: there is nothing to compare with")
             vocab = rows.shape[1]
             windows.put(rows)
-        del session
+        del model
         yield Reference(material, windows, vocab)
 
 
@@ -178,6 +186,7 @@ def measure(
     limits: Limits = NO_LIMITS,
     threads: int | None = None,
     lead: Lead | None = None,
+    memory: Memory | None = None,
 ) -> Fidelity:
     """Compare a quantized model with its original.
 
@@ -188,6 +197,7 @@ def measure(
         limits: What may be lost; nothing is raised where it is, see `require`.
         threads: onnxruntime's intra-op threads.
         lead: The quantized model's prefix, where the file that holds it does not lie beside it.
+        memory: How the quantized model is run; None: whole where it fits into what the machine has.
 
     Raises:
         ModelError: The quantized model cannot be run.
@@ -203,8 +213,8 @@ def measure(
     material, before = replace(material, ids=ids), Before(past=lead)
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
     sums = Sums(ids, steps)
-    session = runtime.session(quantized, threads=threads)
-    for number, rows in enumerate(_windows(session, quantized, inputs, material, before)):
+    opening = partial(opened, quantized, memory or Memory(), threads=threads)
+    for number, rows in enumerate(_windows(opening(), quantized, inputs, material, before)):
         if rows.shape[1] != original.vocab:
             raise VerificationError(
                 f"the quantized model has a vocabulary of {rows.shape[1]}, the original one of {original.vocab}"
@@ -212,12 +222,10 @@ def measure(
         if not np.isfinite(rows).all():
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
         sums.add(number, original.windows.take()[held:], rows)
-    del session
     saturating = saturating_here(model)
     exact = sums.nll_b
     if saturating and material.is_text:
-        session = runtime.session(quantized, threads=threads, exact_products=True)
-        runs = _windows(session, quantized, inputs, material, before)
+        runs = _windows(opening(exact_products=True), quantized, inputs, material, before)
         exact = sum(sums.nll(number, rows) for number, rows in enumerate(runs))
     perplexity = sums.perplexity if material.is_text else lambda _nll: None
     return Fidelity(
@@ -236,18 +244,21 @@ def measure(
 
 
 def _windows(
-    session: Any, path: str | Path, inputs: ModelInputs, material: Material, before: Before | None = None
+    model: Model, path: str | Path, inputs: ModelInputs, material: Material, before: Before | None = None
 ) -> Iterator[npt.NDArray[Any]]:
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
-    ids, batch = material.ids, inputs.lengths.batch or 1
-    for group in (ids[i : i + batch] for i in range(0, len(ids), batch)):
-        runs = [
-            outputs[0]
-            for outputs in window_outputs(session, inputs, group, [inputs.logits], material.decode_steps, before=before)
-        ]
+    ids, rows = material.ids, inputs.lengths.batch or 1
+    batches = [ids[i : i + rows] for i in range(0, len(ids), rows)]
+    runs: list[npt.NDArray[Any]] = []
+    outputs = windows_outputs(model, inputs, batches, [inputs.logits], material.decode_steps, before=before)
+    for place, (logits,) in outputs:
+        runs.append(logits)
+        if not place.last:
+            continue
         if any(run.ndim != 3 for run in runs) or sum(run.shape[1] for run in runs) != ids.shape[1]:
             raise ModelError(f"{path} gives no logits for each of {ids.shape[1]} tokens: it cannot be checked")
         yield from np.concatenate(runs, axis=1)
+        runs = []
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

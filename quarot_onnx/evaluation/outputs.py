@@ -1,7 +1,8 @@
 """What a model puts out on given inputs: a decoder in prefill and decode, or any graph."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.before import Before
-from quarot_onnx.sessions import runtime
+from quarot_onnx.piecewise.runs import Model, Run, Whole, not_run
 
 Outputs = list[tuple[int, npt.NDArray[Any]]]
 """What a run puts out, each with its place among the outputs that are compared."""
@@ -31,37 +32,31 @@ def run(session: Any, names: list[str] | None, feeds: Feeds) -> list[Any]:
     try:
         return list(session.run(names, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in list(feeds.items())[:3])
-        more = ", ..." if len(feeds) > 3 else ""
-        raise FeedError(
-            f"onnxruntime cannot run the model on {shapes}{more}: {' '.join(str(error).split())}"
-        ) from error
+        raise not_run(0, feeds, error) from error
 
 
 def decoder_outputs(
-    path: str | Path,
+    opening: Callable[[], Model],
     inputs: ModelInputs,
     groups: Sequence[TokenIds],
     names: Sequence[str],
     *,
     at_end: Collection[int],
     decode_steps: int,
-    threads: int | None,
-    then: Callable[[Any], None] | None = None,
+    then: Callable[[Model], None] | None = None,
     before: Before | None = None,
 ) -> Iterator[Outputs]:
     """A decoder's outputs, run by run: for each window a prefill, then single tokens on the model's own cache.
 
     Args:
-        path: The ONNX file.
+        opening: Opens the model, which is closed after its last run.
         inputs: Its inputs.
         groups: Windows ``[windows, prefill + decode_steps]``, one array for each length.
         names: The outputs that are wanted.
         at_end: Which of them are wanted of the last run of a window alone, as caches hold all positions then.
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache. Where the graph fixes
             the length of a run, windows are run in pieces of it.
-        threads: onnxruntime's intra-op threads.
-        then: Called with the session after the last run.
+        then: Called with the model after the last run.
         before: A prefix that is fed before every window, and of which nothing is put out.
 
     Yields:
@@ -71,16 +66,80 @@ def decoder_outputs(
         CalibrationError: Windows of a length that the graph does not take.
         ModelError: The model cannot be run.
     """
-    session = runtime.session(path, threads=threads, low_memory=True)
-    rows = inputs.lengths.batch or 1
-    for group in groups:
-        for windows in (group[i : i + rows] for i in range(0, len(group), rows)):
-            last = len(pieces(inputs, windows.shape[1], decode_steps)) - 1
-            runs = window_outputs(session, inputs, windows, list(names), decode_steps, before=before)
-            for number, outputs in enumerate(runs):
-                yield [(i, output) for i, output in enumerate(outputs) if number == last or i not in at_end]
+    model, rows = opening(), inputs.lengths.batch or 1
+    batches = [group[i : i + rows] for group in groups for i in range(0, len(group), rows)]
+    for place, outputs in windows_outputs(model, inputs, batches, names, decode_steps, before=before):
+        yield [(i, output) for i, output in enumerate(outputs) if place.last or i not in at_end]
     if then is not None:
-        then(session)
+        then(model)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run among those of its batch of windows.
+
+    Attributes:
+        first: It is the first.
+        last: It is the last.
+    """
+
+    first: bool
+    last: bool
+
+
+def windows_outputs(
+    model: Model,
+    inputs: ModelInputs,
+    batches: Iterable[TokenIds],
+    names: Sequence[str],
+    decode_steps: int = 0,
+    *,
+    before: Before | None = None,
+) -> Iterator[tuple[Place, list[Any]]]:
+    """The outputs of batches of windows, run by run, each on the cache of those before it.
+
+    Args:
+        model: The model.
+        inputs: Its inputs.
+        batches: ``[rows, seq]`` each, not more rows than the graph takes.
+        names: The outputs.
+        decode_steps: As for ``decoder_outputs``.
+        before: As there.
+
+    Raises:
+        CalibrationError: A length that the graph does not take.
+        ModelError: The model cannot be run.
+    """
+    before, caches = before or Before(), [present for _, present in inputs.presents]
+    places: deque[Place] = deque()
+
+    def runs() -> Iterator[Run]:
+        for windows in batches:
+            found = window_runs(inputs, windows, decode_steps, before)
+            places.extend(Place(number == 0, number + 1 == len(found)) for number in range(len(found)))
+            yield from found
+
+    for outputs in model.outputs(runs(), names):
+        place = places.popleft()
+        whole = zip(names, outputs, strict=True)
+        yield place, [before.without(name, output, caches, first=place.first) for name, output in whole]
+
+
+def window_runs(inputs: ModelInputs, windows: TokenIds, decode_steps: int, before: Before) -> list[Run]:
+    """The runs of one batch of windows; arguments are those of ``windows_outputs``."""
+    windows = before.windows(windows)
+    past, held = (None, 0) if before.past is None else (before.past.filled(len(windows)), before.past.fed_length)
+    runs: list[Run] = []
+    found = pieces(inputs, windows.shape[1], decode_steps)
+    for number, (start, stop) in enumerate(found):
+        feeds = inputs.feed(windows[:, start:stop], past, held + start)
+        carried = inputs.carried(feeds) if number else {}
+        # Where later runs have the cache of those before them, only its type is asked of what is fed here.
+        past = {name: feeds[name] for name, _ in inputs.presents}
+        own = {name: array for name, array in feeds.items() if name not in carried}
+        last = number + 1 == len(found)
+        runs.append(Run(own, carried, () if last else tuple(present for _, present in inputs.presents)))
+    return runs
 
 
 def window_outputs(
@@ -92,45 +151,19 @@ def window_outputs(
     *,
     before: Before | None = None,
 ) -> Iterator[list[Any]]:
-    """The outputs of one batch of windows, run by run, each on the cache of those before it.
-
-    Args:
-        session: A session of the model.
-        inputs: Its inputs.
-        windows: ``[rows, seq]``, not more rows than the graph takes.
-        names: The outputs.
-        decode_steps: As for ``decoder_outputs``.
-        before: As there.
-
-    Raises:
-        CalibrationError: A length that the graph does not take.
-        ModelError: The model cannot be run.
-    """
-    before = before or Before()
-    windows = before.windows(windows)
-    runs = pieces(inputs, windows.shape[1], decode_steps)
-    caches = [present for _, present in inputs.presents]
-    presents = caches if len(runs) > 1 else []
-    fetched = list(dict.fromkeys((*names, *presents)))
-    past, held = (None, 0) if before.past is None else (before.past.filled(len(windows)), before.past.fed_length)
-    for number, (start, stop) in enumerate(runs):
-        feeds = inputs.feed(windows[:, start:stop], past, held + start)
-        outputs = dict(zip(fetched, run(session, fetched, feeds), strict=True))
-        yield [before.without(name, outputs[name], caches, first=number == 0) for name in names]
-        past = inputs.present_to_past(outputs) if presents else None
+    """The same of one batch in an open session."""
+    runs = windows_outputs(Whole(session), inputs, [windows], names, decode_steps, before=before)
+    return (outputs for _, outputs in runs)
 
 
-def float_outputs(
-    path: str | Path, names: Sequence[str], feeds: Iterable[Feeds], threads: int | None
-) -> Iterator[Outputs]:
+def float_outputs(opening: Callable[[], Model], names: Sequence[str], feeds: Iterable[Feeds]) -> Iterator[Outputs]:
     """A graph's outputs on each feed, each with its place in ``names``.
 
     Raises:
         ModelError: The model cannot be run.
     """
-    session = runtime.session(path, threads=threads, low_memory=True)
-    for feed in feeds:
-        yield list(enumerate(run(session, list(names), feed)))
+    for outputs in opening().outputs(map(Run, feeds), names):
+        yield list(enumerate(outputs))
 
 
 def random_feeds(model: ir.Model, count: int, rng: np.random.Generator) -> list[Feeds]:

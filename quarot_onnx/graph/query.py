@@ -73,6 +73,14 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def operands(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, in subgraphs too, where it comes from outside of them."""
+    yield from (value for value in node.inputs if value is not None)
+    for graph in subgraphs(node):
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+
+
 def label(node: ir.Node) -> str:
     """A node as messages name it: its name, or its operator and first output when it has none."""
     return node.name or f"{node.op_type}->{node.outputs[0].name}"

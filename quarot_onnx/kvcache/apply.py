@@ -20,6 +20,7 @@ from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import ODD, Cache, CachePlaces, FusedPlace, find_cache_places
 from quarot_onnx.kvcache.scales import Observed, fixed_scales, observe_caches
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
 
@@ -222,6 +223,7 @@ def calibrate_cache(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> Seen:
     """What the fixed scales of a plan are made of; nothing where it has none.
 
@@ -231,6 +233,7 @@ def calibrate_cache(
         reader: Calibration data.
         max_samples: Stop after so many samples; None for all.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
     """
     require_reader(plan, reader)
     if reader is None or not plan.calibrated:
@@ -240,7 +243,9 @@ def calibrate_cache(
     if min(grid.bits for grid in grids if grid.bits is not None) <= FEW_BITS:
         width = sum(cache.attention.num_kv_heads * cache.attention.head_dim for cache in plan.places.caches)
         kept = max(_KEPT_BYTES // (4 * width * _SAMPLES), 1)
-    return observe_caches(file, plan.calibrated, reader, kept=kept, max_samples=max_samples, progress=progress)
+    return observe_caches(
+        file, plan.calibrated, reader, kept=kept, max_samples=max_samples, progress=progress, memory=memory
+    )
 
 
 def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:

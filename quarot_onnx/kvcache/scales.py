@@ -18,6 +18,7 @@ from quarot_onnx.config.kv_cache import FEW_BITS, CacheGrid
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.integers import Floats, rounded, scales_of
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 
 _FACTORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -69,6 +70,7 @@ def observe_caches(
     kept: int = 0,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> dict[str, Observed]:
     """Look at caches over calibration samples.
 
@@ -79,6 +81,7 @@ def observe_caches(
         kept: Positions of each sample whose values are kept.
         max_samples: Stop after so many samples; None for all.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         Output name to what was seen.
@@ -89,8 +92,8 @@ def observe_caches(
     model, takers = model_io.load(file), {name: _Taker(kept) for name in names}
     checked = wrap(reader)
     checked.rewind()
-    fetched = Fetched(model, takers, None, counted=Sample.cached)
-    observe_samples(fetched, model, checked, max_samples=max_samples, progress=progress)
+    fetched = Fetched(takers, counted=Sample.cached)
+    observe_samples(fetched, model, checked, max_samples=max_samples, progress=progress, memory=memory)
     return {name: taker.found(name) for name, taker in takers.items()}
 
 

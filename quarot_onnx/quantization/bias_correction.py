@@ -25,6 +25,7 @@ from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.linear import Linear, linear_at
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.select import LinearJob, Selection
@@ -74,6 +75,7 @@ def corrected(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> Selection:
     """Correct the biases of the Linears whose inputs have a fixed scale, in place.
 
@@ -87,6 +89,7 @@ def corrected(
         reader: Any calibration reader.
         max_samples: Stop after so many samples.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         The same selection, of the changed graph.
@@ -103,7 +106,7 @@ def corrected(
         assert spec is not None
         means.setdefault(name, Means()).activations[spec] = activation_of(spec, name, ranges)
     loaded = model_io.load(file)
-    observe_samples(Fetched(loaded, means, None), loaded, reader, max_samples=max_samples, progress=progress)
+    observe_samples(Fetched(means), loaded, reader, max_samples=max_samples, progress=progress, memory=memory)
     changes = {job.linear.node: _change(job, means[job.linear.input.name or ""], weight_of) for job in jobs}
     editor = Editor(selection.survey.model)
     linears = [

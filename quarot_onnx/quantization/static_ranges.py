@@ -23,6 +23,7 @@ from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
@@ -62,6 +63,7 @@ def calibrate(
     max_samples: int | None = None,
     progress: Progress | None = None,
     decoding: Decoding | None = None,
+    memory: Memory = WHOLE,
 ) -> dict[tuple[str, RangeRule], Range]:
     """The ranges that the selection needs.
 
@@ -72,6 +74,7 @@ def calibrate(
         max_samples: Stop after so many samples.
         progress: Called with samples done and, where known, their number.
         decoding: Makes the decode steps that count, too; None for none.
+        memory: Whether the model is run piece by piece.
 
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
@@ -82,16 +85,15 @@ def calibrate(
     if checked is None or not observed:
         return {}
     ranges: dict[tuple[str, RangeRule], Range] = {}
-    observe = partial(observe_samples, max_samples=max_samples, progress=progress, decoding=decoding)
-    ranges_of = partial(collect_ranges, max_samples=max_samples, progress=progress, decoding=decoding)
+    observe = partial(observe_samples, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory)
+    ranges_of = partial(collect_ranges, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory)
     for number, (rule, wanted) in enumerate(observed.items()):
         if number:
             checked.rewind()
         if rule.method is CalibMethod.Auto:
             loaded = model_io.load(model)
             takers = {name: SampledRows() for name in wanted}
-            observer = Fetched(loaded, takers, None)
-            observe(observer, loaded, checked)
+            observe(Fetched(takers), loaded, checked)
             found = {name: _best(name, takers[name], rule, readers) for name, readers in wanted.items()}
         else:
             names = list(wanted)

@@ -62,7 +62,9 @@ def quantize_cache(start: Start, run: Run, target: str | Path) -> Cached:
     survey = start.selection.survey
     plan = plan_cache(survey, run.config.kv_cache)
     progress = of_phase(run.progress, "cache")
-    seen = calibrate_cache(start.file, plan, start.reader, max_samples=start.limit, progress=progress)
+    seen = calibrate_cache(
+        start.file, plan, start.reader, max_samples=start.limit, progress=progress, memory=run.memory
+    )
     notes = cache_notes(plan)
     apply_cache(survey, plan, seen)
     run.clock.lap("cache")

@@ -23,6 +23,7 @@ from quarot_onnx.config.algorithm import (
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
 from quarot_onnx.rotation.pasts import past_change
@@ -49,6 +50,7 @@ class Run:
         verify: Whether the changed float model is compared with the original.
         clock: Seconds of each phase.
         progress: Called as the work goes on.
+        memory: How models are run.
     """
 
     source: str | Path
@@ -59,6 +61,7 @@ class Run:
     verify: bool
     clock: Clock
     progress: PhaseProgress
+    memory: Memory
 
     @property
     def folder(self) -> Path:
@@ -162,7 +165,9 @@ def _smooth(start: Start, config: Any, run: Run) -> Plan:
     """Scales moved from activations into weights."""
     assert start.reader is not None, "refused before"
     progress = of_phase(run.progress, "smooth")
-    return smooth_in_place(start.file, start.selection, config, start.reader, start.limit, progress=progress)
+    return smooth_in_place(
+        start.file, start.selection, config, start.reader, start.limit, progress=progress, memory=run.memory
+    )
 
 
 def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - what needs no data does not come here
@@ -228,6 +233,7 @@ def _proved(start: Start, run: Run) -> Start:
         own_feeds=start.feeds,
         then=run.checking.observe,
         lead=start.lead,
+        memory=run.memory,
     )
     run.clock.lap("verify")
     return replace(start, equivalence=equivalence)

@@ -7,6 +7,7 @@ from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.smoothing import SmoothQuantConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.metadata import refuse_prefixed
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.apply import apply_plan
@@ -23,6 +24,7 @@ def smooth_in_place(
     max_samples: int | None = None,
     *,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> Plan:
     """Measure the model and edit its graph, after which the selection is out of date; weights follow on writing.
 
@@ -33,6 +35,7 @@ def smooth_in_place(
         reader: Calibration data; rewound where it can be.
         max_samples: Stop after so many samples.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Raises:
         ConfigError: Nothing in the model can take a scale.
@@ -46,7 +49,7 @@ def smooth_in_place(
         raise ConfigError(f"{config.name}: there is nothing to smooth ({why}); leave out SmoothQuantConfig")
     data = wrap(reader)
     names = [linear.input.name or "" for place in places for linear in place.readers]
-    peaks = collect_peaks(file, names, data, max_samples=max_samples, progress=progress)
+    peaks = collect_peaks(file, names, data, max_samples=max_samples, progress=progress, memory=memory)
     data.rewind()
     plan = plan_smoothing(places, refused, peaks, config)
     apply_plan(survey.model, plan, survey.shapes)

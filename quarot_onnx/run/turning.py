@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -15,6 +14,8 @@ from quarot_onnx.errors import ConfigError, FeedError, ModelError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
 from quarot_onnx.graph.metadata import refuse_prefixed
 from quarot_onnx.io.spellings import weights_with_default
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Model
 from quarot_onnx.progress import PhaseProgress
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
@@ -98,13 +99,14 @@ def prove(
     progress: PhaseProgress,
     *,
     own_feeds: Sequence[Feeds] | None = None,
-    then: Callable[[Any], None] | None = None,
+    then: Callable[[Model], None] | None = None,
     lead: Lead | None = None,
+    memory: Memory | None = None,
 ) -> Equivalence:
     """Compare the two; raises VerificationError when they differ. Options are as for ``compare``."""
     progress("verify", 0, None)
     try:
-        equivalence = compare(source, rotated, feeds=feeds, own_feeds=own_feeds, then=then, lead=lead)
+        equivalence = compare(source, rotated, feeds=feeds, own_feeds=own_feeds, then=then, lead=lead, memory=memory)
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give inputs for the proof"
         raise FeedError(

@@ -51,10 +51,13 @@ def session(
     except (wire.WireError, ValueError) as error:
         raise damaged(source, str(error)) from error
     options = session_options(
-        domains, threads=threads, optimize=optimize, optimized_path=optimized_path, low_memory=low_memory
+        domains,
+        threads=threads,
+        optimize=optimize,
+        optimized_path=optimized_path,
+        low_memory=low_memory,
+        exact_products=exact_products,
     )
-    if exact_products:
-        options.add_session_config_entry(EXACT_PRODUCTS, "1")
     return _open(str(source), options)
 
 
@@ -71,6 +74,7 @@ def session_options(
     optimize: bool = True,
     optimized_path: Path | None = None,
     low_memory: bool = False,
+    exact_products: bool = False,
 ) -> "ort.SessionOptions":
     """Options of a session; the operators of onnxruntime-extensions are registered where ``domains`` has them.
 
@@ -80,6 +84,7 @@ def session_options(
         optimize: As for ``session``.
         optimized_path: As for ``session``.
         low_memory: As for ``session``.
+        exact_products: As for ``session``.
 
     Raises:
         MissingPackageError: If the model uses onnxruntime-extensions and that is not installed.
@@ -98,6 +103,8 @@ def session_options(
         options.optimized_model_filepath = str(optimized_path)
     if low_memory:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if exact_products:
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
     if custom := sorted(domains & _EXTENSION_DOMAINS):
         options.register_custom_ops_library(_extensions(custom[0]).get_library_path())
     return options

@@ -21,7 +21,9 @@ _SMALL = 1 << 10  # bytes; below, a tensor may be a shape, which onnxruntime mus
 _MAX_INLINE = 1 << 30  # half of what a protobuf message can hold: the serialization makes a second copy
 
 
-def open_augmented(model: ir.Model, *, threads: int | None = None) -> Any:
+def open_augmented(
+    model: ir.Model, *, threads: int | None = None, low_memory: bool = True, exact_products: bool = False
+) -> Any:
     """Open a session on a graph whose weights are external tensors.
 
     Nodes run as early as they can (``PRIORITY_BASED``), lowest index first: in onnxruntime's default order all
@@ -30,6 +32,8 @@ def open_augmented(model: ir.Model, *, threads: int | None = None) -> Any:
     Args:
         model: The model, its large tensors external (as ``model_io.load`` gives them). It is not changed.
         threads: onnxruntime's intra-op threads; None for its default.
+        low_memory: Do without packed copies of every weight, whose speed a calibration does not need.
+        exact_products: As for ``runtime.session``.
 
     Returns:
         An ``onnxruntime.InferenceSession`` on the CPU.
@@ -41,8 +45,9 @@ def open_augmented(model: ir.Model, *, threads: int | None = None) -> Any:
     import onnxruntime as ort  # noqa: PLC0415 (late: importing this module stays cheap)
 
     skeleton, folder = _serialize(model)
-    # Prepacking copies every weight; a calibration run can do without its speed.
-    options = runtime.session_options(runtime.graph_domains(model), threads=threads, low_memory=True)
+    options = runtime.session_options(
+        runtime.graph_domains(model), threads=threads, low_memory=low_memory, exact_products=exact_products
+    )
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
     # Between two runs NumPy works on the same cores; threads that spin until the next run would slow it down.

@@ -11,13 +11,14 @@ A value that is needed beyond its own level is carried. What depends on no input
 it is needed, so that thousands of small constants need not be carried. Names play no part.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import Linear
-from quarot_onnx.graph.query import subgraphs
+from quarot_onnx.graph.parts import Parts, nodes_behind
+from quarot_onnx.graph.query import operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class Segments:
         self._level: dict[ir.Value, int] = {}
         self._by_level: list[list[ir.Node]] = [[] for _ in stages]
         self._last_use: dict[ir.Value, int] = {}
-        self._order = {node: i for i, node in enumerate(model.graph)}
+        self._parts = Parts(model, self._level.__contains__)
         self._label()
 
     def __len__(self) -> int:
@@ -106,22 +107,8 @@ class Segments:
     def segment(self, number: int) -> Segment:
         """The piece of the graph that computes the input of stage ``number``."""
         nodes = self._by_level[number]
-        inside = {output for node in nodes for output in node.outputs}
-        outputs = [v for v in _in_order(nodes) if v in inside and self._last_use.get(v, -1) > number]
-        needed = dict.fromkeys(v for node in nodes for v in _operands(node) if v not in inside)
-        inputs = [v for v in needed if v in self._level]
-        constants, initializers = self._constants([v for v in needed if v not in self._level])
-        view = ir.GraphView(
-            inputs,
-            outputs,
-            nodes=[*constants, *nodes],
-            initializers=initializers,
-            opset_imports=self._model.graph.opset_imports,
-            name=f"segment_{number}",
-        )
-        graph = view.clone()
-        copies = dict(zip((*constants, *nodes), graph, strict=True))
-        model = ir.Model(graph, ir_version=self._model.ir_version)
+        outputs = [v for node in nodes for v in node.outputs if self._last_use.get(v, -1) > number]
+        model, inputs, copies = self._parts.part(nodes, outputs, f"segment_{number}")
         expired = [v for v, last in self._last_use.items() if last == number]
         return Segment(
             model,
@@ -141,55 +128,16 @@ class Segments:
         for value in graph.inputs:
             if not value.is_initializer() or value.name in self._fed:
                 self._level[value] = 0
-        needed = self._needed()
+        needed = nodes_behind(stage.input for stage in self._stages)
         for node in graph:
-            operands = [v for v in _operands(node) if v in self._level]
-            if not operands:
+            read = [v for v in operands(node) if v in self._level]
+            if not read:
                 continue
-            level = max(stage_of.get(node, -1) + 1, *(self._level[v] for v in operands))
+            level = max(stage_of.get(node, -1) + 1, *(self._level[v] for v in read))
             self._level.update(dict.fromkeys(node.outputs, level))
             if node in needed:
                 self._by_level[level].append(node)
-                self._last_use.update({v: max(level, self._last_use.get(v, -1)) for v in operands})
+                self._last_use.update({v: max(level, self._last_use.get(v, -1)) for v in read})
         for k, stage in enumerate(self._stages):
             # Fetched after segment k, and read by its own Linears in segment k + 1.
             self._last_use[stage.input] = max(k + 1, self._last_use.get(stage.input, -1))
-
-    def _needed(self) -> set[ir.Node]:
-        """The nodes that some stage's input depends on."""
-        found: set[ir.Node] = set()
-        frontier = [stage.input for stage in self._stages]
-        while frontier:
-            node = frontier.pop().producer()
-            if node is not None and node not in found:
-                found.add(node)
-                frontier.extend(_operands(node))
-        return found
-
-    def _constants(self, values: list[ir.Value]) -> tuple[list[ir.Node], list[ir.Value]]:
-        """The nodes that compute constant values, in graph order, and the initializers that they and others read."""
-        nodes: set[ir.Node] = set()
-        initializers: dict[ir.Value, None] = {}
-        frontier = list(values)
-        while frontier:
-            value = frontier.pop()
-            node = value.producer()
-            if node is None:
-                initializers[value] = None
-            elif node not in nodes:
-                nodes.add(node)
-                frontier.extend(_operands(node))
-        return sorted(nodes, key=self._order.__getitem__), list(initializers)
-
-
-def _operands(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, in subgraphs too, where it comes from outside of them."""
-    yield from (value for value in node.inputs if value is not None)
-    for graph in subgraphs(node):
-        for inner in ir.traversal.RecursiveGraphIterator(graph):
-            yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
-
-
-def _in_order(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
-    for node in nodes:
-        yield from node.outputs

@@ -22,9 +22,9 @@ from quarot_onnx.calibration.padding import Padding
 from quarot_onnx.calibration.sample import check_feeds, fed_defaults, not_finite, run_sample
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.linear import WEIGHT_INPUT
+from quarot_onnx.piecewise.states import States
 from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.stages.blocks import Segment, Segments, Stage
-from quarot_onnx.stages.states import States
 from quarot_onnx.threads import spread, thread_count
 
 Fake = Callable[[NDArray[np.float32]], NDArray[np.float32]]

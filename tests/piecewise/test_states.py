@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quarot_onnx.stages.states import States
+from quarot_onnx.piecewise.states import States
 
 ARRAYS: dict[str, NDArray] = {
     "/model/layers.0/Add_1:output/0": np.random.default_rng(0).standard_normal((1, 5, 8)).astype(np.float32),

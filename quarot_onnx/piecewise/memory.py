@@ -1,0 +1,112 @@
+"""How much memory a run may take, and which models are run piece by piece for that."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.errors import ConfigError
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
+_PIECE, _STATES = 256 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run may take, and how it runs models.
+
+    Attributes:
+        limit: Bytes; None for what the machine has available when it is asked.
+        by_stages: Whether models are run piece by piece; None where they would not fit otherwise.
+    """
+
+    limit: int | None = None
+    by_stages: bool | None = None
+
+    @property
+    def bytes(self) -> int | None:
+        """The bytes that are there; None where the system does not tell."""
+        return available() if self.limit is None else self.limit
+
+    @property
+    def piece(self) -> int:
+        """Bytes of weights of a piece, as float32."""
+        return min(_PIECE, (self.bytes or 8 * _PIECE) // 8)
+
+    @property
+    def states(self) -> int:
+        """Bytes of what goes from piece to piece that are kept in memory; the rest goes to disk."""
+        return min(_STATES, (self.bytes or 8 * _STATES) // 8)
+
+    def divides(self, model: ir.Model) -> bool:
+        """Whether a model is run piece by piece."""
+        if self.by_stages is not None:
+            return self.by_stages
+        there = self.bytes
+        return there is not None and _OPEN * opened_bytes(model) > there
+
+    @classmethod
+    def of(cls, words: str | None, by_stages: bool | None) -> "Memory":
+        """What options ask for: words such as ``1GB``, ``800 MiB`` or ``2000000000``, None for no limit of theirs.
+
+        Raises:
+            ConfigError: The words are no amount of memory.
+        """
+        if words is None:
+            return cls(by_stages=by_stages)
+        text = words.strip().lower()
+        digits = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+        try:
+            size = int(float(digits) * _UNITS[text[len(digits) :].strip()])
+        except (ValueError, KeyError, OverflowError):
+            size = 0
+        if size < 1:
+            raise ConfigError(f"--max-memory {words!r} is no size: give bytes, or a number with MB, GB, MiB or GiB")
+        return cls(size, by_stages)
+
+
+WHOLE = Memory(by_stages=False)
+"""Every model is run whole."""
+
+
+def opened_bytes(model: ir.Model) -> int:
+    """The bytes of a model's weights in a session: onnxruntime computes with 16-bit floats as 32-bit ones on a CPU."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(weight_bytes(tensor) for tensor in tensors if tensor is not None)
+
+
+def weight_bytes(tensor: ir.TensorProtocol) -> int:
+    """The same of one tensor; 16-bit weights lie beside their copies."""
+    return tensor.nbytes * 3 if tensor.dtype in _HALVES else tensor.nbytes
+
+
+def available() -> int | None:
+    """The bytes of memory that this process can get without swapping; None where the system does not tell."""
+    found = [size for size in (_free(), _of_group()) if size is not None]
+    return min(found, default=None)
+
+
+def _free() -> int | None:
+    """What the system has available, or at least has."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _of_group() -> int | None:
+    """What a container's limit leaves."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+        return None if limit == "max" else max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return None
