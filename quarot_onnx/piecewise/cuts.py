@@ -24,6 +24,7 @@ from quarot_onnx.graph.parts import Parts, constants_behind, nodes_behind
 from quarot_onnx.graph.query import operands
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.piecewise.memory import weight_bytes
+from quarot_onnx.piecewise.wide import wide_name, widen
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 _BEFORE = _PRODUCTS | {"QuantizeLinear", "DynamicQuantizeLinear", "Abs"}
@@ -108,23 +109,35 @@ class Cuts:
     def _piece(self, number: int) -> Piece:
         start, stop = self._starts[number], self._stop(number)
         nodes = self._nodes[start:stop]
-        computed = (v for node in nodes for v in node.outputs)
-        outputs = [v for v in computed if v in self._ends or self._last.get(v, -1) >= stop]
+        computed = [v for node in nodes for v in node.outputs]
+        later = [v for v in computed if self._last.get(v, -1) >= stop]
+        ends = [v for v in computed if v in self._ends]
         if stop == len(self._nodes):
-            outputs += [v for v in self._ends if v not in self._made]  # what depends on no input
+            ends += [v for v in self._ends if v not in self._made]  # what depends on no input
         observed = [v for v in self._observed if start <= self._made.get(v, self._first.get(v, 0)) < stop]
+        outputs = [*ends, *later]
         model, inputs, _ = self._parts.part(nodes, outputs, f"piece_{number}", also=observed)
-        copies = (*model.graph.inputs, *model.graph.outputs)
+        graph = model.graph
+        copies = (*graph.inputs, *graph.outputs)
         for value, copy in zip((*inputs, *outputs), copies, strict=True):
             self._describe(value, copy)
-        # A past is read as what the run before left, so that goes with the past.
+        handed = [copy for value, copy in zip(inputs, graph.inputs, strict=True) if value in self._made]
+        left = tuple(graph.outputs[len(ends) :])
+        del graph.outputs[len(ends) :]
+        widen(graph, handed, left)
         reads = dict(self._last)
         for past, present in self._pasts.items():
+            # A past is read as what the run before left, so that goes with the past.
             reads[present] = max(reads.get(present, 0), reads.get(past, 0))
         gone = [v for v, last in reads.items() if start <= last < stop and v not in self._asked]
-        handed = [v for v in outputs if v not in self._asked and self._last.get(v, -1) < stop]
-        lists = (inputs, outputs, observed, handed, gone)
-        return Piece(model, *(tuple(str(v.name) for v in values) for values in lists))
+        return Piece(
+            model,
+            tuple(str(v.name) for v in graph.inputs),
+            tuple(str(v.name) for v in graph.outputs),
+            tuple(str(v.name) for v in observed),
+            tuple(str(v.name) for v in ends if v not in self._asked),
+            tuple(name for v in gone for name in dict.fromkeys((str(v.name), wide_name(v)))),
+        )
 
     def _stop(self, number: int) -> int:
         return self._starts[number + 1] if number + 1 < len(self) else len(self._nodes)

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.piecewise.wide import HALVES
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
 _PIECE, _STATES = 256 << 20, 1 << 30
 
@@ -80,7 +80,7 @@ def opened_bytes(model: ir.Model) -> int:
 
 def weight_bytes(tensor: ir.TensorProtocol) -> int:
     """The same of one tensor; 16-bit weights lie beside their copies."""
-    return tensor.nbytes * 3 if tensor.dtype in _HALVES else tensor.nbytes
+    return tensor.nbytes * 3 if tensor.dtype in HALVES else tensor.nbytes
 
 
 def available() -> int | None:
