@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from quarot_onnx.graph.query import SIZE_ONLY
+
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _OWN = "InsertedPrecisionFreeCast_"
@@ -31,7 +33,13 @@ def widen(graph: ir.Graph, inputs: Sequence[ir.Value], outputs: Sequence[ir.Valu
     for value in outputs:
         if value.dtype in HALVES:
             cast = _cast(value, ir.DataType.FLOAT)
-            graph.append(cast)
+            # A Cast that something else reads as 16 bits stays in; for its shape alone it need not.
+            for use in tuple(value.uses()):
+                if use.node.op_type in SIZE_ONLY and use.node is not cast:
+                    use.node.replace_input_with(use.idx, cast.outputs[0])
+            producer = value.producer()
+            assert producer is not None, "constants and inputs are not handed on"
+            graph.insert_after(producer, cast)
             graph.outputs.append(_named(cast.outputs[0], wide_name(value), ir.DataType.FLOAT, value.shape))
         else:
             graph.outputs.append(value)
