@@ -175,11 +175,11 @@ class Fetched:
             left: list[Any] = []
             for place, (group, session) in enumerate(groups.fitting(sample)):
                 more = kept if place == 0 else ()
-                found = run_observing(session, sample, len(group), more)
-                for name, values in zip(group, found, strict=False):
+                seen, handed = run_observing(session, sample, len(group), more)
+                for name, values in zip(group, seen, strict=not sample.silent):
                     if not self._takers[name].add(self._counted(sample, values, name)):
                         raise not_finite(name, sample.number)
-                left += found[len(found) - len(more) :]
+                left += handed
             return left
 
         return observe
@@ -219,11 +219,13 @@ class _Groups:
         return observing_session(self._model, names, (None,), self._threads, kept)
 
 
-def run_observing(session: Any, sample: Sample, observed: int, kept: Sequence[str]) -> list[Any]:
-    """The outputs of an observing session: so many that are observed, none of a silent sample; then what is kept."""
+def run_observing(session: Any, sample: Sample, observed: int, kept: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """What an observing session puts out: so many values that are looked at, none of a silent sample; what is kept."""
     names = [output.name for output in session.get_outputs()]
-    fetched = [*([] if sample.silent else names[:observed]), *kept]
-    return run_sample(session, sample.feeds, sample.number, fetched) if fetched else []
+    looked_at = [] if sample.silent else names[:observed]
+    fetched = [*looked_at, *kept]
+    found = run_sample(session, sample.feeds, sample.number, fetched) if fetched else []
+    return found[: len(looked_at)], found[len(looked_at) :]
 
 
 def _groups(sizes: dict[str, int]) -> list[list[str]]:

@@ -153,10 +153,10 @@ class _MinMax:
                 if not parts:
                     parts.append(self._parts.on(model, names, kept))
                 return parts[0](sample)
-            found = run_observing(session, sample, 3 * len(names), kept)
+            seen, handed = run_observing(session, sample, 3 * len(names), kept)
             if not sample.silent:
-                self._take(names, np.array(found[: 3 * len(names)], np.float64).reshape(len(names), 3), sample)
-            return found[len(found) - len(kept) :]
+                self._take(names, np.array(seen, np.float64).reshape(len(names), 3), sample)
+            return handed
 
         return observe
 

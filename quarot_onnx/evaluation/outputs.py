@@ -68,8 +68,9 @@ def decoder_outputs(
     """
     model, rows = opening(), inputs.lengths.batch or 1
     batches = [group[i : i + rows] for group in groups for i in range(0, len(group), rows)]
-    for place, outputs in windows_outputs(model, inputs, batches, names, decode_steps, before=before):
-        yield [(i, output) for i, output in enumerate(outputs) if place.last or i not in at_end]
+    late = frozenset(names[i] for i in at_end)
+    for _, outputs in windows_outputs(model, inputs, batches, names, decode_steps, before=before, at_end=late):
+        yield [(i, output) for i, output in enumerate(outputs) if output is not None]
     if then is not None:
         then(model)
 
@@ -95,6 +96,7 @@ def windows_outputs(
     decode_steps: int = 0,
     *,
     before: Before | None = None,
+    at_end: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Place, list[Any]]]:
     """The outputs of batches of windows, run by run, each on the cache of those before it.
 
@@ -105,6 +107,7 @@ def windows_outputs(
         names: The outputs.
         decode_steps: As for ``decoder_outputs``.
         before: As there.
+        at_end: Outputs that are wanted of the last run of a batch alone; None stands for them before.
 
     Raises:
         CalibrationError: A length that the graph does not take.
@@ -115,17 +118,25 @@ def windows_outputs(
 
     def runs() -> Iterator[Run]:
         for windows in batches:
-            found = window_runs(inputs, windows, decode_steps, before)
+            found = window_runs(inputs, windows, decode_steps, before, at_end)
             places.extend(Place(number == 0, number + 1 == len(found)) for number in range(len(found)))
             yield from found
 
     for outputs in model.outputs(runs(), names):
         place = places.popleft()
         whole = zip(names, outputs, strict=True)
-        yield place, [before.without(name, output, caches, first=place.first) for name, output in whole]
+        yield (
+            place,
+            [
+                None if output is None else before.without(name, output, caches, first=place.first)
+                for name, output in whole
+            ],
+        )
 
 
-def window_runs(inputs: ModelInputs, windows: TokenIds, decode_steps: int, before: Before) -> list[Run]:
+def window_runs(
+    inputs: ModelInputs, windows: TokenIds, decode_steps: int, before: Before, at_end: frozenset[str]
+) -> list[Run]:
     """The runs of one batch of windows; arguments are those of ``windows_outputs``."""
     windows = before.windows(windows)
     past, held = (None, 0) if before.past is None else (before.past.filled(len(windows)), before.past.fed_length)
@@ -138,7 +149,8 @@ def window_runs(inputs: ModelInputs, windows: TokenIds, decode_steps: int, befor
         past = {name: feeds[name] for name, _ in inputs.presents}
         own = {name: array for name, array in feeds.items() if name not in carried}
         last = number + 1 == len(found)
-        runs.append(Run(own, carried, () if last else tuple(present for _, present in inputs.presents)))
+        keeps = () if last else tuple(present for _, present in inputs.presents)
+        runs.append(Run(own, carried, keeps, frozenset() if last else at_end))
     return runs
 
 

@@ -29,7 +29,6 @@ from quarot_onnx.piecewise.wide import wide_name, widen
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 _BEFORE = _PRODUCTS | {"QuantizeLinear", "DynamicQuantizeLinear", "Abs"}
 _JOINED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"})
-_SMALL = 32  # a weight of less than this part of a piece, such as a norm's, is no reason to cut before it
 _ELSEWHERE = 8
 """What a place costs, in crossing values, that lies before none of ``_BEFORE``."""
 
@@ -44,7 +43,7 @@ class Piece:
         outputs: Names of what it leaves: what later pieces or runs need, and outputs that are wanted.
         observed: Names of values that are looked at here.
         handed: Names of outputs that later runs alone need.
-        expires: Names of what is not needed any more once all runs went through.
+        expires: Names of what no piece reads any more once all runs went through.
     """
 
     model: ir.Model
@@ -129,7 +128,7 @@ class Cuts:
         for past, present in self._pasts.items():
             # A past is read as what the run before left, so that goes with the past.
             reads[present] = max(reads.get(present, 0), reads.get(past, 0))
-        gone = [v for v, last in reads.items() if start <= last < stop and v not in self._asked]
+        gone = [v for v, last in reads.items() if start <= last < stop]
         return Piece(
             model,
             tuple(str(v.name) for v in graph.inputs),
@@ -181,9 +180,12 @@ class Cuts:
             start = _next_start(start, weights, costs, limit)
 
     def _weights(self, node: ir.Node) -> dict[ir.Value, int]:
-        """The bytes of the constants that a node reads."""
+        """The bytes of the matrices that a node reads; vectors, as of a norm, are no reason to cut before it."""
         _, found = constants_behind(v for v in operands(node) if v not in self._moving)
-        return {value: weight_bytes(value.const_value) for value in found if value.const_value is not None}
+        tensors = {value: value.const_value for value in found}
+        return {
+            v: weight_bytes(tensor) for v, tensor in tensors.items() if tensor is not None and len(tensor.shape) > 1
+        }
 
     def _costs(self, weighty: Sequence[bool]) -> list[int | None]:
         """What it costs to cut before each node; None where that cannot be."""
@@ -224,7 +226,7 @@ def _next_start(
     for place in range(start, len(weights)):
         fresh = weights[place].keys() - held
         more = sum(weights[place][value] for value in fresh)
-        if more * _SMALL > limit and filled and filled + more > limit:
+        if more and filled and filled + more > limit:
             break
         held |= fresh
         filled += more

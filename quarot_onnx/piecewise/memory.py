@@ -11,7 +11,7 @@ from quarot_onnx.piecewise.wide import HALVES
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
-_PIECE, _STATES = 256 << 20, 1 << 30
+_PIECE, _STATES = 256 << 20, 256 << 20
 
 
 @dataclass(frozen=True)

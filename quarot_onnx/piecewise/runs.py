@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quarot_onnx.errors import FeedError, QuarotError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Piece, Wanted
-from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.memory import Memory, opened_bytes
 from quarot_onnx.piecewise.states import States
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.skeleton import open_augmented
@@ -59,11 +59,13 @@ class Run:
         feeds: Input name to array.
         carried: Inputs that come from earlier runs.
         keeps: Outputs that the next run takes.
+        skips: Outputs that are not wanted of this run.
     """
 
     feeds: Arrays
     carried: Mapping[str, Carried] = field(default_factory=dict)
     keeps: tuple[str, ...] = ()
+    skips: frozenset[str] = frozenset()
 
 
 Failed = Callable[[int, Arrays, Exception], QuarotError]
@@ -81,7 +83,7 @@ class Model(Protocol):
     """A model that can be run."""
 
     def outputs(self, runs: Iterable[Run], names: Sequence[str], failed: Failed = not_run) -> Iterator[list[Any]]:
-        """The outputs of runs, in their order.
+        """The outputs of runs, in their order; None for one that a run skips.
 
         Args:
             runs: The runs.
@@ -104,13 +106,14 @@ class Whole:
         held: dict[str, NDArray[Any]] = {}
         for number, run in enumerate(runs):
             feeds = {**run.feeds, **{name: carried.of(held[carried.output]) for name, carried in run.carried.items()}}
-            fetched = list(dict.fromkeys((*names, *run.keeps)))
+            wanted = [name for name in names if name not in run.skips]
+            fetched = list(dict.fromkeys((*wanted, *run.keeps)))
             try:
                 found = dict(zip(fetched, self._session.run(fetched, feeds), strict=True))
             except Exception as error:  # onnxruntime's exceptions share no other base
                 raise failed(number, feeds, error) from error
             held = {name: found[name] for name in run.keeps}
-            yield [found[name] for name in names]
+            yield [None if name in run.skips else found[name] for name in names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +147,9 @@ class ByPieces:
 
         with Sweep(self.model, given, self.memory) as sweep:
             for number in sweep.through(visit, outputs=names):
-                found = {name: sweep.take(number, name) for name in dict.fromkeys(names)}
-                yield [found[name] for name in names]
+                wanted = [name for name in dict.fromkeys(names) if name not in given[number].skips]
+                found = {name: sweep.take(number, name) for name in wanted}
+                yield [found.get(name) for name in names]
 
 
 class Sweep:
@@ -160,6 +164,7 @@ class Sweep:
             memory: How large pieces and states may be.
         """
         self._model, self._runs, self._memory = model, runs, memory
+        self._taken = {(i - item.back, item.output) for i, run in enumerate(runs) for item in run.carried.values()}
         self._folder = tempfile.TemporaryDirectory(prefix="quarot-states-")
         self._states = States(Path(self._folder.name) / "states", memory.states)
 
@@ -189,31 +194,44 @@ class Sweep:
             The number of each run that went through the last piece; its outputs can be taken then.
         """
         fed = {name for run in self._runs for name in run.feeds if name in self._model.graph.initializers}
-        taken = {(i - item.back, item.output) for i, run in enumerate(self._runs) for item in run.carried.values()}
         pasts = {(name, carried.output) for run in self._runs for name, carried in run.carried.items()}
         cuts = Cuts(self._model, Wanted(outputs, observed, sorted(pasts), fed), self._memory.piece)
-        if len(cuts) == 1:
-            _LOG.info("the graph %r is run whole: there is no place to cut it, or it is small", self._model.graph.name)
+        if len(cuts) == 1 and opened_bytes(self._model) > self._memory.piece:
+            _LOG.warning("the graph %r has no place where it can be cut: it is run whole", self._model.graph.name)
+        else:
+            _LOG.info("the graph %r is run in %d pieces", self._model.graph.name, len(cuts))
         for place, piece in enumerate(cuts, 1):
             self._type(piece)
             run_piece = visit(piece)
             for number, run in enumerate(self._runs):
                 if piece.outputs or piece.observed:
                     feeds = {name: self._input(name, number, run) for name in piece.inputs}
-                    for name, array in zip(piece.outputs, run_piece(number, feeds), strict=True):
-                        if name not in piece.handed or (number, name) in taken:
-                            self._states[number, name] = array
+                    self._keep(piece, number, run_piece(number, feeds), outputs)
                 if place == len(cuts):
                     yield number
             del run_piece
-            for number in range(len(self._runs)):
-                for name in piece.expires:
+            self._forget(piece, outputs)
+
+    def _keep(self, piece: Piece, number: int, arrays: list[Any], wanted: Sequence[str]) -> None:
+        """Keep what a run through a piece leaves, as far as anybody needs it."""
+        skips = self._runs[number].skips
+        for name, array in zip(piece.outputs, arrays, strict=True):
+            needless = name in piece.handed or (name in skips and name in wanted)
+            if not needless or (number, name) in self._taken:
+                self._states[number, name] = array
+
+    def _forget(self, piece: Piece, wanted: Sequence[str]) -> None:
+        """Forget what nobody needs any more."""
+        for number, run in enumerate(self._runs):
+            for name in piece.expires:
+                if name not in wanted or name in run.skips:
                     self._states.discard((number, name))
 
     def take(self, number: int, name: str) -> NDArray[Any]:
-        """An output of a run, which is forgotten with that."""
+        """An output of a run, which is forgotten with that unless a later run takes it over."""
         array = self._states[number, name]
-        self._states.discard((number, name))
+        if (number, name) not in self._taken:
+            self._states.discard((number, name))
         return array
 
     def _input(self, name: str, number: int, run: Run) -> NDArray[Any]:

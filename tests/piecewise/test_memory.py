@@ -1,0 +1,74 @@
+"""What a run may take: as options say it, and what follows for a model."""
+
+from pathlib import Path
+
+import exports
+import pytest
+from command_line import Shell
+
+from quarot_onnx.errors import ConfigError
+from quarot_onnx.io import model_io
+from quarot_onnx.piecewise import memory as module
+from quarot_onnx.piecewise.memory import Memory, available, opened_bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("1GB", 10**9), ("800 MiB", 800 << 20), ("1.5gb", 1_500_000_000), ("2000000000", 2 * 10**9), ("64kb", 64_000)],
+)
+def test_sizes_in_words(words: str, size: int) -> None:
+    assert Memory.of(words, None) == Memory(size)
+
+
+@pytest.mark.parametrize("words", ["", "GB", "-1GB", "0", "much", "1TBB", "inf", "nanGB"])
+def test_what_is_no_size_is_refused(words: str) -> None:
+    with pytest.raises(ConfigError, match="is no size: give bytes"):
+        Memory.of(words, None)
+
+
+def test_a_model_is_divided_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_io.load(exports.genai_like(dtype="fp16"))
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    halves = sum(tensor.nbytes for tensor in tensors if tensor.dtype.bitwidth == 16)
+    # Weights of 16 bits, and beside them what onnxruntime computes with on a CPU.
+    assert opened_bytes(model) == sum(tensor.nbytes for tensor in tensors) + 2 * halves
+    need = opened_bytes(model)
+    assert Memory(need).divides(model)
+    assert not Memory(2 * need).divides(model)
+    assert Memory(2 * need, by_stages=True).divides(model)
+    assert not Memory(1, by_stages=False).divides(model)
+    monkeypatch.setattr(module, "available", lambda: need)
+    assert Memory().divides(model)
+    monkeypatch.setattr(module, "available", lambda: None)
+    assert not Memory().divides(model)
+
+
+def test_the_system_tells_what_it_has() -> None:
+    found = available()
+    assert found is None or found > 1 << 20
+
+
+@pytest.fixture
+def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capfd)
+
+
+@pytest.mark.parametrize("command", ["rotate", "verify", "quantize", "compare"])
+def test_commands_take_a_limit(shell: Shell, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = exports.genai_like(tied_transposed=False)
+    second = source if command in {"verify", "compare"} else tmp_path / "out" / "model.onnx"
+    refused = shell(command, source, second, "--max-memory", "lots")
+    assert refused.status == 2
+    assert "--max-memory 'lots' is no size" in refused.err
+    assert not list(tmp_path.iterdir())
+    pieces: list[Memory] = []
+    usual = Memory.divides
+
+    def divides(memory: Memory, model: object) -> bool:
+        pieces.append(memory)
+        return usual(memory, model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Memory, "divides", divides)
+    done = shell(command, source, second, "--max-memory", "300kB", "--by-stages", "--json")
+    assert done.status == 0
+    assert set(pieces) == {Memory(300_000, by_stages=True)}
