@@ -22,7 +22,7 @@ from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, fix_lengths
-from quarot_onnx.kvcache.apply import check_cache
+from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent

@@ -24,7 +24,7 @@ from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import parse_lengths
-from quarot_onnx.kvcache import apply as cache
+from quarot_onnx.kvcache.plan import needs_calibration
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
@@ -136,7 +136,7 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
 def _needs_text(chosen: Chosen) -> bool:
     """Whether ranges, or an algorithm's statistics, are taken on text."""
     selection, config = chosen.selection, chosen.config
-    of_cache = cache.needs_calibration(selection.survey, config)
+    of_cache = needs_calibration(selection.survey, config)
     return static_ranges.needs_calibration(selection) or config.needs_samples or of_cache
 
 

@@ -1,7 +1,8 @@
 """Second moments of queries and keys behind RoPE, head by head, over calibration samples."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,28 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.observing import Fetched, observe_samples
 from quarot_onnx.calibration.padding import Sample
-from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
+from quarot_onnx.calibration.sample import check_feeds
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import data_input, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io import model_io
-from quarot_onnx.kvcache.shifting import Shifted, Shifts
+from quarot_onnx.kvcache.shifting import Shifts
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.rotation.rope import ROPE, RopeSplitter
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.model import Attention
+
+_ALIKE = 0.05
+"""By how much the length of keys may change where a sample is moved: cosines of late positions are inexact in float16.
+
+Where it is more, the graph uses its positions for something else than RoPE, and samples stay where they are."""
 
 _APART, _PACKED = 4, 3
 """Axes of [batch, heads, seq, head_dim] and of [batch, seq, heads · head_dim]."""
@@ -96,23 +105,6 @@ class _Place:
         return Moments(queries.squares / queries.count, keys.squares / keys.count)
 
 
-class _Keys:
-    """The keys of all attentions."""
-
-    def __init__(self, places: Collection[_Place]) -> None:
-        self._takers = [taker for place in places for taker in (place.of_queries, place.of_keys)]
-        self._keys = [place.of_keys for place in places]
-
-    def size(self) -> float:
-        """Σ|k|²."""
-        return float(sum(np.trace(taker.squares, axis1=1, axis2=2).sum() for taker in self._keys))
-
-    def clear(self) -> None:
-        """Begin anew, with queries, too."""
-        for taker in self._takers:
-            taker.clear()
-
-
 def balanceable(survey: Survey) -> tuple[list[Attention], list[str]]:
     """The attentions whose heads can be told apart behind RoPE, and the names of those whose cannot."""
     shapes, found, others = Shapes(survey.model), list[Attention](), list[str]()
@@ -146,6 +138,7 @@ def collect_moments(
     *,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> dict[str, Moments]:
     """Moments of the attentions of a model, over all its positions.
 
@@ -156,6 +149,7 @@ def collect_moments(
         positions: How many the model has; None where that is not known.
         max_samples: Stop after so many samples; None for all.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         The attention's name to its moments.
@@ -164,7 +158,11 @@ def collect_moments(
         CalibrationError: As for ``collect_ranges``.
     """
     model, data = model_io.load(file), wrap(reader)
-    plain = model_io.load(file)
+    data.rewind()
+    data.require_sample()
+    samples = list(islice(data, max_samples))
+    for feeds in samples:
+        check_feeds(feeds, model)
     places, derived = _places(model, attentions)
     takers = {place.query: place.of_queries for place in places} | {place.key: place.of_keys for place in places}
     widths = {name: place.attention.head_dim for place in places for name in (place.query, place.key)}
@@ -175,10 +173,21 @@ def collect_moments(
             values = values.reshape(*values.shape[:2], -1, widths[name]).swapaxes(1, 2)
         return sample.heads(values, name)
 
-    data.rewind()
-    total = data.size if max_samples is None or data.size is None else min(data.size, max_samples)
-    observer = Shifted(Fetched(model, takers, None, counted=counted), _Keys(places), shifts, total)
-    observe_samples(observer, plain, data, max_samples=max_samples, progress=progress)
+    def observe(feeds: Sequence[Feeds], told: Progress | None = None) -> float:
+        """Look at samples and at nothing that was before; Σ|k|²."""
+        for taker in takers.values():
+            taker.clear()
+        observe_samples(
+            Fetched(takers, counted=counted), model, SampleReader(list(feeds)), progress=told, memory=memory
+        )
+        return float(sum(np.trace(place.of_keys.squares, axis1=1, axis2=2).sum() for place in places))
+
+    room = shifts.room(samples[0])
+    if room:
+        as_it_is, moved = (observe([shifts.moved(samples[0], shift)]) for shift in (0, room))
+        if abs(moved - as_it_is) > _ALIKE * as_it_is:
+            shifts = replace(shifts, positions=0)
+    observe(shifts.all(samples), progress)
     return {place.attention.name: place.moments() for place in places}
 
 

@@ -8,16 +8,13 @@ up to 512 as on those from 512 to the square of that.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
-from quarot_onnx.calibration.observing import Observer
-from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import consumers
 
@@ -31,20 +28,7 @@ _FIRST = 8
 """The shortest shift."""
 
 _GOLDEN = (5**0.5 - 1) / 2
-_ALIKE = 0.05
-"""Of what keys are allowed to differ: cosines of late positions are inexact in float16."""
-
 _INPUT = "quarot/shift"
-
-
-class Sums(Protocol):
-    """What an observer adds to."""
-
-    def size(self) -> float:
-        """The sum of the squares of all keys so far, which RoPE leaves as they are."""
-
-    def clear(self) -> None:
-        """Forget all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,49 +81,14 @@ class Shifts:
         longest = max((array.shape[-1] for array in feeds.values() if array.ndim == 2), default=self.positions)
         return max(self.positions - longest, 0)
 
+    def all(self, samples: Sequence[Feeds]) -> list[Feeds]:
+        """Every sample at one position or more: one as it is, the others spread over the logarithm of positions."""
+        times = max(-(-_RUNS // max(len(samples), 1)), 1)
+        pairs = [feeds for feeds in samples for _ in range(times if self.room(feeds) else 1)]
+        return [self.moved(feeds, self._shift(number, self.room(feeds))) for number, feeds in enumerate(pairs)]
 
-class Shifted:
-    """Shows an observer every sample at one position or more."""
-
-    def __init__(self, observer: Observer, sums: Sums, shifts: Shifts, samples: int | None) -> None:
-        """Wrap an observer.
-
-        Args:
-            observer: It.
-            sums: What it adds to: where a shift changes keys by more than a turn, the graph uses its positions for
-                something else, too, and samples stay where they are.
-            shifts: How samples are moved.
-            samples: How many there will be; None where that is not known.
-        """
-        self._observer, self._sums, self._shifts = observer, sums, shifts
-        self._times = 2 if samples is None else max(-(-_RUNS // max(samples, 1)), 1)
-        self._runs, self._moves = 0, True
-
-    def observe(self, sample: Sample) -> None:
-        """Run one sample, at as many positions as it takes."""
-        room = self._shifts.room(sample.feeds) if self._moves else 0
-        if room and not self._runs:
-            self._moves = self._only_turns(sample, room)
-            room = room if self._moves else 0
-        for _ in range(self._times if room else 1):
-            self._run(sample, self._next(room))
-
-    def _run(self, sample: Sample, shift: int) -> None:
-        self._observer.observe(replace(sample, feeds=self._shifts.moved(sample.feeds, shift)))
-
-    def _only_turns(self, sample: Sample, room: int) -> bool:
-        """Whether the keys of a sample that is moved as far as it goes are as long as they were."""
-        sizes = []
-        for shift in (0, room):
-            self._sums.clear()
-            self._run(sample, shift)
-            sizes.append(self._sums.size())
-        self._sums.clear()
-        return abs(sizes[1] - sizes[0]) <= _ALIKE * sizes[0]
-
-    def _next(self, room: int) -> int:
-        """The next shift: none at first, then evenly spread over logarithms."""
-        number, self._runs = self._runs, self._runs + 1
+    @staticmethod
+    def _shift(number: int, room: int) -> int:
         if number == 0 or room <= _FIRST:
             return 0
         return int(_FIRST * (room / _FIRST) ** (number * _GOLDEN % 1))

@@ -6,6 +6,7 @@ from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.kvcache.balance import plan_balance
 from quarot_onnx.kvcache.moments import balanceable, collect_moments
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.edits import Plan
@@ -22,6 +23,7 @@ def balance_in_place(
     seed: int | None = None,
     max_samples: int | None = None,
     progress: Progress | None = None,
+    memory: Memory = WHOLE,
 ) -> Plan:
     """Measure queries and keys and edit the graph, after which the survey is out of date.
 
@@ -34,6 +36,7 @@ def balance_in_place(
         seed: Of the random Hadamards; None for plain ones.
         max_samples: Stop after so many samples.
         progress: Called after every sample.
+        memory: Whether the model is run piece by piece.
 
     Raises:
         CalibrationError: The reader is empty, or does not fit.
@@ -41,7 +44,9 @@ def balance_in_place(
     found = positions_of(folder, survey.model.graph)
     positions = None if found is None else max(found - before, 1)
     attentions, _ = balanceable(survey)
-    moments = collect_moments(file, attentions, reader, positions, max_samples=max_samples, progress=progress)
+    moments = collect_moments(
+        file, attentions, reader, positions, max_samples=max_samples, progress=progress, memory=memory
+    )
     plan = plan_balance(survey, moments, seed)
     apply_plan(survey.model, plan)
     return plan

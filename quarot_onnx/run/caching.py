@@ -12,9 +12,10 @@ from quarot_onnx.graph.metadata import recorded
 from quarot_onnx.graph.query import data_input
 from quarot_onnx.io.tensors import read_array
 from quarot_onnx.kvcache import scale_file
-from quarot_onnx.kvcache.apply import CachePlan, apply_cache, cache_notes, calibrate_cache, plan_cache
+from quarot_onnx.kvcache.apply import apply_cache, cache_notes, calibrate_cache
 from quarot_onnx.kvcache.integers import Floats
 from quarot_onnx.kvcache.layers import basis_of, by_layer
+from quarot_onnx.kvcache.plan import CachePlan, plan_cache
 from quarot_onnx.progress import of_phase
 from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.run.preparing import Run, Start

@@ -183,6 +183,7 @@ def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - wha
         seed=quarot.seed if quarot is not None and quarot.use_random_had else None,
         max_samples=start.limit,
         progress=of_phase(run.progress, "balance"),
+        memory=run.memory,
     )
 
 

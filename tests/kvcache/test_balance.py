@@ -10,7 +10,6 @@ from exports import EXPORTS
 
 from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import SampleReader, TokenReader
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.evaluation.equivalence import compare, require
@@ -19,7 +18,8 @@ from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.balance import balanced
 from quarot_onnx.kvcache.moments import balanceable, collect_moments
-from quarot_onnx.kvcache.shifting import Shifted, Shifts
+from quarot_onnx.kvcache.shifting import Shifts
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.activations import fake_quantize
 from quarot_onnx.run.balancing import balance_in_place
@@ -136,47 +136,57 @@ def test_moments_are_those_of_later_positions_too(case: str) -> None:
         assert np.abs(own.keys - far[name].keys).max() > 0.02 * np.abs(own.keys).max()
 
 
-class _Seen:
-    """Notes shifts; with ``odd`` keys grow where a sample is moved."""
-
-    def __init__(self, odd: bool = False) -> None:
-        self.shifts, self._odd, self._size = list[int](), odd, 0.0
-
-    def observe(self, sample: Sample) -> None:
-        shift = int(sample.feeds["position_ids"][0, 0])
-        self.shifts.append(shift)
-        self._size += 1.5 if self._odd and shift else 1.0
-
-    def size(self) -> float:
-        return self._size
-
-    def clear(self) -> None:
-        self._size = 0.0
-
-
-@pytest.mark.parametrize(("odd", "moved"), [(False, True), (True, False)])
-def test_samples_are_moved_where_that_only_turns_keys(odd: bool, moved: bool) -> None:
-    seen = _Seen(odd)
-    observer = Shifted(seen, seen, Shifts(("position_ids",), derived=False, positions=4096), samples=16)
-    for number in range(16):
-        observer.observe(Sample({"position_ids": np.arange(32)[None]}, number))
-    shifts = seen.shifts[2:]  # two runs look whether it does
-    assert seen.shifts[:2] == [0, 4096 - 32]
-    assert len(shifts) == 16
-    assert seen.size() == 16
-    if not moved:
-        assert not any(shifts)
-        return
-    assert shifts[0] == 0
-    assert max(shifts) <= 4096 - 32
+@pytest.mark.parametrize(("samples", "runs"), [(16, 16), (3, 18), (40, 40)])
+def test_samples_are_spread_over_the_logarithm_of_positions(samples: int, runs: int) -> None:
+    shifts = Shifts(("position_ids",), derived=False, positions=4096)
+    feeds = [{"position_ids": np.arange(32)[None], "input_ids": np.full((1, 32), number)} for number in range(samples)]
+    moved = shifts.all(feeds)
+    found = [int(sample["position_ids"][0, 0]) for sample in moved]
+    assert len(found) == runs
+    assert found[0] == 0
+    assert max(found) <= 4096 - 32
+    assert {int(sample["input_ids"][0, 0]) for sample in moved} == set(range(samples))
+    assert all(
+        np.array_equal(sample["position_ids"][0] - start, np.arange(32))
+        for sample, start in zip(moved, found, strict=True)
+    )
     # As many between 8 and 64 as between 512 and 4096.
-    counts = [sum(low <= shift < 8 * low for shift in shifts[1:]) for low in (8, 64, 512)]
-    assert sum(counts) == 15
-    assert min(counts) >= 4
+    counts = [sum(low <= shift < 8 * low for shift in found[1:]) for low in (8, 64, 512)]
+    assert sum(counts) == runs - 1
+    assert max(counts) - min(counts) <= 2
 
 
-def algorithms(**cache: Any) -> dict[str, Any]:
-    return {"algo_config": [QuarotConfig(), KVCacheConfig(**cache)]}
+def test_samples_stay_where_positions_are_more_than_rope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that adds its positions to the stream computes other keys where a sample is moved."""
+    source = EXPORTS["optimum llama"]()
+    attentions, _ = balanceable(Survey(model_io.load(source)))
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    seen: list[int] = []
+    moved = Shifts.moved
+
+    def noted(self: Shifts, feeds: Feeds, shift: int) -> Feeds:
+        seen.append(shift)
+        found = moved(self, feeds, shift)
+        return {**found, "input_ids": np.where(shift, 7, found["input_ids"])}  # other keys
+
+    monkeypatch.setattr(Shifts, "moved", noted)
+    collect_moments(source, attentions, reader, positions=4096)
+    assert seen[:2] == [0, 4096 - 24]
+    assert set(seen[2:]) == {0}
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "genai"])
+def test_piece_by_piece_is_the_same(case: str) -> None:
+    source = EXPORTS[case]()
+    attentions, _ = balanceable(Survey(model_io.load(source)))
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    whole, pieces = (
+        collect_moments(source, attentions, reader, positions=64, memory=memory)
+        for memory in (WHOLE, Memory(1 << 20, by_stages=True))
+    )
+    for name, own in whole.items():
+        np.testing.assert_array_equal(own.keys, pieces[name].keys)
+        np.testing.assert_array_equal(own.queries, pieces[name].queries)
 
 
 @pytest.mark.parametrize(
