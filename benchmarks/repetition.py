@@ -1,12 +1,14 @@
 """Which prompts end in repetition, greedy, for several models; the first one is what the others are compared with.
 
-    python benchmarks/repetition.py FLOAT.onnx OTHER.onnx ... [--prompts FILE] [--tokens 64] [--last 32] [--period 8]
+    python benchmarks/repetition.py FLOAT.onnx OTHER.onnx ... [--prompts FILE] [--tokens 64] [--last 32] [--period 16]
 
 A text ends in repetition where its last ``--last`` tokens are a period of at most ``--period`` tokens again and again:
 x[i] = x[i - p] for one p. A text that the model ends before that does not. Told are the period of every model and
 prompt, or where the model ended; the token at which a text parts from the first model's; and there, of the first model,
 how far its own choice lies ahead of the other one's, in logits and in probability: a hair means that rounding decided,
-not damage. Prompts are lines of a UTF-8 file; ten are built in.
+not damage. Where a text ends in repetition and the first model's does not, the first model goes on from the token at
+which they part, as the other one chose it: if that ends in repetition, too, it is the first model's own. Prompts are
+lines of a UTF-8 file; ten are built in.
 """
 
 import argparse
@@ -79,6 +81,18 @@ def parting(decoder: Decoder, first: Generated, other: Generated) -> Parting | N
     return Parting(place, float(logits[a] - logits[b]), (float(chances[a]), float(chances[b])))
 
 
+def period_of_first(decoder: Decoder, other: Generated, place: int, options: argparse.Namespace) -> int | None:
+    """What the first model repeats at its end once it has the other one's token at a place."""
+    ids = list(other.ids[: place + 1])
+    before = [*other.task.ids, *ids]
+    decoder.start()
+    following = before[decoder.model.brought(before) :]
+    while len(ids) < options.tokens:
+        following = [int(decoder.feed(following).argmax())]
+        ids += following
+    return period(ids, options.last, options.period)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
@@ -86,7 +100,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--last", type=int, default=32)
-    parser.add_argument("--period", type=int, default=8)
+    parser.add_argument("--period", type=int, default=16)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--texts", action="store_true", help="show what is said, too")
     options = parser.parse_args()
@@ -106,6 +120,9 @@ def main() -> None:
             if place is not None:
                 a, b = place.chances
                 line += f" parts at {place.place}: {place.logits:.3f} logits ahead, p {a:.3f} and {b:.3f}"
+                if value is not None and period(first.ids, options.last, options.period) is None:
+                    own = period_of_first(reference, text, place.place, options)
+                    line += "; so does the first from there" if own else "; the first does not from there"
             elif texts is not said[0]:
                 line += " the same" if text.ids == first.ids else " one of the two ended"
             print(line)
