@@ -21,7 +21,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
-from quarot_onnx.io.lengths import check_lengths, fix_lengths
+from quarot_onnx.io.lengths import check_lengths
 from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.processor import EXACT_PRODUCTS
@@ -32,6 +32,7 @@ from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.caching import Cached, check_scales, quantize_cache
+from quarot_onnx.run.finishing import complete
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
@@ -39,7 +40,6 @@ from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
-from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
@@ -231,7 +231,7 @@ def quantize(
             companions_from=folder,
             report={**recipe, **cached.record, **proof},
             forbid=protected,
-            check=partial(_complete, run, start, fix_shapes or {}),
+            check=partial(complete, run, start, fix_shapes or {}),
             beside={**prefix_files(start.lead), **cached.beside},
             session_options=genai,
         )
@@ -293,16 +293,3 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
     cached = quantize_cache(start, run, target)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return (*notes, *cached.notes), cached
-
-
-def _complete(run: Run, start: Start, fix_shapes: Mapping[str, int], quantized: Path) -> dict[str, object]:
-    """Compare the files that will be the output, written from ``start``, with the original; then fix their lengths."""
-    run.clock.lap("quantize")
-    run.progress("check", 0, None)
-    record = run.checking.run(quantized, start.model, start.lead)
-    run.progress("check", 1, 1)
-    run.clock.lap("check")
-    if fix_shapes:
-        fix_lengths(quantized, fix_shapes)
-        runtime.session(quantized)  # it must still open
-    return record

@@ -1,25 +1,23 @@
 """Activations looked at while a model runs over calibration samples, in bounded memory.
 
 The graph gets extra outputs and loses all others (no logits, no caches, nothing that only they needed). What is reduced
-to scalars in the graph never leaves onnxruntime; what is wanted whole is fetched in groups that fit a budget.
+to scalars in the graph never leaves onnxruntime; what is wanted whole is for ``fetching``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-from numpy.typing import NDArray
 
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, wrap
 from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
-from quarot_onnx.calibration.sample import check_feeds, check_ids, not_finite, run_sample
+from quarot_onnx.calibration.sample import check_feeds, check_ids, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.piecewise.cuts import Piece
 from quarot_onnx.piecewise.memory import WHOLE, Memory
@@ -31,7 +29,6 @@ ROW_PEAKS = "RowPeaks"
 """What `observing_session` makes of a tensor under this name: max|x| along its last axis."""
 
 _AXES_AS_INPUT = 18  # the opset from which on ReduceMax takes them so
-_BUDGET = 512 << 20  # bytes of activations that are fetched at once
 
 
 Observation = Callable[[Sample], list[Any]]
@@ -142,83 +139,6 @@ def _observe_pieces(
             pass
 
 
-class Taker(Protocol):
-    """Takes in the values of one activation."""
-
-    def add(self, values: NDArray[np.float32]) -> bool:
-        """Take in values; False where one of them is not finite."""
-
-
-Counted = Callable[[Sample, NDArray[Any], str], NDArray[Any]]
-"""The part of an activation that counts in a sample; the last argument is its name."""
-
-
-class Fetched:
-    """Activations that are fetched group by group, each handed to a taker of its own."""
-
-    def __init__(
-        self, takers: Mapping[str, Taker], threads: int | None = None, *, counted: Counted = Sample.rows
-    ) -> None:
-        """Hand every activation, or what ``counted`` says counts of it, to the taker of its name."""
-        self._takers, self._threads, self._counted = takers, threads, counted
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The activations."""
-        return list(self._takers)
-
-    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
-        """Open a model; every sample is run once for each group of activations."""
-        groups = _Groups(model, names, kept, self._threads)
-
-        def observe(sample: Sample) -> list[Any]:
-            left: list[Any] = []
-            for place, (group, session) in enumerate(groups.fitting(sample)):
-                more = kept if place == 0 else ()
-                seen, handed = run_observing(session, sample, len(group), more)
-                for name, values in zip(group, seen, strict=not sample.silent):
-                    if not self._takers[name].add(self._counted(sample, values, name)):
-                        raise not_finite(name, sample.number)
-                left += handed
-            return left
-
-        return observe
-
-
-class _Groups:
-    """Sessions whose outputs fit the budget; made anew when a sample is larger than those before it.
-
-    An output that is not fetched stays alive to the end of a run all the same, so a group needs its own session. What a
-    piece of a model computes is little, and is fetched at once.
-    """
-
-    def __init__(self, model: ir.Model, names: Sequence[str], kept: Sequence[str], threads: int | None) -> None:
-        self._model, self._names, self._kept, self._threads = model, list(names), kept, threads
-        self._sizes: dict[object, list[int]] = {}
-        self._sessions: list[tuple[list[str], Any]] = []
-        if kept:
-            self._sessions = [(self._names, self._open(self._names, kept))]
-        else:
-            self._sizing = observing_session(model, self._names, ("Size",), threads)
-
-    def fitting(self, sample: Sample) -> list[tuple[list[str], Any]]:
-        """The groups for a sample, each with its session; what is kept comes out of the first."""
-        if self._kept:
-            return self._sessions
-        shapes = tuple((name, array.shape) for name, array in sorted(sample.feeds.items()))
-        if shapes not in self._sizes:
-            self._sizes[shapes] = [int(size) * 4 for size in run_sample(self._sizing, sample.feeds, sample.number)]
-        sizes = dict(zip(self._names, self._sizes[shapes], strict=True))
-        fits = all(len(group) == 1 or sum(map(sizes.__getitem__, group)) <= _BUDGET for group, _ in self._sessions)
-        if not self._sessions or not fits:
-            self._sessions = []  # the old ones go before the new ones come
-            self._sessions = [(group, self._open(group, ())) for group in _groups(sizes)]
-        return self._sessions
-
-    def _open(self, names: Sequence[str], kept: Sequence[str]) -> Any:
-        return observing_session(self._model, names, (None,), self._threads, kept)
-
-
 def run_observing(session: Any, sample: Sample, observed: int, kept: Sequence[str]) -> tuple[list[Any], list[Any]]:
     """What an observing session puts out: so many values that are looked at, none of a silent sample; what is kept."""
     names = [output.name for output in session.get_outputs()]
@@ -226,19 +146,6 @@ def run_observing(session: Any, sample: Sample, observed: int, kept: Sequence[st
     fetched = [*looked_at, *kept]
     found = run_sample(session, sample.feeds, sample.number, fetched) if fetched else []
     return found[: len(looked_at)], found[len(looked_at) :]
-
-
-def _groups(sizes: dict[str, int]) -> list[list[str]]:
-    """Split tensors, in order, into groups of at most the budget or of one."""
-    groups: list[list[str]] = []
-    filled = 0
-    for name, size in sizes.items():
-        if not groups or filled + size > _BUDGET:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups
 
 
 def observing_session(

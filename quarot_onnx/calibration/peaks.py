@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.observing import Fetched, find_values, observe_samples
+from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.observing import find_values, observe_samples
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.clipping import least_divergence, least_error
 from quarot_onnx.calibration.decoding import Decoding
+from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.observing import (
-    Fetched,
     Observation,
     find_values,
     observe_samples,

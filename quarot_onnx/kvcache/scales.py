@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.peaks import largest
 from quarot_onnx.calibration.readers import DataReader, wrap

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config.tensor import QTensorConfig
 from quarot_onnx.graph.edit import Editor

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.decoding import Decoding
-from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config.enums import CalibMethod
