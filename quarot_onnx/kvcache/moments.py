@@ -11,7 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
-from quarot_onnx.calibration.observing import Fetched, observe_samples
+from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
 from quarot_onnx.calibration.sample import check_feeds
