@@ -30,7 +30,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Counter[int]]:
         return wrapped
 
     select = counted("select", pipeline.select, lambda survey: survey.model)
-    monkeypatch.setattr(detect, "understood", counted("understood", detect.understood, lambda model, _shapes: model))
+    monkeypatch.setattr(detect, "understood", counted("understood", detect.understood, lambda model: model))
     monkeypatch.setattr(pipeline, "select", select)
     monkeypatch.setattr(preparing, "select", select)
     monkeypatch.setattr(choosing, "select", select)
