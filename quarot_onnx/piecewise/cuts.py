@@ -42,7 +42,7 @@ class Piece:
         inputs: Names of what it needs: inputs of the graph and what earlier pieces left.
         outputs: Names of what it leaves: what later pieces or runs need, and outputs that are wanted.
         observed: Names of values that are looked at here.
-        handed: Names of outputs that later runs alone need.
+        read: Names of outputs that later pieces read, in the same run.
         expires: Names of what no piece reads any more once all runs went through.
     """
 
@@ -50,7 +50,7 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     observed: tuple[str, ...]
-    handed: tuple[str, ...]
+    read: frozenset[str]
     expires: tuple[str, ...]
 
 
@@ -123,6 +123,7 @@ class Cuts:
         handed = [copy for value, copy in zip(inputs, graph.inputs, strict=True) if value in self._made]
         left = tuple(graph.outputs[len(ends) :])
         del graph.outputs[len(ends) :]
+        read = frozenset(map(wide_name, left))
         widen(graph, handed, left)
         reads = dict(self._last)
         for past, present in self._pasts.items():
@@ -134,7 +135,7 @@ class Cuts:
             tuple(str(v.name) for v in graph.inputs),
             tuple(str(v.name) for v in graph.outputs),
             tuple(str(v.name) for v in observed),
-            tuple(str(v.name) for v in ends if v not in self._asked),
+            read,
             tuple(name for v in gone for name in dict.fromkeys((str(v.name), wide_name(v)))),
         )
 

@@ -216,8 +216,8 @@ class Sweep:
         """Keep what a run through a piece leaves, as far as anybody needs it."""
         skips = self._runs[number].skips
         for name, array in zip(piece.outputs, arrays, strict=True):
-            needless = name in piece.handed or (name in skips and name in wanted)
-            if not needless or (number, name) in self._taken:
+            asked = name in wanted and name not in skips
+            if asked or name in piece.read or (number, name) in self._taken:
                 self._states[number, name] = array
 
     def _forget(self, piece: Piece, wanted: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import tiny_decoders as tiny
 from onnx import TensorProto
 
-from quarot_onnx.calibration import observing
+from quarot_onnx.calibration import fetching, observing
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.ranges import RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import TokenReader
@@ -57,7 +57,7 @@ def test_minmax_is_exact(tmp_path, external: bool):
 
 @pytest.mark.parametrize("budget", [1, 1 << 29])
 def test_percentile_equals_quantiles(tmp_path, monkeypatch, budget: int):
-    monkeypatch.setattr(observing, "_BUDGET", budget)
+    monkeypatch.setattr(fetching, "_BUDGET", budget)
     path = tiny.save(tiny.build(), tmp_path)
     reader = VaryingReader(path)
     found = collect_ranges(path, NAMES, reader, rule=RangeRule(CalibMethod.Percentile, 90.0))
@@ -78,8 +78,8 @@ def test_percentile_100_is_minmax(tmp_path):
 
 
 def test_groups_fill_the_budget_in_order(monkeypatch):
-    monkeypatch.setattr(observing, "_BUDGET", 10)
-    assert observing._groups({"a": 4, "b": 6, "c": 1, "d": 50, "e": 2}) == [["a", "b"], ["c"], ["d"], ["e"]]
+    monkeypatch.setattr(fetching, "_BUDGET", 10)
+    assert fetching._groups({"a": 4, "b": 6, "c": 1, "d": 50, "e": 2}) == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def test_float16_tensors(tmp_path):
