@@ -72,6 +72,20 @@ def same_integers(path: Path, seen: Seen) -> None:
         assert name not in found, "no float copy stays behind"
 
 
+def apart(first: Path, second: Path) -> list[float]:
+    """The relative change of the logits of 40 short texts."""
+    rows = np.random.default_rng(0).integers(5, 200, (40, 1, 8))
+    inputs = [ModelInputs.from_path(path) for path in (first, second)]
+    sessions = [ort.InferenceSession(path) for path in (first, second)]
+    found = []
+    for ids in rows:
+        one, other = (
+            session.run([own.logits], own.feed(ids))[0] for own, session in zip(inputs, sessions, strict=True)
+        )
+        found.append(float(np.linalg.norm(other - one) / np.linalg.norm(one)))
+    return found
+
+
 def runs(path: Path) -> NDArray[np.float64]:
     """Logits of a prefill."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -129,8 +143,11 @@ def test_what_is_deployed_is_what_was_studied(form: str, llama_optimum: Path, tm
         config = QConfig(layer, algo_config=[GPTQConfig()], output_format=output)
         quantize(llama_optimum, tmp_path / f"{output}.onnx", config, text_reader(llama_optimum))
     real, deployed = tmp_path / "fake.onnx", tmp_path / f"{form}.onnx"
-    # Alike but for the order of sums; beside 8-bit activations a value near a half may round to the other side.
-    assert compare(real, deployed, real_tokens=64, random_tokens=64).rel_l2 < (1e-5 if form == "nbits" else 5e-3)
+    # Alike but for the order of sums. Beside 8-bit activations a value near a half may round to the other side, which
+    # changes all later tokens of its text: of many short texts few hold such a value.
+    changes = apart(real, deployed)
+    assert np.median(changes) < 1e-5
+    assert max(changes) < (1e-5 if form == "nbits" else 0.1)
     (tmp_path / "text.txt").write_text(PROSE)
     figures = [
         perplexity(path, tmp_path / "text.txt", llama_optimum.parent, seq_len=64, windows=4).perplexity
