@@ -15,7 +15,7 @@ from pathlib import Path
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import default_text
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.algorithm import AlgoConfig, QronosConfig, QuarotConfig, SinkPrefixConfig
+from quarot_onnx.config.algorithm import AlgoConfig, KVCacheConfig, QronosConfig, QuarotConfig, SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
@@ -75,6 +75,10 @@ def _per_token(_head: list[str]) -> QConfig:
     return QConfig(_W8A8, algo_config=[QuarotConfig()])
 
 
+def _per_token_and_cache(_head: list[str]) -> QConfig:
+    return QConfig(_W8A8, algo_config=[QuarotConfig(), KVCacheConfig(8, 8)])
+
+
 def _w4a8(head: list[str]) -> QConfig:
     layer = QLayerConfig(activation=_TOKEN, weight=Int4Spec())
     return QConfig(layer, specific_layer_config={_W8A8: head}, algo_config=[QuarotConfig(), QronosConfig()])
@@ -90,6 +94,7 @@ VARIANTS = (
     Variant("W8A8 static, R1+R2+R4", "w8a8-static-quarot", _static(QuarotConfig())),
     Variant("W8A8 static, R1+R2+R4, prefix", "w8a8-static-prefix", _static(*_BEHIND_PREFIX)),
     Variant("W8A8 token, R1+R2+R4", "w8a8-token-quarot", _per_token),
+    Variant("W8A8 token, R1+R2+R3+R4, KV8", "w8a8-token-kv8", _per_token_and_cache),
     Variant("W4A8 token, R1+R2+R4, Qronos", "w4a8-token-quarot", _w4a8),
 )
 
