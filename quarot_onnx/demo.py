@@ -76,7 +76,7 @@ def _per_token(_head: list[str]) -> QConfig:
 
 
 def _per_token_and_cache(_head: list[str]) -> QConfig:
-    return QConfig(_W8A8, algo_config=[QuarotConfig(), KVCacheConfig(8, 8)])
+    return QConfig(_W8A8, algo_config=[QuarotConfig(), KVCacheConfig(k_bits=8, v_bits=8)])
 
 
 def _w4a8(head: list[str]) -> QConfig:
