@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import step
+from batches import outputs
 from exports import EXPORTS
 
 from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
@@ -24,7 +24,6 @@ from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.activations import fake_quantize
 from quarot_onnx.run.balancing import balance_in_place
 from quarot_onnx.run.provenance import make_recipe, record
-from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
 
 CACHED = [case for case in EXPORTS if case.startswith(("optimum", "dynamo cache", "genai"))]
@@ -78,17 +77,6 @@ def balance(source: Path, target: Path, reader: Any = None) -> Path:
     record(model, make_recipe(transform=(plan, KVCacheConfig(4))))
     model_io.save(model, target)
     return target
-
-
-def outputs(path: Path, ids: np.ndarray, pieces: tuple[int, ...] = ()) -> tuple[np.ndarray, Feeds]:
-    inputs, session = ModelInputs.from_path(path), runtime.session(path)
-    logits, past, start = [], None, 0
-    for stop in (*pieces, ids.shape[1]):
-        found, past = step(session, inputs, inputs.feed(ids[:, start:stop], past, start))
-        logits.append(found)
-        start = stop
-    assert past is not None
-    return np.concatenate(logits, axis=1), past
 
 
 @pytest.mark.parametrize("case", CACHED)

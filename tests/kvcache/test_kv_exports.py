@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from batches import left_padded, step
+from batches import left_padded, outputs, step
 from exports import EXPORTS, optimum_export
 from onnx import numpy_helper
 
 from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.readers import TokenReader
 from quarot_onnx.graph.metadata import recorded
@@ -44,18 +44,6 @@ def cached(
     reader = TokenReader(ModelInputs.from_path(source), IDS)
     quantize(source, target, config, reader, verify=False, check=None)
     return target
-
-
-def outputs(path: Path, ids: np.ndarray, pieces: tuple[int, ...] = ()) -> tuple[np.ndarray, Feeds]:
-    """Logits [1, tokens, vocab] of a row, run in pieces that end there, and the last cache."""
-    inputs, session = ModelInputs.from_path(path), runtime.session(path)
-    logits, past, start = [], None, 0
-    for stop in (*pieces, ids.shape[1]):
-        found, past = step(session, inputs, inputs.feed(ids[:, start:stop], past, start))
-        logits.append(found)
-        start = stop
-    assert past is not None
-    return np.concatenate(logits, axis=1), past
 
 
 def near(got: np.ndarray, want: np.ndarray, tolerance: float) -> bool:

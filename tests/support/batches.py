@@ -1,9 +1,12 @@
 """Batches of rows of different lengths, and single runs on a cache."""
 
+from pathlib import Path
+
 import numpy as np
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.sessions import runtime
 
 
 def left_padded(inputs: ModelInputs, rows: list[np.ndarray], past: Feeds | None = None) -> Feeds:
@@ -27,3 +30,15 @@ def step(session: object, inputs: ModelInputs, feeds: Feeds) -> tuple[np.ndarray
     names = [inputs.logits, *(present for _, present in inputs.presents)]
     outputs = dict(zip(names, session.run(names, feeds), strict=True))  # type: ignore[attr-defined]
     return outputs[inputs.logits], inputs.present_to_past(outputs)
+
+
+def outputs(path: Path, ids: np.ndarray, pieces: tuple[int, ...] = ()) -> tuple[np.ndarray, Feeds]:
+    """Logits [1, tokens, vocab] of a row, run in pieces that end there, and the last cache."""
+    inputs, session = ModelInputs.from_path(path), runtime.session(path)
+    logits, past, start = [], None, 0
+    for stop in (*pieces, ids.shape[1]):
+        found, past = step(session, inputs, inputs.feed(ids[:, start:stop], past, start))
+        logits.append(found)
+        start = stop
+    assert past is not None
+    return np.concatenate(logits, axis=1), past
