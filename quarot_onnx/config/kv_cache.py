@@ -18,6 +18,9 @@ WHOLE_TOKEN = -1
 FEW_BITS = 4
 """Up to so many bits keys are worth balancing, and the largest values worth cutting off."""
 
+UNBALANCED = "leave keys unbalanced (k_balance=False, on the command line --no-k-balance)"
+"""What whoever cannot have balanced keys can do."""
+
 _STORED_BITS = (8, 4)
 
 
@@ -207,7 +210,7 @@ class KVCacheConfig(AlgoConfig):
     @property
     def without_data(self) -> str:
         """Keys can go unbalanced."""
-        return "leave keys unbalanced (k_balance=False, on the command line --no-k-balance)"
+        return UNBALANCED
 
     @property
     def only_fake(self) -> Said | None:
@@ -254,4 +257,4 @@ class KVCacheConfig(AlgoConfig):
         return tuple(map(str, self.said))
 
 
-__all__ = ["FEW_BITS", "WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]
+__all__ = ["FEW_BITS", "UNBALANCED", "WHOLE_TOKEN", "CacheGrid", "KVCacheConfig"]

@@ -17,12 +17,13 @@ The mean of keys, which a Softmax does not see either, stays where it is: withou
 that of the sink's own key, which is short and lies far from the mean, rises, and most attention goes there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from quarot_onnx.config.kv_cache import UNBALANCED
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.metadata import refuse_prefixed
 from quarot_onnx.hadamard.orders import usual_block
@@ -38,15 +39,17 @@ _RIDGE = 1e-4
 """What is added to the diagonals, of their mean: directions that calibration hardly saw are not blown up."""
 
 
-def plan_balance(survey: Survey, moments: Mapping[str, Moments], seed: int | None = None) -> Plan:
+def plan_balance(
+    attentions: Sequence[Attention], others: Sequence[str], moments: Mapping[str, Moments], seed: int | None = None
+) -> Plan:
     """Turn what was measured into edits.
 
     Args:
-        survey: A float model that `require_balanceable` lets through.
-        moments: Of its attentions, by their names.
+        attentions: From `balanceable`.
+        others: From there, too.
+        moments: Of the attentions, by their names.
         seed: Of the random Hadamards; None for plain ones.
     """
-    attentions, others = balanceable(survey)
     edits = [_edit(attention, moments[attention.name], seed) for attention in attentions]
     caches = {edit.attention.key_cache: edit for edit in edits if edit.attention.key_cache is not None}
     notes = (f"keys are not balanced at {first_and_more(others)}, nor rotated (R3)",) if others else ()
@@ -72,7 +75,7 @@ def require_balanceable(survey: Survey) -> None:
     if not attentions:
         raise ModelError(
             f"{first_and_more(others)}: keys cannot be balanced, as their heads are not to be told apart behind RoPE; "
-            "leave that out (k_balance=False, on the command line --no-k-balance)"
+            f"{UNBALANCED}"
         )
 
 

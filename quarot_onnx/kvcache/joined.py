@@ -74,7 +74,7 @@ class JoinedCache:
         farthest = add(node, "Where", farther, highest, lowest)
         # A row of zeros gets a scale that is none.
         return add(
-            node, "Mul", add(node, "Add", farthest, number("tiny", TINY)), number("eighth", -grid.clip_ratio / 8)
+            node, "Mul", add(node, "Add", farthest, number("tiny", TINY)), number("eighth", -grid.clip_ratio / OFFSET)
         )
 
     def _joined_scales(self, place: JoinedPlace, own: ir.Value) -> ir.Value:

@@ -15,7 +15,7 @@ from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
-from quarot_onnx.calibration.sample import check_feeds
+from quarot_onnx.config.kv_cache import UNBALANCED
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import data_input, label
@@ -27,15 +27,12 @@ from quarot_onnx.progress import Progress
 from quarot_onnx.rotation.rope import ROPE, RopeSplitter
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.feasible import feasible
-from quarot_onnx.sites.model import Attention
+from quarot_onnx.sites.model import HEADS_APART, HEADS_PACKED, Attention
 
 _ALIKE = 0.05
 """By how much the length of keys may change where a sample is moved: cosines of late positions are inexact in float16.
 
 Where it is more, the graph uses its positions for something else than RoPE, and samples stay where they are."""
-
-_APART, _PACKED = 4, 3
-"""Axes of [batch, heads, seq, head_dim] and of [batch, seq, heads · head_dim]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +88,7 @@ class _Place:
         """What was found.
 
         Raises:
-            CalibrationError: Nothing.
+            CalibrationError: There was nothing.
             ModelError: The second axis is not that of the heads.
         """
         queries, keys = self.of_queries, self.of_keys
@@ -101,18 +98,18 @@ class _Place:
         if counts[0] != self.attention.num_heads or counts[0] % counts[1] or {*widths} != {self.attention.head_dim}:
             raise ModelError(
                 f"{self.attention.name}: the heads behind RoPE lie along another axis than the second, so keys "
-                "cannot be balanced; leave that out (k_balance=False, on the command line --no-k-balance)"
+                f"cannot be balanced; {UNBALANCED}"
             )
         return Moments(queries.squares / queries.count, keys.squares / keys.count)
 
 
 def balanceable(survey: Survey) -> tuple[list[Attention], list[str]]:
     """The attentions whose heads can be told apart behind RoPE, and the names of those whose cannot."""
-    shapes, found, others = Shapes(survey.model), list[Attention](), list[str]()
+    found, others = list[Attention](), list[str]()
     places = {attention.node: attention for attention in feasible(survey.rotatable(), {}).r3}
     for seen in survey.visible().attentions:
         attention = places.get(seen.node)
-        if attention is None or not _apart(attention, shapes):
+        if attention is None or not _apart(attention, survey.shapes):
             others.append(seen.name)
         else:
             found.append(attention)
@@ -126,7 +123,7 @@ def _apart(attention: Attention, shapes: Shapes) -> bool:
         return True
     for value in (heads.query, heads.key):
         shape = None if value is None else shapes.of(value)
-        if shape is None or len(shape) not in {_APART, _PACKED} or (shape[-1] or 0) % attention.head_dim:
+        if shape is None or len(shape) not in {HEADS_APART, HEADS_PACKED} or (shape[-1] or 0) % attention.head_dim:
             return False
     return True
 
@@ -162,15 +159,13 @@ def collect_moments(
     data.rewind()
     data.require_sample()
     samples = list(islice(data, max_samples))
-    for feeds in samples:
-        check_feeds(feeds, model)
     places, derived = _places(model, attentions)
     takers = {place.query: place.of_queries for place in places} | {place.key: place.of_keys for place in places}
     widths = {name: place.attention.head_dim for place in places for name in (place.query, place.key)}
     shifts = Shifts.into(model, derived, positions)
 
     def counted(sample: Sample, values: NDArray[Any], name: str) -> NDArray[Any]:
-        if values.ndim == _PACKED:
+        if values.ndim == HEADS_PACKED:
             values = values.reshape(*values.shape[:2], -1, widths[name]).swapaxes(1, 2)
         return sample.heads(values, name)
 

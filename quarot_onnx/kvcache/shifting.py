@@ -16,7 +16,6 @@ import onnx_ir as ir
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.graph.edit import Editor
-from quarot_onnx.graph.query import consumers
 
 USUAL_POSITIONS = 4096
 """Where neither a file nor a table says how many positions a model has."""
@@ -62,11 +61,7 @@ class Shifts:
             shift = ir.Value(name=_INPUT, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
             model.graph.inputs.append(shift)
             for value in own:
-                users = consumers(value)
-                node = editor.node("Add", [value, shift], f"{_INPUT}/Add")
-                editor.after_value(value, [node])
-                for user, index in users:
-                    user.replace_input_with(index, node.outputs[0])
+                editor.redirect(value, lambda positions: [editor.node("Add", [positions, shift], f"{_INPUT}/Add")])
         return cls(ids, bool(own), USUAL_POSITIONS if positions is None else positions)
 
     def moved(self, feeds: Feeds, shift: int) -> Feeds:

@@ -20,10 +20,7 @@ from quarot_onnx.rotation.edits import BalanceEdit, GammaEdit, HeadEdit, OnlineE
 from quarot_onnx.rotation.online import OnlineWriter
 from quarot_onnx.rotation.rope import RopeSplitter
 from quarot_onnx.rotation.transform import WeightTransform
-from quarot_onnx.sites.model import Attention, Norm
-
-_PACKED = 3
-"""Axes of heads that lie side by side: [batch, seq, heads · head_dim]."""
+from quarot_onnx.sites.model import HEADS_PACKED, Attention, Norm
 
 _Build = Callable[[ir.Value], list[ir.Node]]
 
@@ -158,7 +155,7 @@ class _Application:
         What was taken out of a fused operator just now is packed.
         """
         dtype = self._shapes.dtype(value) or self._dtype()
-        packed = self._shapes.rank(value) in {None, _PACKED}
+        packed = self._shapes.rank(value) in {None, HEADS_PACKED}
         return self._online.build_heads(value, matrices, dtype, stem, packed=packed)
 
     def _rotate_heads(self, value: ir.Value, rotation: Rotation, stem: str) -> list[ir.Node]:

@@ -20,11 +20,10 @@ from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.given import turned_heads
 from quarot_onnx.rotation.edits import Plan
+from quarot_onnx.sites.model import HEADS_APART, HEADS_PACKED
 
 PastChange = Callable[[Feeds], Feeds]
 """Feeds of a model as it was to feeds of what it has become."""
-
-_HEADS_FIRST, _PACKED = 4, 3  # axes of [batch, heads, positions, head_dim] and of [batch, positions, heads · head_dim]
 
 
 def past_change(plan: Plan, model: ir.Model) -> PastChange | None:
@@ -58,7 +57,7 @@ def _changed(plan: Plan, name: str, past: NDArray[Any], present: str) -> NDArray
         if factor is not None and (spread := _spread(factor, past.shape)) is not None:
             return np.asarray(past * spread, past.dtype)
         matrices = plan.matrices.get(present)
-        if matrices is not None and past.ndim == _HEADS_FIRST and past.shape[1] == len(matrices):
+        if matrices is not None and past.ndim == HEADS_APART and past.shape[1] == len(matrices):
             return np.asarray(past @ matrices, past.dtype)
     what = f"rotates ({plan.caches[present]})" if rotation is not None else plan.caches[present]
     raise CalibrationError(
@@ -71,9 +70,9 @@ def _changed(plan: Plan, name: str, past: NDArray[Any], present: str) -> NDArray
 def _spread(factor: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64] | None:
     """Factors [KV heads, head_dim] along the axes of a cache; None where these are others."""
     groups, width = factor.shape
-    if len(shape) == _PACKED and shape[-1] == factor.size:
+    if len(shape) == HEADS_PACKED and shape[-1] == factor.size:
         return factor.reshape(-1)
-    if len(shape) != _HEADS_FIRST or shape[1] % groups or shape[-1] != width:
+    if len(shape) != HEADS_APART or shape[1] % groups or shape[-1] != width:
         return None
     # A cache may hold KV heads once for each query head.
     return np.repeat(factor, shape[1] // groups, axis=0)[:, None]

@@ -43,10 +43,10 @@ def balance_in_place(
     """
     found = positions_of(folder, survey.model.graph)
     positions = None if found is None else max(found - before, 1)
-    attentions, _ = balanceable(survey)
+    attentions, others = balanceable(survey)
     moments = collect_moments(
         file, attentions, reader, positions, max_samples=max_samples, progress=progress, memory=memory
     )
-    plan = plan_balance(survey, moments, seed)
-    apply_plan(survey.model, plan)
+    plan = plan_balance(attentions, others, moments, seed)
+    apply_plan(survey.model, plan, survey.shapes)
     return plan

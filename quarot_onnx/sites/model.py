@@ -95,6 +95,10 @@ class ResidualNorm:
     readers: tuple[Linear, ...]
 
 
+HEADS_APART, HEADS_PACKED = 4, 3
+"""Axes of [batch, heads, seq, head_dim] and of [batch, seq, heads · head_dim]."""
+
+
 @dataclass(frozen=True, eq=False)
 class HeadRotation:
     """An R3 site: where Q and K pass after RoPE.
