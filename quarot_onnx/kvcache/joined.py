@@ -11,10 +11,9 @@ s is fixed, or found for every token and head and then kept in a cache of its ow
     8 bits    s = max|x| · clip / 127
     4 bits    s = -x_f · clip / 8,  x_f the entry farthest from 0, sign and all
 
-so that x_f becomes -8, which a grid for -7 to 7 would leave unused: steps are an eighth shorter, and the entry that is
-most of a sink's key is exact (llama.cpp's Q4_0 does so with weights). What is new is read rounded, too: a prefill
-computes what decoding it would. Of 4 bits the first half of a head lies in the low halves of the bytes, the second half
-in the high ones.
+so that x_f becomes -8, which a grid for -7 to 7 would leave unused: steps are an eighth shorter, and the farthest entry
+is exact (llama.cpp's Q4_0 does so with weights). What is new is read rounded, too: a prefill computes what decoding it
+would. Of 4 bits the first half of a head lies in the low halves of the bytes, the second half in the high ones.
 """
 
 import numpy as np
