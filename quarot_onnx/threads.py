@@ -80,6 +80,11 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result
             return list(pool.map(alone, items))
 
 
+def panels(size: int, width: int) -> list[slice]:
+    """The rows of a lower triangle in panels to spread, those with the most work first."""
+    return [slice(start, min(start + width, size)) for start in reversed(range(0, size, width))]
+
+
 class _Limit:
     """BLAS's threads are of the whole process, and some hold them to one at a time: the last of them lets go."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.threads import spread
+from quarot_onnx.threads import panels, spread
 
 _ROWS = 2048
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order.
@@ -98,7 +98,7 @@ class Accumulator:
         if self._waiting.count:
             self._sum_up()
         hessian, drift, count = self._hessian, self._drift, max(self._tokens, 1)
-        for panel in self._panels():
+        for panel in panels(len(hessian), _PANEL):
             hessian[panel, : panel.stop] /= count
         for start in range(0, len(hessian), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -108,11 +108,6 @@ class Accumulator:
         if drift is not None:
             drift /= count
         return Statistics(hessian, drift, self._tokens)
-
-    def _panels(self) -> list[slice]:
-        """Rows of H and D, those with the most work first."""
-        size = len(self._hessian)
-        return [slice(start, min(start + _PANEL, size)) for start in reversed(range(0, size, _PANEL))]
 
     def _sum_up(self) -> None:
         """Add the products of the rows that wait: of H the lower half, which is mirrored at the end."""
@@ -130,4 +125,4 @@ class Accumulator:
             if drift is not None and missing is not None:
                 drift[panel] += missing[:, panel].T @ rows
 
-        spread(add, self._panels())
+        spread(add, panels(len(hessian), _PANEL))

@@ -14,7 +14,7 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import GPTAQConfig
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.solve import Rounded, pose, round_in_order
-from quarot_onnx.threads import spread
+from quarot_onnx.threads import panels, spread
 
 _PANEL = 256
 """Columns of P that one thread computes at a time."""
@@ -50,7 +50,7 @@ def gptaq(
 def _carried(drift: NDArray[np.float64], factor: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """P, strictly upper triangular: what is zero in U and in P is left out, but for a panel on the diagonal."""
     size = len(drift)
-    panels = [slice(left, min(left + _PANEL, size)) for left in reversed(range(0, size, _PANEL))]
+    columns = panels(size, _PANEL)
     owed, carried = np.zeros_like(drift), np.zeros_like(drift)
 
     def owe(panel: slice) -> None:
@@ -61,6 +61,6 @@ def _carried(drift: NDArray[np.float64], factor: NDArray[np.float64], alpha: flo
         part = owed[: panel.stop, : panel.stop] @ factor[: panel.stop, panel]
         carried[: panel.stop, panel] = np.multiply(part, alpha, out=part)
 
-    spread(owe, panels)
-    spread(carry, panels)
+    spread(owe, columns)
+    spread(carry, columns)
     return carried
