@@ -29,7 +29,7 @@ from quarot_onnx.evaluation.given import turned
 from quarot_onnx.evaluation.measuring import Measured, measure
 from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
 from quarot_onnx.evaluation.pairing import pair_decoders, pair_others
-from quarot_onnx.evaluation.proof_tokens import Decoder, token_windows
+from quarot_onnx.evaluation.proof_tokens import ComparedDecoder, token_windows
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
@@ -149,9 +149,9 @@ def compare(
     dtype = coarsest(weight_type(model_a), weight_type(model_b))
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
     if decoder:
-        a = Decoder.read(path_a, model_a, known=feeds is None)
+        a = ComparedDecoder.read(path_a, model_a, known=feeds is None)
         # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
-        b = Decoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
+        b = ComparedDecoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
         if a.inputs.vocab_size != b.inputs.vocab_size:
             raise ModelError(
                 f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "

@@ -14,7 +14,7 @@ _CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
 
 
 @dataclass(frozen=True)
-class Decoder:
+class ComparedDecoder:
     """A language model that is compared.
 
     Attributes:
@@ -26,14 +26,16 @@ class Decoder:
     inputs: ModelInputs
 
     @classmethod
-    def read(cls, path: str | Path, model: ir.Model, head_dim: int | None = None, *, known: bool = True) -> "Decoder":
+    def read(
+        cls, path: str | Path, model: ir.Model, head_dim: int | None = None, *, known: bool = True
+    ) -> "ComparedDecoder":
         """Read a graph; arguments are those of ``ModelInputs.from_model``."""
         inputs = ModelInputs.from_model(model, head_dim=head_dim, folder=Path(path).parent, known=known)
         return cls(Path(path), inputs)
 
 
 def token_windows(
-    decoder: Decoder,
+    decoder: ComparedDecoder,
     token_ids: TokenIds | None,
     *,
     random_tokens: int,
