@@ -1,4 +1,4 @@
-"""Balanced keys: the matrices that make the error of rounded keys small where queries look, in place of R3's Hadamard.
+"""Balanced keys: what makes the error of rounded keys small where queries look, in place of R3's Hadamard.
 
 Scores are products q kᵀ, so any invertible A may stand between: (q A⁻ᵀ)(k A)ᵀ = q kᵀ. Rounding k A to few bits leaves
 an error of about the size of its entries, which is seen through q A⁻ᵀ; with K = E[kᵀk], Q = E[qᵀq], and entries made
@@ -13,8 +13,11 @@ Sources: for the transform, of activations and weights there, J. Chen et al., "W
 3, and M. Federici et al., "Dissecting Quantization Error" (2026, arXiv:2603.04359); per-head matrices of keys behind
 RoPE, which are learned there, Y. Sun et al., "FlatQuant" (2024, arXiv:2410.09426), section 3.2.
 
-The mean of keys, which a Softmax does not see either, stays where it is: without it the error of scores is smaller on
-average, and SmolLM2's perplexity larger.
+What is added to all keys alike is added to all scores of a query, and a Softmax does not see it, so keys are rounded as
+(k - c) A. c and K are the mean and the covariance of keys *weighted by attention*: an error of a score changes the
+Softmax by as much as p (1 - p), its derivative, p being what the query gives the key. That weight lies on few keys, the
+attention sink's above all, which the plain mean would leave far from 0, and so with a large error. Where more than
+scales and masks stands between scores and Softmax (a cap, a sink's own score), c is 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,6 +64,7 @@ def plan_balance(
         dict.fromkeys(caches, "balances"),
         suffix="balanced",
         matrices={name: edit.keys for name, edit in caches.items()},
+        centres={name: edit.centres for name, edit in caches.items() if edit.centres is not None},
     )
 
 
@@ -85,7 +89,7 @@ def _edit(attention: Attention, moments: Moments, seed: int | None) -> BalanceEd
     mixing = Rotation.hadamard(head_dim, seed=seed, block_size=usual_block(head_dim))
     pairs = [balanced(k, q, mixing) for k, q in zip(moments.keys, own, strict=True)]
     queries, keys = (np.stack(side) for side in zip(*pairs, strict=True))
-    return BalanceEdit(attention, np.repeat(queries, len(moments.queries) // heads, axis=0), keys)
+    return BalanceEdit(attention, np.repeat(queries, len(moments.queries) // heads, axis=0), keys, moments.centres)
 
 
 def balanced(keys: Matrix, queries: Matrix, mixing: Rotation) -> tuple[Matrix, Matrix]:

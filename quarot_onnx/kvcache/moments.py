@@ -1,6 +1,8 @@
 """Second moments of queries and keys behind RoPE, head by head, over calibration samples."""
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
-from quarot_onnx.calibration.fetching import Fetched
+from quarot_onnx.calibration.fetching import Fetched, Taker
 from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
@@ -28,6 +30,12 @@ from quarot_onnx.rotation.rope import ROPE, RopeSplitter
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.model import HEADS_APART, HEADS_PACKED, Attention
+from quarot_onnx.sites.scores import same_when_raised
+
+_Heads = NDArray[np.float32]
+
+_QUERIES = 512
+"""Queries of a run whose attention is looked at."""
 
 _ALIKE = 0.05
 """By how much the length of keys may change where a sample is moved: cosines of late positions are inexact in float16.
@@ -41,29 +49,105 @@ class Moments:
 
     Attributes:
         queries: E[qᵀq], [query heads, head_dim, head_dim].
-        keys: E[kᵀk], [key heads, head_dim, head_dim].
+        keys: E[(k - c)ᵀ(k - c)], keys weighted by how much attention hangs on them, [KV heads, head_dim, head_dim].
+        centres: c, their mean, [KV heads, head_dim]; None where scores may not be raised, and keys stay where they are.
     """
 
     queries: NDArray[np.float64]
     keys: NDArray[np.float64]
+    centres: NDArray[np.float64] | None
 
 
-class _Taker:
-    """Sums up heads [batch, heads, seq, head_dim]."""
+class _Side:
+    """Takes the queries or the keys of an attention, [batch, heads, seq, head_dim], and hands them on in pairs."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: deque[_Heads], add: Callable[[_Heads], None]) -> None:
+        self._waiting, self._add = waiting, add
+
+    def add(self, values: _Heads) -> bool:
+        """Take in heads; False where a value is not finite."""
+        self._waiting.append(values)
+        finite = bool(np.isfinite(values).all())
+        if finite:
+            self._add(values)
+        return finite
+
+
+class _Sums:
+    """What is summed up of the queries and keys of an attention, run by run."""
+
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+        self._queries, self._keys = deque[_Heads](), deque[_Heads]()
+        self.of_queries, self.of_keys = (_Side(waiting, self._meet) for waiting in (self._queries, self._keys))
         self.clear()
 
     def clear(self) -> None:
         """Begin anew."""
-        self.squares, self.count = np.zeros((1, 1, 1)), 0
+        self._queries.clear()
+        self._keys.clear()
+        self.queries, self.keys, self.first = (np.zeros((1,) * axes) for axes in (3, 3, 2))
+        self.weights, self.count = np.zeros(1), 0
 
-    def add(self, values: NDArray[np.float32]) -> bool:
-        """Take in heads; False where a value is not finite."""
-        for row in values:
-            self.squares = self.squares + row.swapaxes(1, 2) @ row
-        self.count += values.shape[0] * values.shape[2]
-        return bool(np.isfinite(self.squares).all())
+    def _meet(self, _values: _Heads) -> None:
+        """Queries and keys of a run come one after the other, in either order, and runs in one order."""
+        if not self._queries or not self._keys:
+            return
+        queries, keys = self._queries.popleft(), self._keys.popleft()
+        known = self._attention
+        fits = queries.shape[1] == known.num_heads and {queries.shape[3], keys.shape[3]} == {known.head_dim}
+        if not fits or known.num_heads % keys.shape[1]:
+            raise ModelError(
+                f"{known.name}: the heads behind RoPE lie along another axis than the second, so keys "
+                f"cannot be balanced; {UNBALANCED}"
+            )
+        for q, k in zip(queries, keys, strict=True):
+            self.queries = self.queries + q.swapaxes(1, 2) @ q
+            weights, exact = attended(q, k), k.astype(np.float64)
+            weighted = exact * weights[:, :, None]
+            self.keys = self.keys + weighted.swapaxes(1, 2) @ exact
+            self.first, self.weights = self.first + weighted.sum(axis=1), self.weights + weights.sum(axis=1)
+        self.count += queries.shape[0] * queries.shape[2]
+
+    def moments(self, *, centred: bool) -> Moments:
+        """What was found.
+
+        Raises:
+            CalibrationError: There was nothing.
+        """
+        if not self.count:
+            raise CalibrationError(f"{self._attention.name} saw nothing in any sample: calibrate with longer samples")
+        whole = np.maximum(self.weights, np.finfo(np.float64).tiny)[:, None]
+        keys, centres = self.keys / whole[:, :, None], self.first / whole
+        if centred:
+            keys = keys - centres[:, :, None] * centres[:, None]
+        return Moments(self.queries / self.count, keys, centres if centred else None)
+
+
+def attended(queries: _Heads, keys: _Heads) -> NDArray[np.float64]:
+    """How much attention hangs on each key: Σ p (1 - p) over queries, p = softmax(q kᵀ / √head_dim) over keys so far.
+
+    It is the sum of the Softmax's derivatives by the key's scores. The scale is the usual one, whatever the graph has:
+    these are weights. Of long texts some of the queries are taken.
+
+    Args:
+        queries: [query heads, seq, head_dim].
+        keys: [KV heads, seq, head_dim].
+
+    Returns:
+        Of the query heads of each KV head together, [KV heads, seq].
+    """
+    groups, length = len(queries) // len(keys), keys.shape[1]
+    rows = np.arange(0, queries.shape[1], -(-queries.shape[1] // _QUERIES))
+    behind = rows[:, None] < np.arange(length) if queries.shape[1] == length else np.zeros((1, 1), bool)
+    found = np.zeros((len(keys), length))
+    for head, query in enumerate(queries[:, rows]):
+        scores = query @ keys[head // groups].T / np.float32(math.sqrt(keys.shape[2]))
+        scores[np.broadcast_to(behind, scores.shape)] = -np.inf
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        found[head // groups] += (shares * (1 - shares)).sum(axis=0)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,33 +158,15 @@ class _Place:
         attention: It.
         query: The name of a value, [batch, heads, seq, head_dim] or packed [batch, seq, heads · head_dim].
         key: The same of keys.
-        of_queries: What is summed up there.
-        of_keys: The same of keys.
+        sums: What is summed up there.
+        centred: Whether keys may be centred.
     """
 
     attention: Attention
     query: str
     key: str
-    of_queries: _Taker
-    of_keys: _Taker
-
-    def moments(self) -> Moments:
-        """What was found.
-
-        Raises:
-            CalibrationError: There was nothing.
-            ModelError: The second axis is not that of the heads.
-        """
-        queries, keys = self.of_queries, self.of_keys
-        if not queries.count or not keys.count:
-            raise CalibrationError(f"{self.attention.name} saw nothing in any sample: calibrate with longer samples")
-        counts, widths = zip(queries.squares.shape[:2], keys.squares.shape[:2], strict=True)
-        if counts[0] != self.attention.num_heads or counts[0] % counts[1] or {*widths} != {self.attention.head_dim}:
-            raise ModelError(
-                f"{self.attention.name}: the heads behind RoPE lie along another axis than the second, so keys "
-                f"cannot be balanced; {UNBALANCED}"
-            )
-        return Moments(queries.squares / queries.count, keys.squares / keys.count)
+    sums: _Sums
+    centred: bool
 
 
 def balanceable(survey: Survey) -> tuple[list[Attention], list[str]]:
@@ -160,7 +226,9 @@ def collect_moments(
     data.require_sample()
     samples = list(islice(data, max_samples))
     places, derived = _places(model, attentions)
-    takers = {place.query: place.of_queries for place in places} | {place.key: place.of_keys for place in places}
+    takers = dict[str, Taker]()
+    for place in places:
+        takers |= {place.query: place.sums.of_queries, place.key: place.sums.of_keys}
     widths = {name: place.attention.head_dim for place in places for name in (place.query, place.key)}
     shifts = Shifts.into(model, derived, positions)
 
@@ -170,13 +238,13 @@ def collect_moments(
         return sample.heads(values, name)
 
     def observe(feeds: Sequence[Feeds], told: Progress | None = None) -> float:
-        """Look at samples and at nothing that was before; Σ|k|²."""
-        for taker in takers.values():
-            taker.clear()
+        """Look at samples and at nothing that was before; Σ|k|² of keys by their weights."""
+        for place in places:
+            place.sums.clear()
         observe_samples(
             Fetched(takers, counted=counted), model, SampleReader(list(feeds)), progress=told, memory=memory
         )
-        return float(sum(np.trace(place.of_keys.squares, axis1=1, axis2=2).sum() for place in places))
+        return float(sum(np.trace(place.sums.keys, axis1=1, axis2=2).sum() for place in places))
 
     room = shifts.room(samples[0])
     if room:
@@ -184,12 +252,12 @@ def collect_moments(
         if abs(moved - as_it_is) > _ALIKE * as_it_is:
             shifts = replace(shifts, positions=0)
     observe(shifts.all(samples), progress)
-    return {place.attention.name: place.moments() for place in places}
+    return {place.attention.name: place.sums.moments(centred=place.centred) for place in places}
 
 
 def _places(model: ir.Model, attentions: Sequence[Attention]) -> tuple[list[_Place], list[ir.Value]]:
     """Where heads are seen behind RoPE, which is taken out of fused operators; and the positions made for that."""
-    ropes, nodes = RopeSplitter(Editor(model)), {label(node): node for node in model.graph}
+    ropes, nodes, shapes = RopeSplitter(Editor(model)), {label(node): node for node in model.graph}, Shapes(model)
     places, derived = list[_Place](), list[ir.Value]()
     for attention in attentions:
         heads = attention.heads
@@ -202,5 +270,6 @@ def _places(model: ir.Model, attentions: Sequence[Attention]) -> tuple[list[_Pla
             derived += [data_input(turn, 1) for turn in turns if turn is not None and turn.op_type == ROPE]
         assert query is not None
         assert key is not None
-        places.append(_Place(attention, query.name or "", key.name or "", _Taker(), _Taker()))
+        centred = same_when_raised(nodes[attention.name], shapes)
+        places.append(_Place(attention, query.name or "", key.name or "", _Sums(attention), centred))
     return places, derived

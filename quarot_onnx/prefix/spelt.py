@@ -21,7 +21,7 @@ from quarot_onnx.graph.products import operand_axis
 from quarot_onnx.graph.query import PASS_THROUGH, attribute_int, consumers, data_input, data_users, label, scalar
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, forget_shape
-from quarot_onnx.sites.attention import SCORE_PATH, context_product, score_product
+from quarot_onnx.sites.scores import SCORE_PATH, context_product, score_product
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 """What an operand holds for keys that it leaves as they are."""

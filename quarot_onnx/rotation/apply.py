@@ -128,9 +128,10 @@ class _Application:
         self._behind_rope(edit.attention, rotate, rotate)
 
     def _balance(self, edit: BalanceEdit) -> None:
-        """Multiply every head of Q and of K after RoPE by a matrix of its own."""
-        stem = f"{label(edit.attention.node)}/Balance"
-        queries, keys = (partial(self._mix_heads, matrices=m, stem=stem) for m in (edit.queries, edit.keys))
+        """Multiply every head of Q and of K after RoPE by a matrix of its own, K without its centre."""
+        mix = partial(self._mix_heads, stem=f"{label(edit.attention.node)}/Balance")
+        queries = partial(mix, matrices=edit.queries)
+        keys = partial(mix, matrices=edit.keys, centres=edit.centres)
         self._behind_rope(edit.attention, queries, keys)
 
     def _behind_rope(self, attention: Attention, queries: _Build, keys: _Build) -> None:
@@ -149,14 +150,20 @@ class _Application:
         self._editor.redirect(heads.query, queries)
         self._editor.redirect(heads.key, keys)
 
-    def _mix_heads(self, value: ir.Value, matrices: NDArray[np.float64], stem: str) -> list[ir.Node]:
-        """The nodes that multiply heads, [batch, heads, seq, head_dim] or packed [batch, seq, heads · head_dim].
+    def _mix_heads(
+        self,
+        value: ir.Value,
+        stem: str,
+        matrices: NDArray[np.float64],
+        centres: NDArray[np.float64] | None = None,
+    ) -> list[ir.Node]:
+        """The nodes that centre and multiply heads, [batch, heads, seq, head_dim] or [batch, seq, heads · head_dim].
 
         What was taken out of a fused operator just now is packed.
         """
         dtype = self._shapes.dtype(value) or self._dtype()
         packed = self._shapes.rank(value) in {None, HEADS_PACKED}
-        return self._online.build_heads(value, matrices, dtype, stem, packed=packed)
+        return self._online.build_heads(value, matrices, dtype, stem, packed=packed, centres=centres)
 
     def _rotate_heads(self, value: ir.Value, rotation: Rotation, stem: str) -> list[ir.Node]:
         """The nodes that rotate heads: orthonormal, so that the cache holds K R itself."""

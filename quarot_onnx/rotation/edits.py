@@ -49,17 +49,19 @@ class HeadEdit:
 
 @dataclass(frozen=True, eq=False)
 class BalanceEdit:
-    """Multiply every head of Q and K of an attention online by a matrix of its own: q ← q B, k ← k A.
+    """Multiply every head of Q and K of an attention online by a matrix of its own: q ← q B, k ← (k − c) A.
 
     Attributes:
         attention: Its R3 site.
         queries: B, [query heads, head_dim, head_dim].
         keys: A, [KV heads, head_dim, head_dim].
+        centres: c, [KV heads, head_dim]; None for 0.
     """
 
     attention: Attention
     queries: NDArray[np.float64]
     keys: NDArray[np.float64]
+    centres: NDArray[np.float64] | None = None
 
 
 Edit = WeightEdit | GammaEdit | OnlineEdit | HeadEdit | BalanceEdit
@@ -76,6 +78,7 @@ class Plan:
         caches: The rotation of every output that carries a cache R2 or R3 changes, by the output's name.
         scales: What the values of a cache are multiplied by where they are scaled, [KV heads, head_dim], by the same.
         matrices: So for heads that are multiplied by a matrix, [KV heads, head_dim, head_dim].
+        centres: What is taken off before that, [KV heads, head_dim], where anything is.
         notes: What the user should know (a block-diagonal fall-back, a kind that was left out).
         suffix: What the name of an initializer gets where the original stays in use.
     """
@@ -88,6 +91,7 @@ class Plan:
     suffix: str = "rotated"
     scales: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     matrices: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    centres: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def record(self) -> dict[str, object]:
         """What was done, for the output's metadata: JSON types only."""

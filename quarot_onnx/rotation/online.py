@@ -64,9 +64,16 @@ class OnlineWriter:
         return _tagged([self._editor.node("MatMul", [x, self._constant(matrix, dtype)], f"{stem}/MatMul")])
 
     def build_heads(
-        self, x: ir.Value, matrices: NDArray[np.float64], dtype: ir.DataType, stem: str, *, packed: bool
+        self,
+        x: ir.Value,
+        matrices: NDArray[np.float64],
+        dtype: ir.DataType,
+        stem: str,
+        *,
+        packed: bool,
+        centres: NDArray[np.float64] | None = None,
     ) -> list[ir.Node]:
-        """The nodes that multiply every head by a matrix of its own.
+        """The nodes that multiply every head by a matrix of its own: x A, or (x − c) A.
 
         Args:
             x: [batch, heads, seq, head_dim]; ``packed``: [batch, seq, heads · head_dim].
@@ -74,6 +81,7 @@ class OnlineWriter:
             dtype: The type of ``x``.
             stem: Names of the nodes start with it.
             packed: Whether heads lie side by side.
+            centres: c, [heads, head_dim]; taken off behind the product, as c A.
 
         Returns:
             The nodes in order; the last one's output has the shape of ``x``.
@@ -90,6 +98,8 @@ class OnlineWriter:
             x = add("Reshape", x, self._shape((0, 0, heads, head_dim)))
             x = add("Transpose", x, attributes=perm)
         x = add("MatMul", x, self._constant(matrices, dtype))
+        if centres is not None:
+            x = add("Sub", x, self._constant(centres[:, None] @ matrices, dtype))
         if packed:
             x = add("Transpose", x, attributes=perm)
             add("Reshape", x, self._shape((0, 0, heads * head_dim)), name="Restore")

@@ -1,8 +1,9 @@
 """Pasts that are fed to a changed model, made into what its own caches hold.
 
-R3 rotates the heads of K, R2 those of V, SmoothQuant scales V, and balancing multiplies K. With x a head of a cache,
+R3 rotates the heads of K, R2 those of V, SmoothQuant scales V, and balancing centres and multiplies K. With x a head of
+a cache,
 
-    x ← x R    or    x ← x / s    or    x ← x A
+    x ← x R    or    x ← x / s    or    x ← (x − c) A
 
 A past that the model made before it was changed (pieces of a window that a graph of fixed length runs one after the
 other, a user's own feeds) is changed alike; as it is, attention would read two bases at once.
@@ -58,7 +59,8 @@ def _changed(plan: Plan, name: str, past: NDArray[Any], present: str) -> NDArray
             return np.asarray(past * spread, past.dtype)
         matrices = plan.matrices.get(present)
         if matrices is not None and past.ndim == HEADS_APART and past.shape[1] == len(matrices):
-            return np.asarray(past @ matrices, past.dtype)
+            centres = plan.centres.get(present)
+            return np.asarray((past if centres is None else past - centres[:, None]) @ matrices, past.dtype)
     what = f"rotates ({plan.caches[present]})" if rotation is not None else plan.caches[present]
     raise CalibrationError(
         f"a sample brings the past {name!r} ({past.dtype} {list(past.shape)}), whose values this run {what}; what they "

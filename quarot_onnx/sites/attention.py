@@ -20,16 +20,16 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.linear import Linear, is_matmul, linear_at
+from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.products import operand_axis
-from quarot_onnx.graph.query import attribute_int, consumers_through, data_input, label, resolve_constant, through
+from quarot_onnx.graph.query import attribute_int, data_input, label, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Attention, HeadRotation, Kind, LeftOut
-from quarot_onnx.sites.operands import LAYOUT, NotTracedError, Source, after_rope, follow_to_linear, output_linear
+from quarot_onnx.sites.operands import NotTracedError, Source, after_rope, follow_to_linear, output_linear
+from quarot_onnx.sites.scores import context_product, score_product
 
 _T = TypeVar("_T")
 
-SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip"})
 COS, SIN, K_SCALE, Q_NORM = 7, 8, 12, 14
 """Inputs of GroupQueryAttention: RoPE's tables; before V's scale, K's; before K's norm, Q's."""
 
@@ -160,31 +160,6 @@ def _spelt(softmax: ir.Node, shapes: Shapes) -> _Parts | None:
     head_dim = shapes.last(product.outputs[0]) or (None if turned else shapes.last(value))
     operands = (data_input(scores, 0), data_input(scores, 1), value, product.outputs[0])
     return _Parts(softmax, scores, product, *operands, head_dim=head_dim, num_heads=None, num_kv_heads=None)
-
-
-def score_product(value: ir.Value) -> ir.Node | None:
-    """The MatMul Q Kᵀ behind a Softmax's input, through scaling, masking and capping."""
-    frontier, seen = [value], 0
-    while frontier and seen < 64:
-        node = through(frontier.pop(0)).producer()
-        seen += 1
-        if node is None:
-            continue
-        if is_matmul(node):
-            return node if linear_at(node) is None else None
-        if node.op_type in SCORE_PATH or node.op_type in LAYOUT:
-            frontier.extend(v for v in node.inputs if v is not None and resolve_constant(v) is None)
-    return None
-
-
-def context_product(value: ir.Value) -> ir.Node | None:
-    """The MatMul with V behind a Softmax's output, through a NaN guard."""
-    for node, index in consumers_through(value):
-        if is_matmul(node) and index == 0:
-            return node
-        if node.op_type in ("Where", "Mul") and (found := context_product(node.outputs[0])):
-            return found
-    return None
 
 
 def _assemble(parts: _Parts, shapes: Shapes, left_out: list[LeftOut]) -> Attention:

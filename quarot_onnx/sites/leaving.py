@@ -18,10 +18,11 @@ import onnx_ir as ir
 from quarot_onnx.graph.caches import Step, forward, presents
 from quarot_onnx.graph.query import SIZE_ONLY, data_input, label, through
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.sites.attention import FUSED, context_product, score_product
+from quarot_onnx.sites.attention import FUSED
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.operands import overlaps
 from quarot_onnx.sites.pasts import KEY, VALUE, past_inputs
+from quarot_onnx.sites.scores import context_product, score_product
 
 _TOGETHER = "rotate all graphs that share the cache with the same options and split_cache (--split-cache)"
 

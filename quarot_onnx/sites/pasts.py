@@ -4,7 +4,8 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.caches import FUSED_CACHES, pasts_behind
 from quarot_onnx.graph.query import data_input
-from quarot_onnx.sites.attention import FUSED, context_product, score_product
+from quarot_onnx.sites.attention import FUSED
+from quarot_onnx.sites.scores import context_product, score_product
 
 KEY, VALUE = 1, 2
 """Where fused attentions take K and V, and where they put out the caches of both."""

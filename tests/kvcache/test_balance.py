@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from batches import outputs
 from exports import EXPORTS
@@ -17,7 +19,7 @@ from quarot_onnx.graph.metadata import recorded
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.balance import balanced
-from quarot_onnx.kvcache.moments import balanceable, collect_moments
+from quarot_onnx.kvcache.moments import _Sums, attended, balanceable, collect_moments
 from quarot_onnx.kvcache.shifting import Shifts
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.pipeline import quantize, rotate
@@ -25,6 +27,7 @@ from quarot_onnx.quantization.activations import fake_quantize
 from quarot_onnx.run.balancing import balance_in_place
 from quarot_onnx.run.provenance import make_recipe, record
 from quarot_onnx.sites.detect import Survey
+from quarot_onnx.sites.model import Attention
 
 CACHED = [case for case in EXPORTS if case.startswith(("optimum", "dynamo cache", "genai"))]
 IDS = np.random.default_rng(0).integers(5, 100, (3, 24))
@@ -69,6 +72,67 @@ def test_heads_that_hold_nothing(empty: int) -> None:
     np.testing.assert_allclose(for_queries @ for_keys.T, np.eye(SIZE), atol=1e-9)
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over keys so far."""
+    scores = np.where(np.tri(len(scores)) > 0, scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def test_weights_are_derivatives_of_the_softmax() -> None:
+    """By differences, key by key, of four query heads on two KV heads."""
+    rng = np.random.default_rng(4)
+    queries, keys = (rng.standard_normal((heads, 6, SIZE)) for heads in (4, 2))
+    found = attended(queries.astype(np.float32), keys.astype(np.float32))
+    want = np.zeros((2, 6))
+    for head in range(4):
+        scores = queries[head] @ keys[head // 2].T / np.sqrt(SIZE)
+        for key in range(6):
+            ends = [softmax(scores + step * np.eye(6)[key])[:, key] for step in (1e-6, -1e-6)]
+            want[head // 2, key] += ((ends[0] - ends[1]) / 2e-6).sum()
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+
+
+def test_long_texts_are_weighted_by_some_of_their_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    queries, keys = (rng.standard_normal((2, 400, SIZE)).astype(np.float32) for _ in range(2))
+    whole = attended(queries, keys)
+    monkeypatch.setattr("quarot_onnx.kvcache.moments._QUERIES", 100)
+    some = attended(queries, keys)
+    assert np.corrcoef(whole[0], some[0])[0, 1] > 0.9
+
+
+def sums_of(queries: np.ndarray, keys: np.ndarray) -> _Sums:
+    """One head's, in one run, the keys before the queries."""
+    attention = Attention(ir.node("Softmax", []), 1, 1, SIZE, None, 0, None, None)
+    sums = _Sums(attention)
+    assert sums.of_keys.add(keys[None, None].astype(np.float32))
+    assert sums.of_queries.add(queries[None, None].astype(np.float32))
+    return sums
+
+
+def test_a_sink_and_the_mean_of_keys_are_rounded_finely() -> None:
+    """Keys far from 0 but for the one that most attention goes to: what attention gives is nearer than without."""
+    rng, mixing = np.random.default_rng(6), Rotation.hadamard(SIZE)
+    mean = 6 * rng.standard_normal(SIZE)
+    keys = mean + rng.standard_normal((64, SIZE))
+    keys[0] = 0.1 * rng.standard_normal(SIZE)
+    queries = rng.standard_normal((64, SIZE))
+    queries -= np.outer(queries @ mean + 16, mean) / (mean @ mean)  # scores of all but the first are lower by 4
+    values = rng.standard_normal((64, SIZE))
+    exact = softmax(queries @ keys.T / np.sqrt(SIZE))
+    assert 0.3 < exact[8:, 0].mean() < 0.99
+    errors = []
+    for centred in (True, False):
+        moments = sums_of(queries, keys).moments(centred=centred)
+        centre = 0 if moments.centres is None else moments.centres[0]
+        b, a = balanced(moments.keys[0], moments.queries[0], mixing)
+        rounded = fake_quantize(((keys - centre) @ a).astype(np.float32), 4, symmetric=True)
+        found = softmax(queries @ b @ rounded.T / np.sqrt(SIZE))
+        errors.append(np.square((found - exact) @ values).mean())
+    assert errors[0] < 0.75 * errors[1], errors
+
+
 def balance(source: Path, target: Path, reader: Any = None) -> Path:
     """The export with balanced keys, in float."""
     model = model_io.load(source)
@@ -93,6 +157,23 @@ def test_the_float_model_computes_the_same(case: str, tmp_path: Path) -> None:
     assert all("key" in name for name in keys)
 
 
+def test_capped_scores_are_balanced_without_a_centre(tmp_path: Path) -> None:
+    """A cap sees what all scores have in common."""
+    source = tmp_path / "capped.onnx"
+    proto = onnx.load(EXPORTS["genai"]())
+    for node in proto.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            next(attribute for attribute in node.attribute if attribute.name == "softcap").f = 0.5
+    onnx.save(proto, source)
+    attentions, _ = balanceable(Survey(model_io.load(source)))
+    found = collect_moments(source, attentions, TokenReader(ModelInputs.from_path(source), IDS), positions=1)
+    assert [moments.centres for moments in found.values()] == [None, None]
+    path = balance(source, tmp_path / "model.onnx")
+    require(compare(source, path))
+    exact, _ = outputs(source, IDS[:1])
+    np.testing.assert_allclose(outputs(path, IDS[:1], (12,))[0], exact, atol=1e-4 * np.abs(exact).max())
+
+
 def test_padding_has_no_part_in_it() -> None:
     source = EXPORTS["optimum llama"]()
     inputs = ModelInputs.from_path(source)
@@ -109,6 +190,7 @@ def test_padding_has_no_part_in_it() -> None:
     for name, own in want.items():
         np.testing.assert_allclose(found[name].keys, own.keys, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found[name].queries, own.queries, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(found[name].centres), np.asarray(own.centres), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["optimum llama", "genai", "genai packed bias", "genai RoPE outside"])
@@ -119,7 +201,11 @@ def test_moments_are_those_of_later_positions_too(case: str) -> None:
     attentions, _ = balanceable(Survey(model_io.load(source)))
     near, far = (collect_moments(source, attentions, reader, positions=count) for count in (1, 64))
     for name, own in near.items():
-        lengths = [np.trace(found.keys, axis1=1, axis2=2) for found in (own, far[name])]
+        lengths = [
+            np.trace(found.keys, axis1=1, axis2=2) + np.square(found.centres).sum(axis=1)  # of Σ(k - c)² that of Σk²
+            for found in (own, far[name])
+            if found.centres is not None
+        ]
         np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-3)
         assert np.abs(own.keys - far[name].keys).max() > 0.02 * np.abs(own.keys).max()
 
@@ -175,6 +261,7 @@ def test_piece_by_piece_is_the_same(case: str) -> None:
     for name, own in whole.items():
         np.testing.assert_array_equal(own.keys, pieces[name].keys)
         np.testing.assert_array_equal(own.queries, pieces[name].queries)
+        np.testing.assert_array_equal(np.asarray(own.centres), np.asarray(pieces[name].centres))
 
 
 @pytest.mark.parametrize(

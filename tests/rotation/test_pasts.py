@@ -57,6 +57,21 @@ def test_values_are_scaled_head_by_head() -> None:
     np.testing.assert_allclose(change_of(SCALED)(feeds)[VALUE], feeds[VALUE] * FACTOR.reshape(-1), rtol=1e-6)
 
 
+def test_keys_are_centred_and_multiplied_head_by_head() -> None:
+    rng = np.random.default_rng(3)
+    matrices, centres = (
+        rng.standard_normal((odd.HEADS, odd.HEAD_DIM, odd.HEAD_DIM)),
+        rng.random((odd.HEADS, odd.HEAD_DIM)),
+    )
+    name, feeds = "present.0.key", past(2, odd.HEADS, 5, odd.HEAD_DIM)
+    for centre in (None, centres):
+        more = {} if centre is None else {"centres": {name: centre}}
+        found = change_of(Plan((), {}, {}, (), {name: "balances"}, matrices={name: matrices}, **more))(feeds)[KEY]
+        for head in range(odd.HEADS):
+            own = feeds[KEY][:, head] - (0 if centre is None else centre[head])
+            np.testing.assert_allclose(found[:, head], own @ matrices[head], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("plan", "given", "what"),
     [
