@@ -21,16 +21,22 @@ from itertools import accumulate
 import onnx_ir as ir
 
 from quarot_onnx.graph.parts import Parts, constants_behind, nodes_behind
-from quarot_onnx.graph.query import operands
+from quarot_onnx.graph.query import attribute_int, data_input, operands
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.piecewise.memory import weight_bytes
-from quarot_onnx.piecewise.wide import wide_name, widen
+from quarot_onnx.piecewise.wide import HALVES, wide_name, widen
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 _BEFORE = _PRODUCTS | {"QuantizeLinear", "DynamicQuantizeLinear", "Abs"}
 _JOINED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"})
 _ELSEWHERE = 8
 """What a place costs, in crossing values, that lies before none of ``_BEFORE``."""
+
+_ROUNDED = 64
+"""What a crossing value costs that a Cast of the graph's own made of 16-bit floats, or made them of 32-bit ones.
+
+Whether it is rounded depends on what stands on both sides of the Cast.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,29 +199,37 @@ class Cuts:
         count = len(self._nodes)
         crossing, barred = [0] * (count + 1), [0] * (count + 1)
 
-        def between(marks: list[int], made: int, last: int) -> None:
+        def between(marks: list[int], made: int, last: int, cost: int = 1) -> None:
             """Mark the places behind one node up to before another."""
             if last > made:
-                marks[made + 1] += 1
-                marks[last + 1] -= 1
+                marks[made + 1] += cost
+                marks[last + 1] -= cost
 
         for value, made in self._made.items():
             last, producer = self._last.get(value, -1), value.producer()
-            between(crossing, made, last)
+            between(crossing, made, last, _ROUNDED if producer is not None and self._turned(producer) else 1)
             if producer is None or producer.op_type in _JOINED or not isinstance(value.type, ir.TensorType | None):
                 between(barred, made, last)
         for past, present in self._pasts.items():
             between(barred, self._first.get(past, count), self._made.get(present, -1))
+        ends = zip(self._nodes, weighty, accumulate(crossing[:count]), accumulate(barred[:count]), strict=True)
         return [
-            None if bars else held + (0 if node.op_type in _BEFORE and heavy else _ELSEWHERE)
-            for node, heavy, held, bars in zip(
-                self._nodes,
-                (heavy or node.op_type not in _PRODUCTS for heavy, node in zip(weighty, self._nodes, strict=True)),
-                accumulate(crossing[:count]),
-                accumulate(barred[:count]),
-                strict=True,
-            )
+            None if bars else held + (0 if self._fits_before(node, heavy=heavy) else _ELSEWHERE)
+            for node, heavy, held, bars in ends
         ]
+
+    def _fits_before(self, node: ir.Node, *, heavy: bool) -> bool:
+        """Whether a place before a node is a good one: a product with a weight, or the rounding of its input."""
+        if node.op_type in _PRODUCTS:
+            return heavy
+        return node.op_type in _BEFORE or self._turned(node) == ir.DataType.FLOAT
+
+    def _turned(self, node: ir.Node) -> ir.DataType | None:
+        """What a node makes of 16-bit floats, or makes them of 32-bit ones; None for others."""
+        if node.op_type != "Cast":
+            return None
+        ends = self._shapes.dtype(data_input(node)), ir.DataType(attribute_int(node, "to", 0))
+        return ends[1] if ir.DataType.FLOAT in ends and HALVES.intersection(ends) else None
 
 
 def _next_start(
