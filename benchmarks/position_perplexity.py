@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.text import choose_bos, load_tokenizer, read_text, tokenizer_file, windows
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.sessions import runtime
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import opened
 
 _WAY_OUT = "name models that take token ids"
 
 
 def losses(path: Path, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Of every token but the first, in nats, [windows, length - 1]."""
-    model, session = Scored.of_text(path), runtime.session(path, low_memory=True)
-    found = [model.logits_of(session, row[None], _WAY_OUT)[0] for row in ids]
+    model = Scored.of_text(path)
+    every = model.logits_of(opened(path, Memory(), low_memory=True), (row[None] for row in ids), _WAY_OUT)
     return np.stack(
-        [negative_log_likelihood(logits[-len(row) : -1], row[1:]) for logits, row in zip(found, ids, strict=True)]
+        [negative_log_likelihood(logits[-len(row) : -1], row[1:]) for (logits,), row in zip(every, ids, strict=True)]
     )
 
 

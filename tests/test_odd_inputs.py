@@ -17,7 +17,8 @@ from quarot_onnx.config import Int8Spec
 from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
 from quarot_onnx.errors import CalibrationError, FeedError
 from quarot_onnx.evaluation.equivalence import compare
-from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.evaluation.outputs import windows_outputs
+from quarot_onnx.piecewise.runs import Whole
 from quarot_onnx.pipeline import quantize, rotate
 
 # Spec, tokens of a window, and how many of the compared tokens are fed on a cache.
@@ -90,8 +91,8 @@ def test_what_is_fed_is_one_causal_window(case: str, names: bool, tmp_path: Path
     if "prefill" in case or spec.past == 0:
         assert not inputs.has_cache
     decoded = 4 if inputs.has_cache and inputs.lengths.seq is None else 0
-    runs = window_outputs(onnxruntime.InferenceSession(path), inputs, ids, [inputs.logits], decoded)
-    found = np.concatenate([logits for (logits,) in runs], axis=1)
+    runs = windows_outputs(Whole(onnxruntime.InferenceSession(path)), inputs, [ids], [inputs.logits], decoded)
+    found = np.concatenate([logits for _, (logits,) in runs], axis=1)
     # One layer of float32: a few roundings of 6e-8 on logits of about 3.
     np.testing.assert_allclose(found, reference(ids, plain), rtol=0, atol=1e-5)
 

@@ -88,5 +88,7 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     exact: Annotated[
         bool, Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
     ] = False
+    max_memory: opt.MaxMemory = None
+    by_stages: opt.ByStages = None
     as_json: opt.Json = False
     quiet: opt.Quiet = False

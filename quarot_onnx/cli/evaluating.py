@@ -12,6 +12,8 @@ from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions, PerplexityOptions, TaskOptions
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.progress import of_phase
 
 _WINDOWS = 20
 
@@ -62,7 +64,8 @@ def _perplexity(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int
         windows=_WINDOWS if options.windows is None else options.windows,
         threads=options.threads, bos=bos, text_key=options.text_key, exact=options.exact,
         unscored=options.unscored or 1, decode=options.decode or 0,
-        progress=lambda done, total: progress("evaluate", done, total),
+        memory=Memory.of(options.max_memory, options.by_stages),
+        progress=of_phase(progress, "evaluate"),
     )  # fmt: skip
     content = perplexity_record(result) | {"model": str(model), "text": str(options.text)}
 
@@ -85,7 +88,7 @@ def _tasks(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int | Bo
     result = evaluate_tasks(
         model, tokenizer, names, include_path=options.include_path, limit=options.limit,
         num_fewshot=options.num_fewshot, batch_size=options.batch_size or 1, bos=bos, threads=options.threads,
-        exact=options.exact, progress=progress,
+        exact=options.exact, memory=Memory.of(options.max_memory, options.by_stages), progress=progress,
     )  # fmt: skip
 
     def show() -> None:

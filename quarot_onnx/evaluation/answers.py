@@ -7,7 +7,8 @@ cannot see either. Equal rows are run once. What a row and the prefix of a model
 for the last token of the context, whose logits are needed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ import onnx_ir as ir
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.pieces import longest_window
 from quarot_onnx.calibration.positions import positions_of
-from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.calibration.text import TokenIds, check_vocabulary
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.graph.saturation import saturating_here
-from quarot_onnx.sessions import runtime
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import ByPieces, opened
+from quarot_onnx.progress import Progress
 
 _OF_ALL_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 """Operators that find one scale for all rows that they are given."""
@@ -47,7 +50,13 @@ class Answers:
     """
 
     def __init__(
-        self, path: str | Path, *, batch_size: int = 1, threads: int | None = None, exact: bool = False
+        self,
+        path: str | Path,
+        *,
+        batch_size: int = 1,
+        threads: int | None = None,
+        exact: bool = False,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
     ) -> None:
         """Open the model.
 
@@ -57,6 +66,7 @@ class Answers:
                 onnxruntime's fused attention takes for one row alone, and where activations of all rows share a scale.
             threads: onnxruntime's intra-op threads.
             exact: Compute 8-bit products exactly where this processor's fast way saturates.
+            memory: What it may take, and whether the model is run piece by piece for that.
 
         Raises:
             ModelError: The model cannot be run, or takes no token ids.
@@ -76,16 +86,15 @@ class Answers:
         alone = fed or shares or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
         self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
         self.saturating = 0 if exact else saturating_here(self._model.model)
-        self._session = runtime.session(path, threads=threads, exact_products=exact)
+        self._runnable = opened(path, memory, model=self._model.model, threads=threads, exact_products=exact)
 
-    def score(
-        self, pairs: Sequence[tuple[Ids, Ids]], progress: Callable[[int, int], None] | None = None
-    ) -> list[tuple[float, bool]]:
+    def score(self, pairs: Sequence[tuple[Ids, Ids]], progress: Progress | None = None) -> list[tuple[float, bool]]:
         """How likely each continuation is, and whether it is what greedy decoding would give.
 
         Args:
             pairs: Context and continuation, neither empty.
-            progress: Called with the pairs done and their number.
+            progress: Called with the pairs done and their number; of a model run piece by piece with the runs done, of
+                every piece, and their number.
 
         Returns:
             In the order of ``pairs``: the log likelihood in nats, and whether every token is the likeliest one.
@@ -99,12 +108,17 @@ class Answers:
         for number, (context, continuation) in enumerate(pairs):
             asked.setdefault(self._row(context, continuation), []).append(number)
         found: dict[int, tuple[float, bool]] = {}
-        for batch in self._batches(list(asked)):
-            for row, logits in zip(batch, self._logits(batch), strict=True):
+        batches = list(self._batches(list(asked)))
+        runnable, told = self._runnable, progress
+        if isinstance(runnable, ByPieces):
+            runnable, told = replace(runnable, progress=progress), None
+        every = self._model.logits_of(runnable, map(self._padded, batches), _SHORTER)
+        for batch, found_logits in zip(batches, every, strict=True):
+            for row, logits in zip(batch, found_logits, strict=True):
                 for number in asked[row]:
                     found[number] = self._answer(logits[: len(row)], np.array(pairs[number][1], np.int64))
-            if progress is not None:
-                progress(len(found), len(pairs))
+            if told is not None:
+                told(len(found), len(pairs))
         return [found[number] for number in range(len(pairs))]
 
     def notes(self) -> tuple[str, ...]:
@@ -151,12 +165,12 @@ class Answers:
         """The tokens of a row as it is run."""
         return len(row) if self._fixed is None else -(-len(row) // self._fixed) * self._fixed
 
-    def _logits(self, batch: Sequence[Row]) -> list[npt.NDArray[np.floating]]:
-        """The logits of rows, [tokens, vocab] each, those of tokens behind a row among them."""
+    def _padded(self, batch: Sequence[Row]) -> TokenIds:
+        """The tokens of rows that are run together, and of what is fed behind them where the graph fixes a length."""
         ids = np.zeros((len(batch), self._length(batch[0])), np.int64)
         for place, row in enumerate(batch):
             ids[place, : len(row)] = row
-        return self._model.logits_of(self._session, ids, _SHORTER)
+        return ids
 
     def _answer(self, logits: npt.NDArray[np.floating], continuation: npt.NDArray[np.int64]) -> tuple[float, bool]:
         """The answer for one pair, from the logits of its row."""

@@ -10,6 +10,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
 from quarot_onnx.evaluation.spoken import Manner, Spoken
+from quarot_onnx.progress import Progress
 
 Asked = tuple[Any, Sequence[int], Sequence[int]]
 
@@ -21,7 +22,7 @@ class OnnxModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         self,
         answers: Answers,
         encoding: Encoding,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         spoken: Callable[[], Spoken] | None = None,
     ) -> None:
         """Take the model and its tokenizer.

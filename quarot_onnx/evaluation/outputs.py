@@ -15,7 +15,7 @@ from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.before import Before
-from quarot_onnx.piecewise.runs import Model, Run, Whole, not_run
+from quarot_onnx.piecewise.runs import Model, Run, not_run
 
 Outputs = list[tuple[int, npt.NDArray[Any]]]
 """What a run puts out, each with its place among the outputs that are compared."""
@@ -152,20 +152,6 @@ def window_runs(
         keeps = () if last else tuple(present for _, present in inputs.presents)
         runs.append(Run(own, carried, keeps, frozenset() if last else at_end))
     return runs
-
-
-def window_outputs(
-    session: Any,
-    inputs: ModelInputs,
-    windows: TokenIds,
-    names: list[str],
-    decode_steps: int = 0,
-    *,
-    before: Before | None = None,
-) -> Iterator[list[Any]]:
-    """The same of one batch in an open session."""
-    runs = windows_outputs(Whole(session), inputs, [windows], names, decode_steps, before=before)
-    return (outputs for _, outputs in runs)
 
 
 def float_outputs(opening: Callable[[], Model], names: Sequence[str], feeds: Iterable[Feeds]) -> Iterator[Outputs]:

@@ -7,7 +7,6 @@ With BOS a window is ``[BOS] + seq_len - 1`` tokens; the first position of a win
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,9 @@ from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.graph.saturation import saturating_here
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Whole, opened
+from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
 
 _SHORTER = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
@@ -80,7 +82,8 @@ def perplexity(
     exact: bool = False,
     unscored: int = 1,
     decode: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
+    progress: Progress | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
 
@@ -97,7 +100,8 @@ def perplexity(
         unscored: Tokens at the start of a window that are not scored, for models to be compared on the same ones; of a
             model with a prefix also the first that is fed is not.
         decode: Tokens at the end of a window that are fed one by one, each on the cache of those before it.
-        progress: Called with the windows done and their number.
+        memory: What it may take, and whether the model is run piece by piece for that.
+        progress: Called with the windows done and their number; of a model run piece by piece those of every piece.
 
     Raises:
         CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little.
@@ -131,15 +135,16 @@ def perplexity(
     if decode >= seq_len - max(brought):
         raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
     saturating = saturating_here(model.model)
-    session = runtime.session(model_path, threads=threads, exact_products=exact)
+    runnable = opened(model_path, memory, model=model.model, threads=threads, exact_products=exact, progress=progress)
     start, total = time.perf_counter(), 0.0
-    for done, (window, held, first) in enumerate(zip(ids, brought, firsts, strict=True), start=1):
-        (logits,) = model.logits_of(session, window[None, held:], _SHORTER, decode)
+    batches = (window[None, held:] for window, held in zip(ids, brought, strict=True))
+    every = zip(model.logits_of(runnable, batches, _SHORTER, decode), ids, brought, firsts, strict=True)
+    for number, ((logits,), window, held, first) in enumerate(every, start=1):
         total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
         if not np.isfinite(total):
-            raise ModelError(f"the logits of {model_path} are not finite in window {done}: the model is damaged")
-        if progress is not None:
-            progress(done, len(ids))
+            raise ModelError(f"the logits of {model_path} are not finite in window {number}: the model is damaged")
+        if progress is not None and isinstance(runnable, Whole):
+            progress(number, len(ids))
     scored = sum(seq_len - first for first in firsts)
     nll = total / scored
     return Perplexity(

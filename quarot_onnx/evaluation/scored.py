@@ -4,7 +4,8 @@ Exports for generation may give the logits of the last token alone, and models w
 look the same but for their width: that of the embedding, where logits have one column for each of its rows.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from quarot_onnx.calibration.pieces import pieces, require_ids
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.evaluation.before import Before
-from quarot_onnx.evaluation.outputs import window_outputs
+from quarot_onnx.evaluation.outputs import windows_outputs
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.runs import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,36 +86,46 @@ class Scored:
         """How many tokens at the start of a text the model brings itself, so that they are not fed."""
         return 0 if self.lead is None else self.lead.shared(np.asarray(ids, np.int64))
 
-    def logits_of(self, session: Any, rows: TokenIds, way_out: str, decode_steps: int = 0) -> list[NDArray[Any]]:
-        """Run rows behind the model's prefix.
+    def logits_of(
+        self, model: Model, batches: Iterable[TokenIds], way_out: str, decode_steps: int = 0
+    ) -> Iterator[list[NDArray[Any]]]:
+        """Run batches of rows behind the model's prefix.
 
         Args:
-            session: Of the model.
-            rows: ``[rows, tokens]``, no more than the graph takes at once.
+            model: The model, opened.
+            batches: ``[rows, tokens]`` each, no more rows than the graph takes at once.
             way_out: What to do where it cannot be run on them.
             decode_steps: Tokens at the end of every row that are fed one by one.
 
-        Returns:
-            Of each row ``[tokens, vocab]``.
+        Yields:
+            Of each batch, in their order, ``[tokens, vocab]`` for each of its rows.
 
         Raises:
             FeedError: It cannot be run on them.
             ModelError: There are no logits of every token.
         """
-        inputs, parts = self.inputs, [list[NDArray[Any]]() for _ in rows]
+        inputs, lengths, rows = self.inputs, deque[int](), deque[int]()
+
+        def noted() -> Iterator[TokenIds]:
+            for batch in batches:
+                rows.append(len(batch))
+                lengths.extend(stop - start for start, stop in pieces(inputs, batch.shape[1], decode_steps))
+                yield batch
+
+        parts: list[list[NDArray[Any]]] = []
+        outputs = windows_outputs(model, inputs, noted(), [inputs.logits], decode_steps, before=Before(past=self.lead))
         try:
-            runs = pieces(inputs, rows.shape[1], decode_steps)
-            outputs = window_outputs(
-                session, inputs, rows, [inputs.logits], decode_steps, before=Before(past=self.lead)
-            )
-            for (start, stop), (output,) in zip(runs, outputs, strict=True):
-                for place, found in enumerate(parts):
+            for place, (output,) in outputs:
+                length = lengths.popleft()
+                if place.first:
+                    parts = [[] for _ in range(rows.popleft())]
+                for row, found in enumerate(parts):
                     # Of a fixed batch the first rows; the others repeat them.
-                    one = output[place : place + 1] if output.ndim == 3 else output
-                    found.append(self.logits(one, stop - start))
+                    found.append(self.logits(output[row : row + 1] if output.ndim == 3 else output, length))
+                if place.last:
+                    yield [found[0] if len(found) == 1 else np.concatenate(found) for found in parts]
         except FeedError as error:
             raise FeedError(error.reason, way_out) from error
-        return [found[0] if len(found) == 1 else np.concatenate(found) for found in parts]
 
     def logits(self, output: NDArray[Any], length: int) -> NDArray[Any]:
         """The logits of one window.

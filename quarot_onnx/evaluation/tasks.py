@@ -21,7 +21,8 @@ from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageErro
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
 from quarot_onnx.evaluation.spoken import Manner, Spoken
-from quarot_onnx.progress import PhaseProgress, silent
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.progress import PhaseProgress, of_phase, silent
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -57,6 +58,7 @@ def evaluate_tasks(
     bos: int | Bos = Bos.AUTO,
     threads: int | None = None,
     exact: bool = False,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
     progress: PhaseProgress = silent,
 ) -> TaskResults:
     """Score a model on tasks of lm-eval.
@@ -72,6 +74,7 @@ def evaluate_tasks(
         bos: The BOS id, or where it comes from; by default the tokenizer's post-processor puts it there, or not.
         threads: onnxruntime's intra-op threads.
         exact: Compute 8-bit products exactly where this processor's fast way saturates.
+        memory: What it may take, and whether answers are scored piece by piece for that; texts are gone on with whole.
         progress: Told of the phases "index" and "evaluate".
 
     Raises:
@@ -92,13 +95,13 @@ def evaluate_tasks(
     manager, names = _known(tasks, include_path)
     _seed()
     loaded = [task for name in names for task in _loaded(manager, name)]
-    answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact)
+    answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact, memory=memory)
     from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
 
     def spoken() -> Spoken:
         return Spoken(model_path, encoding, answers.positions, threads=threads, exact=exact)
 
-    lm = OnnxModel(answers, encoding, lambda done, total: progress("evaluate", done, total), spoken)
+    lm = OnnxModel(answers, encoding, of_phase(progress, "evaluate"), spoken)
     start = time.perf_counter()
     found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
     config = {

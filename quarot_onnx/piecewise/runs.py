@@ -22,6 +22,7 @@ from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Piece, Wanted
 from quarot_onnx.piecewise.memory import Memory, opened_bytes
 from quarot_onnx.piecewise.states import States
+from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.skeleton import open_augmented
 
@@ -124,11 +125,13 @@ class ByPieces:
         model: The model, its large weights external.
         memory: How large pieces and states may be.
         opening: Opens a piece.
+        progress: Called with the runs done, of every piece, and their number.
     """
 
     model: ir.Model
     memory: Memory
     opening: Callable[[ir.Model], Any]
+    progress: Progress | None = None
 
     def outputs(self, runs: Iterable[Run], names: Sequence[str], failed: Failed = not_run) -> Iterator[list[Any]]:
         """See `Model`."""
@@ -146,7 +149,7 @@ class ByPieces:
             return run
 
         with Sweep(self.model, given, self.memory) as sweep:
-            for number in sweep.through(visit, outputs=names):
+            for number in sweep.through(visit, outputs=names, progress=self.progress):
                 wanted = [name for name in dict.fromkeys(names) if name not in given[number].skips]
                 found = {name: sweep.take(number, name) for name in wanted}
                 yield [found.get(name) for name in names]
@@ -182,6 +185,7 @@ class Sweep:
         *,
         outputs: Sequence[str] = (),
         observed: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> Iterator[int]:
         """Take all runs through one piece after the other.
 
@@ -189,6 +193,7 @@ class Sweep:
             visit: Opens a piece and gives what runs it: a run's number and the piece's inputs to the piece's outputs.
             outputs: The outputs that are wanted.
             observed: Values that are looked at.
+            progress: Called with the runs done, of every piece, and their number.
 
         Yields:
             The number of each run that went through the last piece; its outputs can be taken then.
@@ -207,6 +212,8 @@ class Sweep:
                 if piece.outputs or piece.observed:
                     feeds = {name: self._input(name, number, run) for name in piece.inputs}
                     self._keep(piece, number, run_piece(number, feeds), outputs)
+                if progress is not None:
+                    progress((place - 1) * len(self._runs) + number + 1, len(cuts) * len(self._runs))
                 if place == len(cuts):
                     yield number
             del run_piece
@@ -256,6 +263,7 @@ def opened(
     threads: int | None = None,
     low_memory: bool = False,
     exact_products: bool = False,
+    progress: Progress | None = None,
 ) -> Model:
     """A model ready to run, whole or piece by piece as it fits.
 
@@ -266,6 +274,7 @@ def opened(
         threads: onnxruntime's intra-op threads.
         low_memory: Do not copy the weights into packed form.
         exact_products: Compute 8-bit products without saturation.
+        progress: Called where it is run piece by piece, with the runs done, of every piece, and their number.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -275,5 +284,5 @@ def opened(
         model = model_io.load(path) if model is None else model
         if memory.divides(model):
             opening = partial(open_augmented, threads=threads, low_memory=low_memory, exact_products=exact_products)
-            return ByPieces(model, memory, opening)
+            return ByPieces(model, memory, opening, progress)
     return Whole(runtime.session(path, threads=threads, low_memory=low_memory, exact_products=exact_products))

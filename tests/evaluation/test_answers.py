@@ -18,6 +18,7 @@ from quarot_onnx import QuarotConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.evaluation.answers import Answers
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.pipeline import rotate
 
 # A float32 logit of order 10 has a rounding error of about 1e-6 · the square root of the products that it is summed of;
@@ -103,6 +104,20 @@ def test_nothing_depends_on_the_batch(export: Callable[[], Path]) -> None:
     assert len(set(one.round(2))) > len(pairs) // 2
 
 
+@pytest.mark.parametrize(
+    "export", [lambda: exports.optimum_export("llama"), exports.genai_like], ids=["optimum", "genai"]
+)
+def test_piece_by_piece_is_the_same(export: Callable[[], Path]) -> None:
+    path, pairs = export(), drawn(250, [*SIZES, (4, 4), (3, 5)])
+    whole = Answers(path, batch_size=2, memory=WHOLE).score(pairs)
+    seen: list[tuple[int, int | None]] = []
+    pieces = Answers(path, batch_size=2, memory=Memory(320_000, by_stages=True))
+    assert pieces.score(pairs, lambda *now: seen.append(now)) == whole
+    assert seen[-1][0] == seen[-1][1]
+    assert len(seen) == seen[-1][1]
+    assert seen == sorted(seen)
+
+
 def test_rows_that_would_share_a_scale_run_alone(tmp_path: Path) -> None:
     quantize_dynamic(exports.optimum_export("llama"), tmp_path / "model.onnx")
     pairs = drawn(250, [(6, 2)] * 4)
@@ -112,8 +127,8 @@ def test_rows_that_would_share_a_scale_run_alone(tmp_path: Path) -> None:
 
 def test_equal_rows_are_run_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers, runs = Answers(plain), []
-    inner = answers._logits
-    monkeypatch.setattr(answers, "_logits", lambda batch: runs.append(batch) or inner(batch))
+    inner = answers._padded
+    monkeypatch.setattr(answers, "_padded", lambda batch: runs.append(batch) or inner(batch))
     context = [5, 6, 7]
     found = answers.score([(context, [8, token]) for token in range(2, 12)])
     assert len(runs) == 1

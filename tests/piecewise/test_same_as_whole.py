@@ -1,6 +1,7 @@
 """By stages or whole: the same proof, the same check, the same bytes, in every exporter's spelling."""
 
 import filecmp
+import itertools
 from pathlib import Path
 
 import exports
@@ -15,6 +16,7 @@ from quarot_onnx.calibration.readers import SampleReader, TextReader
 from quarot_onnx.config import Int8Spec, KVCacheConfig, SmoothQuantConfig
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.run.outcome import Outcome
@@ -98,3 +100,37 @@ def test_what_is_not_finite_is_told_with_its_sample(memory: Memory) -> None:
 def test_the_default_int8_specs_of_quark(tmp_path: Path) -> None:
     both(exports.optimum_export("llama"), tmp_path, QConfig(QLayerConfig(UInt8Spec(), Int8Spec())))
     assert same_files(tmp_path)
+
+
+@pytest.mark.parametrize("export", ["optimum llama", "optimum fp16", "genai", "dynamo cache"])
+def test_perplexity(export: str, tmp_path: Path) -> None:
+    """Float and with integers, the end of a window decoded or not, however small the pieces."""
+    source, text = exports.EXPORTS[export](), tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat, and the dog on the log. " * 20)
+    quantizer = ModelQuantizer(STATIC)
+    reader = TextReader(source, samples=3, seq_len=24)
+    quantizer.quantize_model(source, tmp_path / "model.onnx", reader, verify=False, check=None)
+    seen: list[tuple[int, int | None]] = []
+
+    def found(path: Path, memory: Memory, decode: int) -> float:
+        seen.clear()
+        return perplexity(
+            path,
+            text,
+            source.parent,
+            seq_len=24,
+            windows=3,
+            decode=decode,
+            memory=memory,
+            progress=lambda *now: seen.append(now),
+        ).nll
+
+    for path, decode in itertools.product((source, tmp_path / "model.onnx"), (0, 5)):
+        whole = found(path, WHOLE, decode)
+        assert seen == [(1, 3), (2, 3), (3, 3)]
+        for size in (100_000, 320_000, 800_000):
+            assert found(path, Memory(size, by_stages=True), decode) == whole
+            total = seen[-1][1]
+            assert total is not None
+            assert total > 3 * (decode + 1)
+            assert seen == [(number, total) for number in range(1, total + 1)]
