@@ -12,6 +12,7 @@ from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
 from quarot_onnx.cli.evaluate_options import EvaluateOptions
 from quarot_onnx.cli.generate_options import GenerateOptions
+from quarot_onnx.cli.providing import provider_of
 from quarot_onnx.cli.quantize_options import OutputOptions, QuantizeOptions
 from quarot_onnx.cli.rotate_options import RotateOptions
 from quarot_onnx.cli.signature import dashed, takes
@@ -131,7 +132,8 @@ def _report(options: OutputOptions, work: Callable[[Bars], "Outcome"]) -> None:
     """Do the work with progress bars, and print what came of it."""
     from quarot_onnx.threads import limited_to  # noqa: PLC0415
 
-    with limited_to(options.jobs), bars(quiet=options.quiet or options.as_json) as progress:
+    on = provider_of(options.provider, options.provider_option)
+    with limited_to(options.jobs), on, bars(quiet=options.quiet or options.as_json) as progress:
         try:
             outcome = work(progress)
         except BaseException as error:
@@ -151,6 +153,8 @@ def verify(
     ] = 128,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the random ids.")] = 0,
     feeds: opt.Feeds = None,
+    provider: opt.Provider = None,
+    provider_option: opt.ProviderOption = None,
     max_memory: opt.MaxMemory = None,
     by_stages: opt.ByStages = None,
     as_json: opt.Json = False,
@@ -163,8 +167,9 @@ def verify(
     from quarot_onnx.piecewise.memory import Memory  # noqa: PLC0415
 
     memory = Memory.of(max_memory, by_stages)
-    result = run(first, second, tokens=tokens, seed=seed, feeds=feeds, memory=memory)
-    content = equivalence_record(result)
+    with provider_of(provider, provider_option):
+        result = run(first, second, tokens=tokens, seed=seed, feeds=feeds, memory=memory)
+        content = equivalence_record(result)
     print_json(content) if as_json else render.equivalence(content)
     require(result)
 
@@ -186,6 +191,8 @@ def compare(
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="onnxruntime's threads.")] = None,
     max_kl: opt.MaxKl = None,
     max_ppl_ratio: opt.MaxPplRatio = None,
+    provider: opt.Provider = None,
+    provider_option: opt.ProviderOption = None,
     max_memory: opt.MaxMemory = None,
     by_stages: opt.ByStages = None,
     as_json: opt.Json = False,
@@ -202,8 +209,9 @@ def compare(
 
     limits = Limits(max_kl, max_ppl_ratio)
     check = Check(tokens, text, text_key, tokenizer, Bos.of(chosen), limits)
-    result = run(first, second, check, threads, Memory.of(max_memory, by_stages))
-    content = fidelity_record(result)
+    with provider_of(provider, provider_option):
+        result = run(first, second, check, threads, Memory.of(max_memory, by_stages))
+        content = fidelity_record(result)
     print_json(content) if as_json else render.comparison(content)
     require(result)
 
@@ -218,7 +226,8 @@ def evaluate(options: EvaluateOptions) -> None:
     path = opt.model_file(options.model)
     from quarot_onnx.cli.evaluating import run  # noqa: PLC0415
 
-    run(options, path)
+    with provider_of(options.provider, options.provider_option):
+        run(options, path)
 
 
 @app.command(
@@ -231,7 +240,8 @@ def generate(options: GenerateOptions) -> None:
     path = opt.model_file(options.model)
     from quarot_onnx.cli.generating import run  # noqa: PLC0415
 
-    run(options, path)
+    with provider_of(options.provider, options.provider_option):
+        run(options, path)
 
 
 @app.command(epilog="Example: quarot-onnx demo --out demo")

@@ -88,6 +88,8 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     exact: Annotated[
         bool, Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
     ] = False
+    provider: opt.Provider = None
+    provider_option: opt.ProviderOption = None
     max_memory: opt.MaxMemory = None
     by_stages: opt.ByStages = None
     as_json: opt.Json = False

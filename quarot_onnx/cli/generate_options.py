@@ -41,6 +41,8 @@ class GenerateOptions:
     ] = None
     bos_id: opt.BosId = None
     threads: Annotated[int | None, Option(metavar="N", min=1, help="onnxruntime's threads.")] = None
+    provider: opt.Provider = None
+    provider_option: opt.ProviderOption = None
     exact: Annotated[
         bool, Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
     ] = False

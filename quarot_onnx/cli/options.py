@@ -179,6 +179,18 @@ ByStages = Annotated[
     bool | None,
     typer.Option("--by-stages/--whole", help="Run models piece by piece, or whole. Default: as memory allows."),
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="What onnxruntime runs models on here: cpu, cuda, openvino, ... Default: cpu.",
+    ),
+]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option("--provider-option", metavar="KEY=VALUE", help="An option of the provider; may be repeated."),
+]
 MaxKl = Annotated[
     float | None,
     typer.Option(

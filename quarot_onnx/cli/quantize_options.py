@@ -194,6 +194,8 @@ class OutputOptions:
         int | None,
         Option(metavar="N", min=1, help="Threads at work. Default: OMP_NUM_THREADS, or one per core."),
     ] = None
+    provider: opt.Provider = None
+    provider_option: opt.ProviderOption = None
     max_memory: opt.MaxMemory = None
     by_stages: opt.ByStages = None
     as_json: opt.Json = False

@@ -4,6 +4,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.evaluation.perplexity import Perplexity
 from quarot_onnx.processor import described
+from quarot_onnx.sessions.providers import record as provider_record
 
 
 def equivalence_record(result: Equivalence) -> dict[str, object]:
@@ -35,6 +36,7 @@ def equivalence_record(result: Equivalence) -> dict[str, object]:
             for output in result.outputs
         ],
         "not_compared": dict(result.not_compared),
+        **provider_record(),
     }
 
 
@@ -56,6 +58,7 @@ def fidelity_record(result: Fidelity) -> dict[str, object]:
         "max_kl": result.limits.max_kl,
         "max_ppl_ratio": result.limits.max_ppl_ratio,
         "passed": result.passed,
+        **provider_record(),
     }
 
 
@@ -75,4 +78,5 @@ def perplexity_record(result: Perplexity) -> dict[str, object]:
         "notes": list(result.notes),
         "saturating_products": result.saturating,
         "exact": result.exact,
+        **provider_record(),
     }

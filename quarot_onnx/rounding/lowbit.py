@@ -41,6 +41,7 @@ from quarot_onnx.rounding.checkpoint import Checkpoint
 from quarot_onnx.rounding.grids import find_grid
 from quarot_onnx.rounding.rtn import nearest_integers
 from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.sessions.providers import version_record
 
 RoundedOf = Callable[[LinearJob | TableJob], RoundedWeight]
 """Gives the rounded weight of what was selected."""
@@ -144,7 +145,7 @@ def fingerprint(
         "config": config.to_dict(),
         "samples": digest.hexdigest(),
         "decode_steps": decode_steps,
-        "versions": {name: version(name) for name in ("quarot-onnx", "onnxruntime", "numpy", "scipy")},
+        "versions": {name: version(name) for name in ("quarot-onnx", "numpy", "scipy")} | version_record(),
     }
 
 

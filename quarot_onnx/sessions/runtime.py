@@ -1,4 +1,4 @@
-"""onnxruntime sessions on the CPU: threads, graph optimization, custom operators, one-line errors.
+"""onnxruntime sessions: threads, graph optimization, custom operators, one-line errors.
 
 onnxruntime is imported when a session is made, not with this module.
 """
@@ -13,6 +13,7 @@ from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.io import wire
 from quarot_onnx.io.external import damaged, model_file
 from quarot_onnx.processor import EXACT_PRODUCTS
+from quarot_onnx.sessions.providers import open_session
 from quarot_onnx.threads import asked_for
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def session(
     low_memory: bool = False,
     exact_products: bool = False,
 ) -> "ort.InferenceSession":
-    """A CPU session on a model file.
+    """A session on a model file, on the provider of ``running_on``.
 
     Args:
         path: The ``.onnx`` file.
@@ -123,10 +124,8 @@ def _extensions(domain: str) -> ModuleType:
 
 
 def _open(model: str, options: "ort.SessionOptions") -> "ort.InferenceSession":
-    import onnxruntime as ort  # noqa: PLC0415
-
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return open_session(model, options)
     except _load_errors() as error:
         raise ModelError(f"onnxruntime cannot load {model}: {' '.join(str(error).split())}") from error
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.sessions import runtime
+from quarot_onnx.sessions.providers import open_session
 
 _SMALL = 1 << 10  # bytes; below, a tensor may be a shape, which onnxruntime must see to infer others
 _MAX_INLINE = 1 << 30  # half of what a protobuf message can hold: the serialization makes a second copy
@@ -36,7 +37,7 @@ def open_augmented(
         exact_products: As for ``runtime.session``.
 
     Returns:
-        An ``onnxruntime.InferenceSession`` on the CPU.
+        An ``onnxruntime.InferenceSession``, on the provider of ``running_on``.
 
     Raises:
         ModelError: Large weights in memory, or onnxruntime refuses the graph.
@@ -55,7 +56,9 @@ def open_augmented(
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
-        return ort.InferenceSession(skeleton, options, providers=["CPUExecutionProvider"])
+        return open_session(skeleton, options)
+    except ModelError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise ModelError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
 
