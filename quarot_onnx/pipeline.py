@@ -31,6 +31,7 @@ from quarot_onnx.quantization.left_float import left_in_float
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
+from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.run.caching import Cached, check_scales, quantize_cache
 from quarot_onnx.run.finishing import complete
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
@@ -198,7 +199,7 @@ def quantize(
     checking = prepare(check, source, model, reader, held_positions(config, model), memory=memory)
     twice = of_cache is not None and of_cache.calibrated and static_ranges.needs_calibration(selection)
     samples = lowbit.calibration_samples(config, data, again=bool(twice))
-    lowbit.check_tokens(selection, config, samples, "" if data is None else data.name)
+    lowbit.check_samples(selection, config, samples, "" if data is None else data.name)
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory)
         kinds = kinds_for(config)
@@ -271,13 +272,14 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
     )
     if ranges:
         run.clock.lap("calibrate")
-    rounded: lowbit.RoundedOf = lowbit.round_when_written
+    weights: Mapping[str, RoundedWeight] = {}
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, start.samples)
         weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
-        rounded = lowbit.by_name(weights)
+    if weights:
         run.clock.lap("round")
+    rounded = lowbit.weights_of(config, weights)
     if config.bias_correction:
         assert start.reader is not None, "refused before"
         selection = bias_correction.corrected(

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from quarot_onnx.quantization.grids import Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.threads import spread
 
 Bytes = NDArray[np.uint8]
+
+_ROWS, _COLUMNS = 128, 512
+"""Of a weight that are turned together, in a core's cache."""
 
 
 def pack(integers: Bytes, bits: int) -> Bytes:
@@ -30,7 +34,7 @@ def pack(integers: Bytes, bits: int) -> Bytes:
         return np.ascontiguousarray(integers)
     per_byte = 8 // bits
     assert integers.shape[-1] % per_byte == 0, (integers.shape, bits)
-    packed = integers[..., ::per_byte].copy()
+    packed = integers[..., ::per_byte].copy(order="K")  # what lies side by side, stays so
     for place in range(1, per_byte):
         packed |= integers[..., place::per_byte] << np.uint8(place * bits)
     return packed
@@ -55,11 +59,23 @@ def packed_columns(weight: QuantizedWeight, block: int, bits: int) -> Bytes:
         [out, blocks, block · bits / 8]; past the last feature stands the zero point.
     """
     features, outputs = weight.integers.shape
-    blocks = -(-features // block)
-    rows = np.empty((outputs, blocks * block), np.uint8)
-    rows[:, :features] = unsigned(weight.integers, weight.scheme, bits).T
-    rows[:, features:] = unsigned(weight.zero_point[-1], weight.scheme, bits)[:, None]
-    return pack(rows.reshape(outputs, blocks, block), bits)
+    per_byte, blocks = 8 // bits, -(-features // block)
+    packed = np.empty((outputs, blocks * block // per_byte), np.uint8)
+    beyond = unsigned(weight.zero_point[-1:], weight.scheme, bits)
+
+    def turn(columns: slice) -> None:
+        """Some outputs: a few rows are packed, then turned while they are in the cache."""
+        for top in range(0, blocks * block, _ROWS):
+            stop = min(top + _ROWS, blocks * block)
+            some = unsigned(weight.integers[top:stop, columns], weight.scheme, bits)
+            if stop > features:
+                last = beyond[:, columns] if beyond.shape[1] > 1 else beyond
+                filling = np.broadcast_to(last, (stop - top - len(some), some.shape[1]))
+                some = np.concatenate([some, filling])
+            packed[columns, top // per_byte : stop // per_byte] = pack(some.T, bits)
+
+    spread(turn, [slice(left, left + _COLUMNS) for left in range(0, outputs, _COLUMNS)])
+    return packed.reshape(outputs, blocks, block * bits // 8)
 
 
 def packed_rows(weight: QuantizedWeight, bits: int) -> Bytes:

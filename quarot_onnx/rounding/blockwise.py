@@ -1,7 +1,6 @@
 """Round weights block by block: each Linear sees the inputs that the blocks quantized before it produce.
 
 Inside a block the order is that of the graph, which is q, k, v; o; gate, up; down ("true sequential" in GPTQ's code).
-Weights that no Hessian is asked for (round to nearest, the head, the embedding) need no calibration.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
-from quarot_onnx.config.rounding import HessianConfig, RoundingConfig, RTNConfig
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.progress import Progress
@@ -91,25 +89,6 @@ class Rounding:
         self.progress(len(self.rounded), self.total)
 
 
-def round_plainly(jobs: Sequence[WeightJob], rounding: Rounding) -> None:
-    """Round weights to nearest, one by one; the method's choice of the clip search holds for them, too.
-
-    Args:
-        jobs: The weights.
-        rounding: Takes the results.
-
-    Raises:
-        ModelError: A weight holds NaN or infinity.
-    """
-    nearest = RTNConfig(mse=rounding.method.mse)
-    for job in jobs:
-        earlier = rounding.checkpoint.store.find(job.name, job.scheme, job.weight.shape)
-        if earlier is not None:
-            rounding.found(job, earlier)
-        else:
-            rounding.keep(job, round_weight(job.read(), None, job.scheme, nearest, job.name).weight)
-
-
 @dataclass(frozen=True, eq=False)
 class BlockwiseInputs:
     """What rounding block by block works on.
@@ -139,7 +118,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         inputs: The model and the calibration samples.
 
     Raises:
-        CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
+        CalibrationError: NaN in an activation.
         ModelError: A weight holds NaN or infinity.
     """
     by_node = {job.linear.node: job for job in jobs if job.linear is not None}
@@ -163,8 +142,9 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         members = [by_node[linear.node] for linear in stage.linears]
         fake = _fake(members[0], inputs)
         statistics = runner.statistics(number, before, fake)
-        if number == 0:
-            require_tokens(statistics.tokens, widest.linears[0])
+        if number == 0 and isinstance(rounding.method, HessianConfig):
+            few = few_tokens(statistics.tokens, widest.linears[0], rounding.method.perc_damp)
+            rounding.notes += [] if few is None else [few]
         weights = _round_stage(members, statistics, rounding)
         before = Replacement(weights, fake)
         last = number + 1 == len(stages)
@@ -252,14 +232,12 @@ def _columns(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
     )
 
 
-def require_tokens(tokens: int, linear: Linear) -> None:
-    """Refuse fewer calibration tokens than a Linear has columns, whose Hessian would not have full rank.
-
-    Raises:
-        CalibrationError: Naming the Linear and both numbers.
-    """
-    if tokens < linear.in_features:
-        raise CalibrationError(
-            f"{tokens} calibration tokens are too few: {linear.name!r} has {linear.in_features} columns, and its "
-            "Hessian needs at least as many tokens; give more or longer samples (--nsamples, --calib-seq-len)"
-        )
+def few_tokens(tokens: int, linear: Linear, damping: float) -> str | None:
+    """What to say of fewer calibration tokens than a Linear has columns, whose Hessian has not full rank; or None."""
+    if tokens >= linear.in_features:
+        return None
+    return (
+        f"{tokens} calibration tokens are fewer than the {linear.in_features} columns of {linear.name!r}: its Hessian "
+        f"does not have full rank, and rests on the damping of {damping:g}; more or longer samples (--calib-samples, "
+        "--calib-seq-len) are likely to round better"
+    )

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.rounding.bounds import cost_bounds
+from quarot_onnx.rounding.tiles import in_steps
 from quarot_onnx.threads import spread
 
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
@@ -83,7 +84,7 @@ def best_factors(
     def search(left: int) -> None:
         columns = order[left : left + width]
         part = weight[:, columns] if sort else weight[:, left : left + width]
-        values = np.ascontiguousarray((part / scale[columns]).T, np.float32)
+        values = np.ascontiguousarray(in_steps(part, scale[columns]).T, np.float32)
         tile = _Tile(values, low[columns, None].astype(np.float32), high[columns, None].astype(np.float32))
         if errors is not None:
             errors[:, columns] = _all(tile)

@@ -18,6 +18,8 @@ from quarot_onnx.errors import ModelError
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.clip import best_factors
+from quarot_onnx.rounding.tiles import column_spans, floats, row_blocks
+from quarot_onnx.threads import spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +58,11 @@ def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, 
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
-    require_finite(weight, name)
     if not scheme.per_channel:
-        return _grid_of_range(weight, scheme, clip=clip)
+        return _grid_of_range(weight, scheme, name, clip=clip)
     size = scheme.group_size or max(len(weight), 1)
-    grids = [_grid_of_range(weight[top : top + size], scheme, clip=clip) for top in range(0, len(weight), size)]
+    groups = [weight[top : top + size] for top in range(0, len(weight), size)]
+    grids = spread(lambda group: _grid_of_range(group, scheme, name, clip=clip), groups)
     return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.zero_point for grid in grids]))
 
 
@@ -74,15 +76,30 @@ def require_finite(weight: NDArray[np.floating], name: str) -> None:
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
-    if not (np.isfinite(weight.min()) and np.isfinite(weight.max())):
+    _range(weight, name)
+
+
+def _range(weight: NDArray[np.floating], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The smallest and the largest number of every column, [out] each."""
+    low, high = np.full((2, weight.shape[1]), np.nan)
+
+    def find(columns: slice) -> None:
+        parts = (floats(weight[rows, columns]) for rows in row_blocks(0, len(weight)))
+        ends = [(part.min(axis=0), part.max(axis=0)) for part in parts]
+        low[columns] = np.min([least for least, _ in ends], axis=0)
+        high[columns] = np.max([most for _, most in ends], axis=0)
+
+    spread(find, column_spans(weight.shape[1]))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ModelError(f"the weight of {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
+    return low, high
 
 
-def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, *, clip: bool) -> Grid:
+def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, clip: bool) -> Grid:
     """The grid of one group of rows: [1, out], or [1, 1] for the whole matrix."""
-    axis = 0 if scheme.per_channel else None
-    low = np.atleast_1d(weight.min(axis=axis)).astype(np.float64)
-    high = np.atleast_1d(weight.max(axis=axis)).astype(np.float64)
+    low, high = _range(weight, name)
+    if not scheme.per_channel:
+        low, high = low.min(keepdims=True), high.max(keepdims=True)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     if scheme.symmetric:
         exact = np.maximum(-low, high) / ((1 << (scheme.bits - 1)) - 1)

@@ -26,20 +26,12 @@ from quarot_onnx.graph.query import Constant
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation
 from quarot_onnx.quantization.groups import odd_groups
-from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.quantization.select import LinearJob, Selection, TableJob
 from quarot_onnx.quantization.static_ranges import Ranges, activation_of
-from quarot_onnx.rounding.blockwise import (
-    BlockwiseInputs,
-    Rounding,
-    WeightJob,
-    require_tokens,
-    round_blockwise,
-    round_plainly,
-)
+from quarot_onnx.rounding.blockwise import BlockwiseInputs, Rounding, WeightJob, round_blockwise
 from quarot_onnx.rounding.checkpoint import Checkpoint
-from quarot_onnx.rounding.grids import find_grid
-from quarot_onnx.rounding.rtn import nearest_integers
+from quarot_onnx.rounding.plain import PlainWeights
 from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.sessions.providers import version_record
 
@@ -95,10 +87,10 @@ def calibration_samples(config: QConfig, reader: DataReader | None, *, again: bo
     return list(islice(checked, config.calib_data_size))
 
 
-def check_tokens(
+def check_samples(
     selection: Selection, config: QConfig, samples: list[Feeds], reader: str = "the calibration reader"
 ) -> None:
-    """Refuse too few samples before anything is rotated; of models that take no token ids nothing is known yet.
+    """Refuse negative token ids before anything is rotated; of models that take no token ids nothing is known yet.
 
     Args:
         selection: What will be quantized.
@@ -107,18 +99,13 @@ def check_tokens(
         reader: The class of the reader that they come from, for messages.
 
     Raises:
-        CalibrationError: They hold fewer visible tokens than a Linear has columns, or negative ids.
+        CalibrationError: There are such ids.
     """
     if not samples or config.rounding is None or not config.rounding.needs_statistics:
         return
     padding = Padding(selection.survey.model)
-    ids = [padding.tokens(feeds, number) for number, feeds in enumerate(samples)]
-    for number, tokens in enumerate(ids):
-        check_ids(tokens, reader, number)
-    rounded = [job.linear for job in selection.linears if job.config.weight is not None]
-    known = [tokens.size for tokens in ids if tokens is not None]
-    if rounded and len(known) == len(ids):
-        require_tokens(sum(known), max(rounded, key=lambda linear: linear.in_features))
+    for number, feeds in enumerate(samples):
+        check_ids(padding.tokens(feeds, number), reader, number)
 
 
 def fingerprint(
@@ -181,15 +168,11 @@ class Task:
             jobs.append(replace(_linear_job(job), linear=linear, activation=activations[linear.input, spec]))
         return jobs
 
-    def tables(self) -> list[WeightJob]:
-        """The embeddings."""
-        return [_table_job(job) for job in self.selection.tables]
-
 
 def round_weights(
     task: Task, checkpoint: Checkpoint, scratch: Path, progress: Progress
 ) -> tuple[dict[str, RoundedWeight], tuple[str, ...]]:
-    """Round all selected weights.
+    """Round the weights that statistics of their inputs are taken for.
 
     Args:
         task: What and how.
@@ -201,50 +184,40 @@ def round_weights(
         The weights by the names of their nodes, and what the user should know.
 
     Raises:
-        CalibrationError: Fewer tokens than a Linear has columns, or NaN in an activation.
+        CalibrationError: NaN in an activation.
         ModelError: A weight holds NaN or infinity.
     """
-    method, jobs, tables = task.config.rounding or RTNConfig(), task.jobs(), task.tables()
-    rounding = Rounding(method, checkpoint, progress, len(jobs) + len(tables))
-    survey = task.selection.survey
+    method, survey = task.config.rounding, task.selection.survey
+    if method is None or not method.needs_statistics:
+        return {}, ()
     head = {linear.node for linear in survey.sites.head}
-    aware = [j for j in jobs if j.linear and j.linear.node not in head] if method.needs_statistics else []
-    if aware:
-        # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
-        marks = [attention.value or attention.output for attention in survey.sites.attentions]
-        starts = {linear.node for linear in marks if linear is not None}
-        quantize = method.aq_calibration
-        round_blockwise(aware, rounding, BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch))
-    done = {job.name for job in aware}
-    plain = [job for job in jobs if job.name not in done]
-    round_plainly([*plain, *tables], rounding)
+    aware = [job for job in task.jobs() if job.linear and job.linear.node not in head]
+    if not aware:
+        return {}, ()
+    rounding = Rounding(method, checkpoint, progress, len(aware))
+    # Where V cannot be traced, blocks begin at O: what matters is that there are as many of them.
+    marks = [attention.value or attention.output for attention in survey.sites.attentions]
+    starts = {linear.node for linear in marks if linear is not None}
+    quantize = method.aq_calibration
+    round_blockwise(aware, rounding, BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch))
     return rounding.rounded, tuple(rounding.notes)
 
 
-def by_name(weights: Mapping[str, RoundedWeight]) -> RoundedOf:
-    """The weights from ``round_weights``, for whoever has their jobs."""
-    return lambda job: weights[job.name]
-
-
-def round_when_written(job: LinearJob | TableJob) -> RoundedWeight:
-    """A weight to nearest without a search of its range: the grid now, the integers when they are read.
+def weights_of(config: QConfig, weights: Mapping[str, RoundedWeight]) -> RoundedOf:
+    """The weights of whatever was selected: those that were rounded before, others to nearest when they are written.
 
     Args:
-        job: A Linear with a weight spec, or a table.
-
-    Raises:
-        ModelError: The weight holds NaN or infinity.
+        config: Its method's choice of the clip search holds for all of them.
+        weights: From ``round_weights``.
     """
-    work = _linear_job(job) if isinstance(job, LinearJob) else _table_job(job)
-    grid = find_grid(work.read(), work.scheme, work.name, clip=False)
+    plain = PlainWeights(clip=config.low_bit and (config.rounding or RTNConfig()).mse)
 
-    def load() -> QuantizedWeight:
-        return QuantizedWeight(
-            work.scheme, nearest_integers(work.read(), work.scheme, grid), grid.scale, grid.zero_point
-        )
+    def of(job: LinearJob | TableJob) -> RoundedWeight:
+        if job.name in weights:
+            return weights[job.name]
+        return plain.rounded(_linear_job(job) if isinstance(job, LinearJob) else _table_job(job))
 
-    rows, columns = work.weight.shape
-    return RoundedWeight(work.scheme, (rows, columns), lambda: grid, load)
+    return of
 
 
 def _linear_job(job: LinearJob) -> WeightJob:

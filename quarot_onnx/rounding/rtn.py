@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.grids import Steps, find_grid
+from quarot_onnx.rounding.tiles import column_spans, in_steps, row_blocks
+from quarot_onnx.threads import spread
 
 
 def round_to_nearest_weight(
@@ -40,12 +42,20 @@ def nearest_integers(weight: NDArray[np.floating], scheme: WeightScheme, grid: G
     steps = Steps.of(grid, scheme)
     zero = grid.zero_point.astype(np.float64)
     integers = np.empty(weight.shape, scheme.dtype)
-    size = scheme.group_size or len(weight)
-    rows = min(size, max(1, 2**18 // max(1, weight.shape[1])))
-    for group in range(len(grid.scale)):
-        end = min((group + 1) * size, len(weight))
-        for top in range(group * size, end, rows):
-            part = slice(top, min(top + rows, end))
-            nearest = np.rint(weight[part] / steps.scale[group])
-            integers[part] = np.clip(nearest, steps.low[group], steps.high[group]) + zero[group]
+    size = scheme.group_size or max(len(weight), 1)
+
+    def round_columns(columns: slice) -> None:
+        of_grid = columns if scheme.per_channel else slice(None)
+        for group, (scale, low, high, middle) in enumerate(
+            zip(*(array[:, of_grid] for array in (steps.scale, steps.low, steps.high, zero)), strict=True)
+        ):
+            for rows in row_blocks(group * size, min((group + 1) * size, len(weight))):
+                nearest = in_steps(weight[rows, columns], scale)
+                np.rint(nearest, out=nearest)
+                np.maximum(nearest, low, out=nearest)
+                np.minimum(nearest, high, out=nearest)
+                np.add(nearest, middle, out=nearest)
+                np.copyto(integers[rows, columns], nearest, casting="unsafe")
+
+    spread(round_columns, column_spans(weight.shape[1]))
     return integers

@@ -120,8 +120,10 @@ def prepared(
         run.clock.lap("plan")
         # The proof reads from the record which caches are rotated.
         record(start.model, make_recipe(rotation=rotation))
-        # It is written even where nothing runs it: quantizing reads each weight twice, rotating it twice costs more.
-        start = _written(start, rotation[0], run, "rotate")
+        if run.verify or start.reader is not None or asked is not None or steps:
+            start = _written(start, rotation[0], run, "rotate")
+        else:  # Nothing runs it: weights are rotated on their way into the output.
+            start = _changed(start, rotation[0], run)
     prefix: SinkPrefixConfig | None = None
     if asked is not None:
         progress = of_phase(run.progress, "prefix")
@@ -208,8 +210,13 @@ def _written(start: Start, plan: Plan, run: Run, phase: str) -> Start:
     file = run.work.scratch / f"{phase}.onnx"
     model_io.save(start.model, file, progress=of_phase(run.progress, phase))
     run.clock.lap(phase)
-    selection = select(Survey(model_io.load(file)), run.config)
-    return _own_pasts(replace(start, file=file, selection=selection, notes=(*start.notes, *plan.notes)), plan)
+    return _changed(replace(start, file=file), plan, run, model_io.load(file))
+
+
+def _changed(start: Start, plan: Plan, run: Run, model: ir.Model | None = None) -> Start:
+    """The same after a plan was carried out: what of the model, or of it loaded anew, is quantized."""
+    selection = select(Survey(start.model if model is None else model), run.config)
+    return _own_pasts(replace(start, selection=selection, notes=(*start.notes, *plan.notes)), plan)
 
 
 def _own_pasts(start: Start, plan: Plan) -> Start:

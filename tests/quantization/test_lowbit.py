@@ -160,5 +160,5 @@ def test_any_graph_of_linears_will_do(method: str, tmp_path: Path) -> None:
     actual, expected = (graphs.run(tmp_path / name, {"x": x}) for name in ("q.onnx", "m.onnx"))
     error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
     assert 1e-3 < error < 0.2  # two Linears of 4 bits, some 7 % each
-    with pytest.raises(CalibrationError, match=r"16 calibration tokens are too few: 'down' has 24 columns"):
-        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", config_for(method, "w4a8"), Feeds(2))
+    done = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", config_for(method, "w4a8"), Feeds(2))
+    assert any("16 calibration tokens are fewer than the 24 columns of 'down'" in note for note in done.notes)

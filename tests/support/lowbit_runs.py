@@ -1,6 +1,6 @@
 """Configurations of few bits for tests, and what a run of the pipeline rounded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,9 @@ from quarot_onnx.config.algorithm import (
 )
 from quarot_onnx.config.spec import Int4Spec, QLayerConfig, UInt4Spec, UInt8Spec
 from quarot_onnx.quantization.scheme import QuantizedWeight
+from quarot_onnx.quantization.select import LinearJob, TableJob
 from quarot_onnx.rounding import blockwise, lowbit
+from quarot_onnx.rounding.store import RoundedWeight
 
 TOKEN = UInt8Spec(symmetric=True, quant_granularity="Token")
 METHODS: dict[str, Callable[[], RoundingConfig]] = {
@@ -56,10 +58,10 @@ class Seen:
     """What a run rounded.
 
     Attributes:
-        weights: Integers by node name, as the store gave them.
+        weights: Integers by node name, as they are written.
         initializers: The name of each node's weight in the graph.
         calls: What was rounded in this run: nodes that are rounded together are joined by " + ".
-        plain: Those among them that no statistics were given for.
+        plain: Those among them that are rounded when they are written.
     """
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
@@ -72,21 +74,29 @@ class Seen:
 def watched(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
     """Look over the shoulder of ``quantize``."""
     seen = Seen()
-    round_weights, round_weight = lowbit.round_weights, blockwise.round_weight
+    weights_of, round_weight = lowbit.weights_of, blockwise.round_weight
 
-    def all_of_them(task: lowbit.Task, *rest: Any) -> Any:
-        result = round_weights(task, *rest)
-        seen.weights = {name: weight.load() for name, weight in result[0].items()}
-        seen.initializers = {job.name: job.weight.value.name or "" for job in [*task.jobs(), *task.tables()]}
-        return result
+    def all_of_them(config: QConfig, before: Mapping[str, RoundedWeight]) -> lowbit.RoundedOf:
+        given = weights_of(config, before)
+
+        def of(job: LinearJob | TableJob) -> RoundedWeight:
+            weight = given(job)
+            if job.name not in before:
+                seen.calls.append(job.name)
+                seen.plain.append(job.name)
+            seen.weights[job.name] = weight.load()
+            seen.initializers[job.name] = (
+                job.table if isinstance(job, TableJob) else job.linear.weight
+            ).value.name or ""
+            return weight
+
+        return of
 
     def one(*arguments: Any) -> Any:
         seen.calls.append(arguments[-1])
-        if arguments[1] is None:
-            seen.plain.append(arguments[-1])
         return round_weight(*arguments)
 
     with patch.context() as inside:
-        inside.setattr(pipeline.lowbit, "round_weights", all_of_them)
+        inside.setattr(pipeline.lowbit, "weights_of", all_of_them)
         inside.setattr(blockwise, "round_weight", one)
         yield seen

@@ -1,0 +1,42 @@
+"""Parts of a weight that stay in a core's cache while passes go over them, as floats that NumPy is fast with."""
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from quarot_onnx.io.halves import widen
+
+_COLUMNS, _ROWS = 512, 128
+"""Of a part at most: 256 kB as float32, and a row fills cache lines."""
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def column_spans(width: int) -> list[slice]:
+    """All columns, in spans that are worked on side by side; how they are cut depends on the width alone."""
+    return [slice(left, min(left + _COLUMNS, width)) for left in range(0, width, _COLUMNS)]
+
+
+def row_blocks(start: int, stop: int) -> list[slice]:
+    """Rows in blocks."""
+    return [slice(top, min(top + _ROWS, stop)) for top in range(start, stop, _ROWS)]
+
+
+def floats(part: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A part of a weight, [rows, columns], exactly: 16-bit floats as float32, others as they are; C-contiguous."""
+    if part.dtype == np.float16:
+        wide = np.empty(part.shape, np.float32)
+        widen(part.view(np.float16), wide)
+        return wide
+    return np.ascontiguousarray(part, np.float32 if part.dtype == _BFLOAT16 else part.dtype)
+
+
+def in_steps(part: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A part in units of its columns' scales, float64 [rows, columns]; an array of its own.
+
+    Args:
+        part: [rows, columns].
+        scale: [columns], or [1].
+    """
+    steps: NDArray[np.float64] = floats(part).astype(np.float64)
+    return np.divide(steps, scale, out=steps)

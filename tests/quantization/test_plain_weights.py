@@ -1,0 +1,120 @@
+"""Weights rounded to nearest when they are written: read as seldom as can be, and the same whoever reads them."""
+
+from pathlib import Path
+from typing import Any
+
+import lowbit_runs
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.emission.packing import pack, packed_columns, unsigned
+from quarot_onnx.graph.query import Constant
+from quarot_onnx.io import model_io
+from quarot_onnx.pipeline import quantize
+from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
+from quarot_onnx.rounding import plain
+from quarot_onnx.rounding.blockwise import WeightJob
+from quarot_onnx.rounding.plain import PlainWeights
+from quarot_onnx.rounding.rtn import round_to_nearest_weight
+
+CHANNEL, GROUPS = WeightScheme(4), WeightScheme(4, group_size=32, symmetric=False, signed=False)
+
+
+class Counted:
+    """A weight that counts how often it is read."""
+
+    def __init__(self, scheme: WeightScheme, seed: int = 0, dtype: Any = np.float16) -> None:
+        self.weight = np.random.default_rng(seed).standard_normal((96, 40)).astype(dtype)
+        self.reads = 0
+        kind = ir.DataType.from_numpy(self.weight.dtype)
+        tensor = model_io.lazy_tensor(self.read, dtype=kind, shape=self.weight.shape, name="w")
+        self.job = WeightJob("w", Constant(ir.Value(name="w"), tensor, transposed=False, dtype=kind), scheme)
+
+    def read(self) -> Any:
+        self.reads += 1
+        return self.weight
+
+
+@pytest.mark.parametrize("scheme", [CHANNEL, GROUPS])
+@pytest.mark.parametrize("clip", [False, True])
+def test_integers_and_grid_from_one_reading(scheme: WeightScheme, *, clip: bool) -> None:
+    given = Counted(scheme)
+    rounded = PlainWeights(clip=clip).rounded(given.job)
+    assert given.reads == 0
+    found, grid = rounded.load(), rounded.grid()
+    assert given.reads == 1
+    expected = round_to_nearest_weight(given.weight, scheme, "w", clip=clip)
+    assert (found.integers == expected.integers).all()
+    assert (grid.scale == expected.scale).all()
+    assert (grid.zero_point == expected.zero_point).all()
+
+
+def test_large_grids_are_kept_until_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "_SMALL", 4 * 40)
+    weights = PlainWeights(clip=False)
+    small, first, second = Counted(CHANNEL), Counted(GROUPS, 1), Counted(GROUPS, 2)
+    rounded = [weights.rounded(given.job) for given in (small, first, second)]
+    grids = [weight.grid() for weight in rounded]
+    assert [given.reads for given in (small, first, second)] == [1, 1, 1]
+    again = [weight.grid() for weight in rounded]  # of the first, which the second drove out
+    assert [given.reads for given in (small, first, second)] == [1, 2, 2]
+    assert all((a.scale == b.scale).all() for a, b in zip(grids, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("scheme", [CHANNEL, GROUPS, WeightScheme(8, per_channel=False)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_16_bit_weights_as_in_float64(scheme: WeightScheme, dtype: Any, *, transposed: bool) -> None:
+    """Whatever the parts that they are worked on in: more than a part has rows and columns."""
+    weight = (np.random.default_rng(3).standard_normal((1100, 300)) / 30).astype(dtype)
+    weight = weight if transposed else np.ascontiguousarray(weight.T)
+    given = weight.T if transposed else weight
+    found = round_to_nearest_weight(given, scheme, "w", clip=True)
+    expected = round_to_nearest_weight(given.astype(np.float64), scheme, "w", clip=True)
+    assert (found.scale == expected.scale).all()
+    assert (found.integers == expected.integers).all()
+
+
+@pytest.mark.parametrize(("features", "block"), [(96, 32), (700, 128), (20, 16), (1, 16)])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_packed_as_by_hand(features: int, block: int, bits: int, *, per_channel: bool) -> None:
+    scheme = WeightScheme(bits, symmetric=False, per_channel=per_channel)
+    rng = np.random.default_rng(0)
+    grids = (1, 600 if per_channel else 1)
+    weight = QuantizedWeight(
+        scheme,
+        rng.integers(scheme.low, scheme.high + 1, (features, 600)).astype(np.int8),
+        np.ones(grids, np.float32),
+        rng.integers(scheme.low, scheme.high + 1, grids).astype(np.int8),
+    )
+    blocks = -(-features // block)
+    rows = np.empty((600, blocks * block), np.uint8)
+    rows[:, :features] = unsigned(weight.integers, scheme, bits).T
+    rows[:, features:] = unsigned(weight.zero_point[-1], scheme, bits)[:, None]
+    found = packed_columns(weight, block, bits)
+    assert found.shape == (600, blocks, block * bits // 8)
+    assert (found == pack(rows.reshape(600, blocks, block), bits)).all()
+
+
+def test_a_rotated_model_that_nothing_runs_is_not_written(
+    llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is written is what it would be."""
+    written, save = list[str](), model_io.save
+
+    def saved(model: ir.Model, path: Any, **options: Any) -> Any:
+        written.append(Path(path).name)
+        return save(model, path, **options)
+
+    monkeypatch.setattr(model_io, "save", saved)
+    config = lowbit_runs.config_for("rtn", "w4a8", quarot=QuarotConfig())
+    outputs = []
+    for verify in (False, True):
+        quantize(llama_optimum, tmp_path / "q.onnx", config, verify=verify, check=None)
+        outputs.append((tmp_path / "q.onnx").read_bytes())
+    assert written == ["q.onnx", "rotate.onnx", "q.onnx"]
+    assert outputs[0] == outputs[1]
