@@ -5,7 +5,8 @@
 The graph is spelt as onnxruntime-genai's builder spells it (packed qkv_proj, GroupQueryAttention, skip norms) or as
 optimum does (norms, RoPE and attention in standard operators), with their names. Weights are cut from one block of
 gaussian numbers, W: [in, out] with the deviation 1/sqrt(in): cheap to make, and activations keep their size. The memory
-needed is that of the largest weight, the disk that of the model.
+needed is that of the largest weight, the disk that of the model. A tokenizer.json beside it has a token for each byte,
+so that commands that calibrate on text run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from quarot_onnx.io import model_io
 
@@ -288,6 +290,15 @@ def gated(g: Graph, linear: Callable[..., str], layer: str, x: str) -> str:
     return linear("down_proj", wide, g.sizes.intermediate, g.sizes.hidden)
 
 
+def byte_tokens() -> Tokenizer:
+    """A tokenizer that takes text byte by byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: place for place, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 SPELLINGS = {"genai": genai, "optimum": optimum}
 
 
@@ -306,6 +317,7 @@ def main() -> None:
     SPELLINGS[arguments.spelling](
         replace(SHAPES[arguments.shape], **given), arguments.dtype, arguments.seed, arguments.out
     )
+    byte_tokens().save(str(arguments.out.with_name("tokenizer.json")))
     files = [arguments.out, *arguments.out.parent.glob(f"{arguments.out.name}.data")]
     print(f"{arguments.out}: {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB")
 
