@@ -276,7 +276,8 @@ def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, .
     notes: tuple[str, ...] = ()
     if work.checkpoint is not None:
         task = lowbit.Task(selection, config, ranges, start.samples)
-        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, of_phase(run.progress, "round"))
+        progress = of_phase(run.progress, "round")
+        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, progress, run.memory)
     if weights:
         run.clock.lap("round")
     rounded = lowbit.weights_of(config, weights)

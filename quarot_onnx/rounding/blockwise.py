@@ -17,6 +17,7 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
@@ -26,9 +27,6 @@ from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.stages.blocks import Stage, find_stages
 from quarot_onnx.stages.runner import Fake, Replacement, StageRunner
 from quarot_onnx.threads import one_blas_thread
-
-HIDDEN_STATES = 2 << 30
-"""Bytes of hidden states that are kept in memory; the rest goes to disk."""
 
 _STACKED = 1 << 26
 """Elements of the Linears of a stage that are rounded together."""
@@ -99,6 +97,7 @@ class BlockwiseInputs:
         samples: Calibration feeds.
         quantize_activations: Whether activations are quantized on the quantized path.
         scratch: A folder for hidden states that do not fit into memory.
+        memory: How many of them do.
     """
 
     model: ir.Model
@@ -106,6 +105,7 @@ class BlockwiseInputs:
     samples: Sequence[Feeds]
     quantize_activations: bool
     scratch: Path
+    memory: Memory
 
 
 @one_blas_thread()
@@ -133,7 +133,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         inputs.samples,
         follow_float=rounding.method.needs_drift,
         scratch=inputs.scratch,
-        limit=HIDDEN_STATES,
+        limit=inputs.memory.states,
     )
     widest = max(stages, key=lambda stage: stage.linears[0].in_features)
     first, before = _take_up(stages, runner, rounding, by_node, inputs)
@@ -142,6 +142,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         members = [by_node[linear.node] for linear in stage.linears]
         fake = _fake(members[0], inputs)
         statistics = runner.statistics(number, before, fake)
+        before = None  # it is not needed while weights are rounded, and is large
         if number == 0 and isinstance(rounding.method, HessianConfig):
             few = few_tokens(statistics.tokens, widest.linears[0], rounding.method.perc_damp)
             rounding.notes += [] if few is None else [few]
@@ -202,7 +203,7 @@ def _round_stage(
         together = scheme.per_channel and sum(int(np.prod(job.weight.shape)) for job in members) <= _STACKED
         for batch in [members] if together else [[job] for job in members]:
             name = " + ".join(job.name for job in batch)
-            stacked = np.concatenate([job.read().astype(np.float64) for job in batch], axis=1)
+            stacked = batch[0].read() if len(batch) == 1 else np.concatenate([job.read() for job in batch], axis=1)
             result = round_weight(stacked, statistics, scheme, method, name)
             if isinstance(method, HessianConfig) and result.damping > method.perc_damp:
                 rounding.notes.append(

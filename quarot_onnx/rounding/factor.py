@@ -23,6 +23,9 @@ from quarot_onnx.errors import CalibrationError
 _SMALLEST_RAISED = 1e-4
 _LARGEST = 1.0
 
+_SLICE = 1 << 15
+"""Numbers that are put in reverse order at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
@@ -82,4 +85,18 @@ def _try_to_factorise(hessian: NDArray[np.float64], diagonal: NDArray[np.float64
     inverse, info = lapack.dtrtri(lower, lower=1, overwrite_c=1)
     if info != 0 or not np.isfinite(inverse).all():
         return None
-    return Factors(np.array(inverse[::-1, ::-1], order="F"), np.concatenate([diagonal[:1], hessian[0, 1:]]), damping)
+    _reverse(inverse)
+    return Factors(inverse, np.concatenate([diagonal[:1], hessian[0, 1:]]), damping)
+
+
+def _reverse(matrix: NDArray[np.float64]) -> None:
+    """Put rows and columns of a contiguous matrix in reverse order: its numbers, as they lie, from back to front."""
+    flat = matrix.reshape(-1, order="A")
+    assert np.shares_memory(flat, matrix), "not contiguous"
+    half = len(flat) // 2
+    for start in range(0, half, _SLICE):
+        stop = min(start + _SLICE, half)
+        front, back = flat[start:stop], flat[len(flat) - stop : len(flat) - start]
+        held = front[::-1].copy()
+        front[:] = back[::-1]
+        back[:] = held

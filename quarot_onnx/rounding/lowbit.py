@@ -23,6 +23,7 @@ from quarot_onnx.config.rounding import RTNConfig
 from quarot_onnx.config.tensor import QTensorConfig
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation
 from quarot_onnx.quantization.groups import odd_groups
@@ -170,7 +171,7 @@ class Task:
 
 
 def round_weights(
-    task: Task, checkpoint: Checkpoint, scratch: Path, progress: Progress
+    task: Task, checkpoint: Checkpoint, scratch: Path, progress: Progress, memory: Memory
 ) -> tuple[dict[str, RoundedWeight], tuple[str, ...]]:
     """Round the weights that statistics of their inputs are taken for.
 
@@ -179,6 +180,7 @@ def round_weights(
         checkpoint: Takes the results; its earlier ones are used.
         scratch: A folder for hidden states that do not fit into memory.
         progress: Called with weights done and their number.
+        memory: How many hidden states are kept in memory.
 
     Returns:
         The weights by the names of their nodes, and what the user should know.
@@ -199,7 +201,8 @@ def round_weights(
     marks = [attention.value or attention.output for attention in survey.sites.attentions]
     starts = {linear.node for linear in marks if linear is not None}
     quantize = method.aq_calibration
-    round_blockwise(aware, rounding, BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch))
+    inputs = BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch, memory)
+    round_blockwise(aware, rounding, inputs)
     return rounding.rounded, tuple(rounding.notes)
 
 

@@ -20,6 +20,7 @@ from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.select import select
 from quarot_onnx.rounding import blockwise, lowbit
@@ -46,6 +47,8 @@ class Call:
 class Work:
     """All that rounding needs, from a file and a configuration."""
 
+    memory = Memory()
+
     def __init__(self, source: Path, config: QConfig, folder: Path, samples: list[Feeds] | None = None) -> None:
         model = model_io.load(source)
         selection = select(Survey(model), config)
@@ -56,7 +59,7 @@ class Work:
         self.scratch.mkdir(exist_ok=True)
 
     def round(self) -> tuple[dict[str, RoundedWeight], tuple[str, ...]]:
-        return lowbit.round_weights(self.task, self.checkpoint, self.scratch, lambda *_: None)
+        return lowbit.round_weights(self.task, self.checkpoint, self.scratch, lambda *_: None, self.memory)
 
     def load(self) -> None:
         """Round all, those too that are when they are written."""
@@ -238,6 +241,19 @@ def test_fewer_tokens_than_columns(method: str, llama_optimum: Path, tmp_path: P
     (tmp_path / "enough").mkdir()
     enough = Work(llama_optimum, config, tmp_path / "enough", feeds_of(llama_optimum, count=1, length=128))
     assert not any("tokens" in note for note in enough.round()[1])
+
+
+def test_hidden_states_keep_to_the_memory_there_is(llama_optimum: Path, tmp_path: Path) -> None:
+    """What does not fit lies on disk, and changes nothing."""
+    found = []
+    for memory in (Memory(), Memory(limit=1 << 10)):
+        work = Work(llama_optimum, lowbit_runs.config_for("gptaq", "nbits"), tmp_path)
+        work.checkpoint.remove()
+        work.checkpoint = Checkpoint(tmp_path)
+        work.memory = memory
+        found.append({name: weight.load().integers for name, weight in work.round()[0].items()})
+        assert (work.scratch / "quantized").exists() is (work.scratch / "float").exists() is (memory.limit is not None)
+    assert all((found[0][name] == found[1][name]).all() for name in found[0])
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
