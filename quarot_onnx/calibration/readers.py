@@ -197,12 +197,13 @@ class TextReader(TokenReader):
         length = default_window(inputs) if seq_len is None else seq_len
         too_long = position_note(Path(model_path).parent, length)
         rows = inputs.lengths.batch or 1
-        ids = tokenize(content, tokenizer)
+        count = -(-samples // rows) * rows
+        ids = tokenize(content, tokenizer, max(count * length, 0) + _REST)
         cut = windows(
             ids,
             tokenizer,
             length=length,
-            count=-(-samples // rows) * rows,
+            count=count,
             bos_id=self.bos_id,
             vocab_size=inputs.vocab_size,
         )

@@ -1,9 +1,10 @@
 """Text to windows of token ids.
 
-The text is tokenized whole, without special tokens, and cut into windows that do not overlap; the customary way for
-WikiText perplexity. With a BOS id every window is ``[BOS] + length - 1`` tokens of text: models trained with a leading
-BOS park their attention there, and without it their activations and perplexity are those of another regime. Where the
-text of a window begins with the BOS itself, that one serves.
+The text is tokenized as one, without special tokens, and cut into windows that do not overlap; the customary way for
+WikiText perplexity. Past what the windows take it is not tokenized. With a BOS id every window is
+``[BOS] + length - 1`` tokens of text: models trained with a leading BOS park their attention there, and without it
+their activations and perplexity are those of another regime. Where the text of a window begins with the BOS itself,
+that one serves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,9 @@ __all__ = [
 
 TokenIds = npt.NDArray[np.int64]
 
+_CHARACTERS = 6  # of a token: more than tokenizers make of prose, so that one piece is mostly enough
+_EDGE = 256  # tokens before the end of a piece: what follows in the text may change them
+
 
 def default_text() -> str:
     """Calibration text that every Python carries: the topics of ``help()``, in the order of their names.
@@ -47,16 +51,32 @@ def default_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def tokenize(text: str, tokenizer: Tokenizer) -> TokenIds:
+def tokenize(text: str, tokenizer: Tokenizer, first: int | None = None) -> TokenIds:
     """The token ids of a text, ``[tokens]``, without special tokens.
+
+    Args:
+        text: The text.
+        tokenizer: The tokenizer.
+        first: How many from the start are wanted; there may be more, and are fewer only where the text ends. None for
+            all.
 
     Raises:
         CalibrationError: The text is empty.
     """
-    ids = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    size = len(text) if first is None else _CHARACTERS * (first + _EDGE)
+    while size < len(text):
+        ids = _encode(text[:size], tokenizer)[:-_EDGE]
+        if first is not None and ids.size >= first:
+            return ids
+        size *= 4
+    ids = _encode(text, tokenizer)
     if not ids.size:
         raise CalibrationError("the text is empty, there are no tokens in it: give some text")
     return ids
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> TokenIds:
+    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
 
 
 def windows(
@@ -90,7 +110,7 @@ def windows(
     if isinstance(source, str):
         if tokenizer is None:
             raise CalibrationError("a text needs a tokenizer: name a tokenizer.json")
-        ids = tokenize(source, tokenizer)
+        ids = tokenize(source, tokenizer, None if count is None else count * length)
     else:
         ids = np.asarray(source, np.int64)
     found = list(_cut(ids, length, bos_id, count))

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import tiny_decoders as tiny
-from tokenizers import processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from quarot_onnx.calibration import text
 from quarot_onnx.errors import CalibrationError
@@ -138,3 +138,63 @@ def test_default_text_is_long_prose():
     prose = text.default_text()
     assert len(prose) > 300_000
     assert prose == text.default_text()
+
+
+def _bytes() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return _trained(tokenizer, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet))
+
+
+def _merges_across_words() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    return _trained(
+        tokenizer,
+        trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=["<unk>"], max_token_length=16),
+    )
+
+
+def _unigrams() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, show_progress=False, special_tokens=["<unk>"], unk_token="<unk>")
+    return _trained(tokenizer, trainer)
+
+
+def _word_pieces() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, show_progress=False, special_tokens=["[UNK]"])
+    return _trained(tokenizer, trainer)
+
+
+def _trained(tokenizer: Tokenizer, trainer: trainers.Trainer) -> Tokenizer:
+    tokenizer.train_from_iterator([text.default_text()[:20_000]], trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", [_bytes, _merges_across_words, _unigrams, _word_pieces])
+def test_the_first_tokens_are_those_of_the_whole_text(kind):
+    tokenizer, prose = kind(), text.default_text()[:40_000]
+    whole = text.tokenize(prose, tokenizer)
+    for first in (1, 2, 100, 1_000, *np.random.default_rng(0).integers(1, 5_000, 8)):
+        found = text.tokenize(prose, tokenizer, first)
+        assert first <= found.size < whole.size
+        np.testing.assert_array_equal(found, whole[: found.size])
+    np.testing.assert_array_equal(text.tokenize(prose, tokenizer, whole.size), whole)
+    np.testing.assert_array_equal(text.tokenize(prose, tokenizer, whole.size + 1), whole)
+
+
+def test_a_text_of_few_tokens_is_read_on(folder):
+    """Of words that are long, and in a text that says much of one thing."""
+    tokenizer = text.load_tokenizer(folder)
+    prose = f"{'w5' + ' ' * 40}" * 4_000
+    found = text.tokenize(prose, tokenizer, 1_000)
+    assert 1_000 <= found.size < 4_000
+    assert set(found.tolist()) == {5}
+    with pytest.raises(CalibrationError, match=r"40 windows of 101 need 4040 .* are 4000: ask for 39 windows"):
+        text.windows(prose, tokenizer, length=101, count=40)
