@@ -41,8 +41,7 @@ from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
 from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
-from quarot_onnx.sessions.providers import notes as provider_notes
-from quarot_onnx.sessions.providers import record as provider_record
+from quarot_onnx.sessions import providers
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
 
@@ -232,7 +231,7 @@ def quantize(
             use_external_data=config.use_external_data_format or None,
             progress=of_phase(progress, "save"),
             companions_from=folder,
-            report={**recipe, **cached.record, **proof, **provider_record()},
+            report={**recipe, **cached.record, **proof, **providers.record()},
             forbid=protected,
             check=partial(complete, run, start, fix_shapes or {}),
             beside={**prefix_files(start.lead), **cached.beside},
@@ -242,7 +241,7 @@ def quantize(
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     of_prefix = () if no_prefix is None else (no_prefix,)
-    notes = (*provider_notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
+    notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
     notes = (*config.notes, *of_prefix, *notes)
     bos = None if data is None or start.lead is not None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
