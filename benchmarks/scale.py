@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 TASKS = {
     "rotate": "rotate {model} {out} --no-verify --quiet",
@@ -41,10 +42,10 @@ class Cost:
     written: float
 
 
-def run(command: list[str]) -> Cost:
-    """Run a command to its end."""
+def run(command: list[str], errors: IO[str] | None = None) -> Cost:
+    """Run a command to its end; what it writes on standard error goes to ``errors``, or to the terminal."""
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its accounts are still open
     wall = time.perf_counter() - start
     lines = Path(f"/proc/{child.pid}/io").read_text().splitlines()
