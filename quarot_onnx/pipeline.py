@@ -96,6 +96,7 @@ def rotate(
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
+    of_memory = memory.notes(model)
     equivalence: Equivalence | None = None
     clock.lap("plan")
     with scratch_folder(Path(target)) as scratch:
@@ -130,7 +131,7 @@ def rotate(
             forbid=protected,
         )
         clock.lap("save")
-    return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes), clock.laps)
+    return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes, *of_memory), clock.laps)
 
 
 def quantize(
@@ -181,7 +182,7 @@ def quantize(
     folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
-    protected = model_io.input_files(model)
+    protected, of_memory = model_io.input_files(model), memory.notes(model)
     data, given_inputs = (
         None if reader is None else wrap(reader),
         None if feeds is None else given_feeds(feeds, model),
@@ -242,7 +243,7 @@ def quantize(
     of_reader = () if data is None else data.notes(config.calib_data_size)
     of_prefix = () if no_prefix is None else (no_prefix,)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
-    notes = (*config.notes, *of_prefix, *notes)
+    notes = (*config.notes, *of_prefix, *notes, *of_memory)
     bos = None if data is None or start.lead is not None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 

@@ -1,7 +1,9 @@
 """How much memory a run may take, and which models are run piece by piece for that."""
 
+import ctypes
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +14,8 @@ from quarot_onnx.piecewise.wide import HALVES
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
 _PIECE, _STATES = 256 << 20, 256 << 20
+_BASE = 200 * 10**6
+"""What the process has before any weight is read: libraries, the graph, and what is not given back at once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,24 @@ class Memory:
     @property
     def states(self) -> int:
         """Bytes of what goes from piece to piece that are kept in memory; the rest goes to disk."""
-        return min(_STATES, (self.bytes or 8 * _STATES) // 8)
+        return min(_STATES, (self.bytes or 32 * _STATES) // 32)
+
+    def notes(self, model: ir.Model) -> tuple[str, ...]:
+        """What to say of a limit that cannot be kept, as one weight alone takes more: when it is run, or written."""
+        tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+        needs = {tensor: max(weight_bytes(tensor), 2 * tensor.nbytes) for tensor in tensors if tensor is not None}
+        if self.limit is None or not needs:
+            return ()
+        largest = max(needs, key=lambda tensor: needs[tensor])
+        needed = _BASE + needs[largest]
+        if needed <= self.limit:
+            return ()
+        shape = "x".join(map(str, largest.shape.numpy()))
+        note = (
+            f"--max-memory of {self.limit / 1e6:.0f} MB cannot be kept: the process takes some {needed / 1e6:.0f} MB "
+            f"where it has {largest.name!r}, {shape} {largest.dtype.name.lower()}, in memory"
+        )
+        return (note,)
 
     def divides(self, model: ir.Model) -> bool:
         """Whether a model is run piece by piece."""
@@ -81,6 +102,21 @@ def opened_bytes(model: ir.Model) -> int:
 def weight_bytes(tensor: ir.TensorProtocol) -> int:
     """The same of one tensor; 16-bit weights lie beside their copies."""
     return tensor.nbytes * 3 if tensor.dtype in HALVES else tensor.nbytes
+
+
+def give_back() -> None:
+    """Return what was freed to the system, where the C library keeps it (glibc): it lies between what is still held."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # no such thing on Windows
+        return None
 
 
 def available() -> int | None:

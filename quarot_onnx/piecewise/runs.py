@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quarot_onnx.errors import FeedError, QuarotError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Piece, Wanted
-from quarot_onnx.piecewise.memory import Memory, opened_bytes
+from quarot_onnx.piecewise.memory import Memory, give_back, opened_bytes
 from quarot_onnx.piecewise.states import States
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
@@ -218,6 +218,7 @@ class Sweep:
                     yield number
             del run_piece
             self._forget(piece, outputs)
+            give_back()
 
     def _keep(self, piece: Piece, number: int, arrays: list[Any], wanted: Sequence[str]) -> None:
         """Keep what a run through a piece leaves, as far as anybody needs it."""

@@ -17,7 +17,7 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import HessianConfig, RoundingConfig
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
-from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.memory import Memory, give_back
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
@@ -148,6 +148,8 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
             rounding.notes += [] if few is None else [few]
         weights = _round_stage(members, statistics, rounding)
         before = Replacement(weights, fake)
+        del statistics, weights
+        give_back()
         last = number + 1 == len(stages)
         if last or stages[number + 1].block != stage.block:
             rounding.checkpoint.begin_block(stage.block + 1, rounding.notes, runner.save)

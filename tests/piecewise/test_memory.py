@@ -1,15 +1,21 @@
 """What a run may take: as options say it, and what follows for a model."""
 
+import ctypes
+import os
 from pathlib import Path
 
 import exports
 import pytest
 from command_line import Shell
 
+from quarot_onnx.config import QConfig
+from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.spec import QLayerConfig, UInt8Spec
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise import memory as module
-from quarot_onnx.piecewise.memory import Memory, available, opened_bytes
+from quarot_onnx.piecewise.memory import Memory, available, give_back, opened_bytes
+from quarot_onnx.pipeline import quantize, rotate
 
 
 @pytest.mark.parametrize(
@@ -72,3 +78,36 @@ def test_commands_take_a_limit(shell: Shell, tmp_path: Path, command: str, monke
     done = shell(command, source, second, "--max-memory", "300kB", "--by-stages", "--json")
     assert done.status == 0
     assert set(pieces) == {Memory(300_000, by_stages=True)}
+
+
+def test_a_limit_that_one_weight_exceeds_is_told_of(tmp_path: Path) -> None:
+    source = exports.genai_like(dtype="fp16")
+    model = model_io.load(source)
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    needed = 200 * 10**6 + 3 * max(tensor.nbytes for tensor in tensors)
+    assert Memory().notes(model) == Memory(needed).notes(model) == ()
+    note = Memory(needed - 1).notes(model)
+    assert len(note) == 1
+    assert "cannot be kept" in note[0]
+    assert "lm_head" in note[0] or "embed" in note[0]
+    small = Memory(10**6)
+    assert set(small.notes(model)) <= set(rotate(source, tmp_path / "r.onnx", QuarotConfig(), memory=small).notes)
+    layer = QLayerConfig(weight=UInt8Spec(symmetric=True, quant_granularity="Channel"))
+    done = quantize(source, tmp_path / "q.onnx", QConfig(layer), memory=small, check=None)
+    assert set(small.notes(model)) <= set(done.notes)
+
+
+def test_what_was_freed_is_given_back() -> None:
+    """Many blocks with one behind them that stays: they lie below the end of the heap."""
+    blocks = [bytes(1000) for _ in range(100_000)]
+    kept = bytes(1000)
+    before = resident()
+    del blocks
+    give_back()
+    assert kept == bytes(1000)
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        assert before - resident() > 50 << 20
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
