@@ -6,6 +6,7 @@ of more processor time than the products themselves. So work that is spread here
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from contextvars import ContextVar
 from threading import Lock
 from typing import TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from quarot_onnx.errors import ConfigError
 
@@ -89,13 +90,19 @@ class _Limit:
     """BLAS's threads are of the whole process, and some hold them to one at a time: the last of them lets go."""
 
     def __init__(self) -> None:
-        self._lock, self._holders = Lock(), 0
+        self._lock, self._holders, self._modules = Lock(), 0, 0
 
     def hold(self) -> None:
         with self._lock:
             if self._holders == 0:
-                self._limits = threadpool_limits(1, "blas")
+                self._limits = self._pools().limit(limits=1, user_api="blas")
             self._holders += 1
+
+    def _pools(self) -> ThreadpoolController:
+        """The libraries of the process: looked for again, some 5 ms, once modules have come, which bring them."""
+        if self._modules != len(sys.modules):
+            self._modules, self._found = len(sys.modules), ThreadpoolController()
+        return self._found
 
     def let_go(self) -> None:
         with self._lock:

@@ -1,5 +1,7 @@
 """Work is spread over as many threads as were asked for, and BLAS keeps to one in each meanwhile."""
 
+import subprocess
+import sys
 import threading
 import time
 from threading import Barrier
@@ -104,3 +106,23 @@ def test_the_first_items_exception_is_raised() -> None:
 
     with limited_to(3), pytest.raises(ValueError, match="0"):
         spread(fail, range(3))
+
+
+def test_a_blas_that_comes_later_is_held_too() -> None:
+    """SciPy brings one of its own."""
+    program = """
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from quarot_onnx.threads import one_blas_thread
+def blas(): return sorted(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+threadpool_limits(2, "blas")
+with one_blas_thread():
+    before = blas()
+import scipy.linalg
+threadpool_limits(2, "blas")
+with one_blas_thread():
+    print(before, blas(), end=" ")
+print(blas())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1] [1, 1] [2, 2]\n"
