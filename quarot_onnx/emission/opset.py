@@ -11,6 +11,7 @@ import onnx_ir as ir
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import label
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.io.opsets import STANDARD_DOMAINS, means_the_same
 
 INT4_OPSET = 21
@@ -38,7 +39,7 @@ def raise_opset(editor: Editor, what: str, instead: str) -> None:
     model = editor.model
     current = model.graph.opset_imports.get("", 1)
     if current < INT4_OPSET:
-        nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.domain in STANDARD_DOMAINS]
+        nodes = [node for node in all_nodes(model.graph) if node.domain in STANDARD_DOMAINS]
         changed = [node for node in nodes if not means_the_same(node, current, INT4_OPSET)]
         for node in changed:
             if node.op_type not in _REDUCTIONS | {"Split"}:

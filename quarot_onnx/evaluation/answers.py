@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.pieces import longest_window
@@ -23,6 +22,7 @@ from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.graph.saturation import saturating_here
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import ByPieces, opened
 from quarot_onnx.progress import Progress
@@ -82,7 +82,7 @@ class Answers:
         self.positions = longest_window(inputs, max(known - held, 1))
         self._fixed = inputs.lengths.seq
         fed = lead is not None and lead.past is not None
-        shares = any(node.op_type in _OF_ALL_ROWS for node in ir.traversal.RecursiveGraphIterator(graph))
+        shares = any(node.op_type in _OF_ALL_ROWS for node in all_nodes(graph))
         alone = fed or shares or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
         self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
         self.saturating = 0 if exact else saturating_here(self._model.model)

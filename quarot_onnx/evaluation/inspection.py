@@ -10,6 +10,7 @@ from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.saturation import saturable_products
 from quarot_onnx.hadamard.orders import usual_block
 from quarot_onnx.hadamard.rotation import Rotation
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.processor import described, saturates
 from quarot_onnx.sites.detect import QUANTIZED
 from quarot_onnx.sites.model import Kind, Sites, grouped
@@ -74,7 +75,7 @@ def _online(kind: str, size: int, block: int | None, times: int, beside: int) ->
 
 def quantized_record(model: ir.Model) -> dict[str, object]:
     """What ``inspect`` tells of a quantized model, JSON types only; reads int8 weights, one at a time."""
-    nodes = Counter(node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    nodes = Counter(node.op_type for node in all_nodes(model.graph))
     return {
         "quantized": {name: count for name, count in sorted(nodes.items()) if name in QUANTIZED},
         "saturating_products": len(saturable_products(model)),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import consumers
+from quarot_onnx.io.nodes import all_graphs, all_nodes
 
 
 class Editor:
@@ -18,9 +19,9 @@ class Editor:
         self.model = model
         self.graph = model.graph
         self._names = {v.name for v in self.graph.inputs if v.name}
-        for graph in model.graphs():
+        for graph in all_graphs(model):
             self._names.update(name for name in graph.initializers if name)
-        for node in ir.traversal.RecursiveGraphIterator(self.graph):
+        for node in all_nodes(self.graph):
             self._names.update(v.name for v in node.outputs if v.name)
             if node.name:
                 self._names.add(node.name)

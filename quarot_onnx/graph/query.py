@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.io import model_io
+from quarot_onnx.io.nodes import all_nodes, subgraphs
 
 PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
 """Operators whose output 0 is their input 0, up to rounding."""
@@ -64,20 +65,11 @@ def attribute_float(node: ir.Node, name: str, default: float) -> float:
     return default if attr is None else float(attr.as_float())
 
 
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that a node holds: branches of an If, the body of a Loop."""
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def operands(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, in subgraphs too, where it comes from outside of them."""
     yield from (value for value in node.inputs if value is not None)
     for graph in subgraphs(node):
-        for inner in ir.traversal.RecursiveGraphIterator(graph):
+        for inner in all_nodes(graph):
             yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import label, resolve_constant
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.io.tensors import read_array
 from quarot_onnx.processor import LARGEST_SAFE, saturates
 
@@ -31,7 +32,7 @@ def saturable_products(model: ir.Model) -> list[str]:
 
     Reads int8 weights, one at a time.
     """
-    return [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph) if _saturable(node)]
+    return [label(node) for node in all_nodes(model.graph) if _saturable(node)]
 
 
 def saturating_here(model: ir.Model) -> int:

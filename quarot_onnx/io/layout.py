@@ -14,6 +14,7 @@ from typing import BinaryIO
 import onnx_ir as ir
 
 from quarot_onnx.io import wire
+from quarot_onnx.io.nodes import all_graphs
 from quarot_onnx.io.tensors import computed_ahead, read_array
 from quarot_onnx.progress import Progress
 
@@ -108,7 +109,7 @@ def lay_out(model: ir.Model, *, data_name: str | None) -> Layout:
 
 def streamed_weights(model: ir.Model) -> dict[ir.Value, ir.TensorProtocol]:
     """The initializers that do not stay in the skeleton: at least ``wire.INLINE_BYTES`` and not strings."""
-    return {value: tensor for graph in model.graphs() for value, tensor in _graph_weights(graph).items()}
+    return {value: tensor for graph in all_graphs(model) for value, tensor in _graph_weights(graph).items()}
 
 
 def _graph_weights(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
@@ -136,7 +137,7 @@ def _swapped(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -
     """The model with stand-ins in its initializers, and every other lazy or external one read; undone at the end."""
     originals = [
         (value, tensor)
-        for graph in model.graphs()
+        for graph in all_graphs(model)
         for value in graph.initializers.values()
         if (tensor := value.const_value) is not None
     ]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io.nodes import all_nodes, in_order, subgraphs
 from quarot_onnx.io.opsets import STANDARD_DOMAINS, means_the_same
 from quarot_onnx.io.tensors import read_array
 
@@ -66,7 +67,7 @@ def respell(model: ir.Model, source: object) -> None:
         for function in _called(model):
             _import_as_model(function, model, source)
         common_passes.InlinePass()(model)
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+    for node in list(all_nodes(model.graph)):
         if node.domain == "com.microsoft" and node.op_type == "FusedGemm":
             _part_activation(node)
         elif node.op_type == "SkipSimplifiedLayerNormalization":
@@ -88,6 +89,8 @@ def weights_with_default(graph: ir.Graph) -> str:
 
 
 def _sort(body: ir.Graph | ir.Function, source: object) -> None:
+    if in_order(body):  # which most files are, and to see it takes less than to sort
+        return
     try:
         body.sort()
     except ValueError as error:
@@ -99,7 +102,7 @@ def _sort(body: ir.Graph | ir.Function, source: object) -> None:
 
 def _cycle(body: ir.Graph | ir.Function) -> list[ir.Node]:
     """Nodes each of which needs the next one's result; the last one is the first again."""
-    waiting = {node: set(_needs(node)) for node in ir.traversal.RecursiveGraphIterator(body)}
+    waiting = {node: set(_needs(node)) for node in all_nodes(body)}
     ready = [node for node, needs in waiting.items() if not needs]
     users: dict[ir.Node, list[ir.Node]] = {}
     for node, needs in waiting.items():
@@ -123,11 +126,8 @@ def _cycle(body: ir.Graph | ir.Function) -> list[ir.Node]:
 def _needs(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes that must run before ``node`` is done: those it reads from, and those in its subgraphs."""
     yield from (producer for value in node.inputs if value is not None and (producer := value.producer()) is not None)
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            yield from attribute.as_graph()
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            yield from (inner for graph in attribute.as_graphs() for inner in graph)
+    for graph in subgraphs(node):
+        yield from graph
 
 
 def _called(model: ir.Model) -> Iterator[ir.Function]:
@@ -135,7 +135,7 @@ def _called(model: ir.Model) -> Iterator[ir.Function]:
     found: set[ir.Function] = set()
     frontier: list[ir.Graph | ir.Function] = [model.graph]
     while frontier:
-        for node in ir.traversal.RecursiveGraphIterator(frontier.pop()):
+        for node in all_nodes(frontier.pop()):
             function = model.functions.get(node.op_identifier())
             if function is not None and function not in found:
                 found.add(function)
@@ -217,7 +217,7 @@ def lift_constants(model: ir.Model) -> None:
 
     onnxruntime takes external data for initializers only.
     """
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+    for node in list(all_nodes(model.graph)):
         for name, attribute in list(node.attributes.items()):
             tensor = attribute.value
             if not isinstance(tensor, ir.ExternalTensor):

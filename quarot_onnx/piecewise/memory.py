@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.io.nodes import all_graphs
 from quarot_onnx.piecewise.wide import HALVES
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -95,7 +96,7 @@ WHOLE = Memory(by_stages=False)
 
 def opened_bytes(model: ir.Model) -> int:
     """The bytes of a model's weights in a session: onnxruntime computes with 16-bit floats as 32-bit ones on a CPU."""
-    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    tensors = (value.const_value for graph in all_graphs(model) for value in graph.initializers.values())
     return sum(weight_bytes(tensor) for tensor in tensors if tensor is not None)
 
 

@@ -12,8 +12,9 @@ from quarot_onnx.config.enums import OpType
 from quarot_onnx.config.rules import leaves_out
 from quarot_onnx.errors import first_and_more
 from quarot_onnx.graph.linear import LINEAR_OPS, linear_at
-from quarot_onnx.graph.query import FLOAT_TYPES, label, resolve_constant, subgraphs
+from quarot_onnx.graph.query import FLOAT_TYPES, label, resolve_constant
 from quarot_onnx.graph.tags import is_online
+from quarot_onnx.io.nodes import all_nodes, subgraphs
 
 _PRODUCTS = LINEAR_OPS | {
     "Attention",
@@ -100,7 +101,7 @@ def _why_no_linear(node: ir.Node, matrices: Collection[int]) -> str:
 def _varying(graph: ir.Graph) -> set[ir.Value]:
     """Every value that an input without a default, or chance, has a part in."""
     found = {value for value in graph.inputs if not value.is_initializer()}
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in all_nodes(graph):
         for body in subgraphs(node):
             found.update(body.inputs)
         operands = [value for value in node.inputs if value is not None]

@@ -15,6 +15,7 @@ from quarot_onnx.config.spec import QLayerConfig, QTensorConfig
 from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear, linears
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.io.spellings import weights_with_default
 from quarot_onnx.sites.detect import Survey, refuse_hidden, refuse_quantized
 
@@ -83,7 +84,7 @@ def select(survey: Survey, config: QConfig) -> Selection:
     """
     model = survey.model
     refuse_quantized(model.graph)
-    names = [label(node) for node in ir.traversal.RecursiveGraphIterator(model.graph)]
+    names = [label(node) for node in all_nodes(model.graph)]
     unmatched = config.unmatched_patterns(names)
     if unmatched:
         near = did_you_mean(unmatched[0], names)

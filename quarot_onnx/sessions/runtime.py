@@ -12,6 +12,7 @@ import onnx_ir as ir
 from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.io import wire
 from quarot_onnx.io.external import damaged, model_file
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.sessions.providers import open_session
 from quarot_onnx.threads import asked_for
@@ -64,7 +65,7 @@ def session(
 
 def graph_domains(model: ir.Model) -> frozenset[str]:
     """The operator domains that a model imports or uses, in subgraphs too; ``""`` is the standard one."""
-    used = {node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)}
+    used = {node.domain for node in all_nodes(model.graph)}
     return frozenset(used | set(model.opset_imports))
 
 

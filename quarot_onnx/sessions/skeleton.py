@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io.nodes import all_graphs
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.providers import open_session
 
@@ -65,7 +66,7 @@ def open_augmented(
 
 def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
     """The graph without its weights, and the folder that its external tensors are relative to."""
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for graph in all_graphs(model) for value in graph.initializers.values()]
     inline = sum(
         tensor.nbytes for tensor in tensors if tensor is not None and not isinstance(tensor, ir.ExternalTensor)
     )

@@ -7,12 +7,12 @@ What is not understood is left out with the node and the reason; nothing is gues
 from functools import cached_property
 
 import onnx_ir as ir
-from onnx_ir.traversal import RecursiveGraphIterator
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.linear import Linear, linear_at, linears
-from quarot_onnx.graph.query import label, subgraphs
+from quarot_onnx.graph.query import label
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.io.nodes import all_nodes, subgraphs
 from quarot_onnx.sites.attention import find_attentions
 from quarot_onnx.sites.leaving import without_leaks
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
@@ -63,7 +63,7 @@ def refuse_hidden(graph: ir.Graph) -> None:
         ModelError: Naming the node.
     """
     for node in graph:
-        inside = (inner for body in subgraphs(node) for inner in RecursiveGraphIterator(body))
+        inside = (inner for body in subgraphs(node) for inner in all_nodes(body))
         if any(_is_layer(inner) for inner in inside):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "

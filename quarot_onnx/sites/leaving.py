@@ -18,6 +18,7 @@ import onnx_ir as ir
 from quarot_onnx.graph.caches import Step, forward, presents
 from quarot_onnx.graph.query import SIZE_ONLY, data_input, label, through
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.sites.attention import FUSED
 from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.operands import overlaps
@@ -238,7 +239,7 @@ def _depends(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
 def _owners(graph: ir.Graph) -> dict[ir.Value, tuple[ir.Value, ...]]:
     """For every output of a subgraph, the outputs of the node around it."""
     found: dict[ir.Value, tuple[ir.Value, ...]] = {}
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in all_nodes(graph):
         for attribute in node.attributes.values():
             bodies = [attribute.as_graph()] if attribute.type is ir.AttributeType.GRAPH else []
             bodies += attribute.as_graphs() if attribute.type is ir.AttributeType.GRAPHS else []
