@@ -241,9 +241,8 @@ def quantize(
         clock.lap("save")
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
-    of_prefix = () if no_prefix is None else (no_prefix,)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
-    notes = (*config.notes, *of_prefix, *notes, *of_memory)
+    notes = (*config.notes, *([] if no_prefix is None else [no_prefix]), *notes, *of_memory)
     bos = None if data is None or start.lead is not None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
 
