@@ -46,8 +46,17 @@ def hadamard_factors(construction: Construction, max_factor: int) -> tuple[NDArr
     Returns:
         At most three read-only float64 matrices [m_i, m_i] of entries ±1 whose Kronecker product is H.
     """
-    atoms = _atoms(construction)
-    groups = min(_consecutive_groups(atoms), key=lambda groups: _rank(groups, max_factor))
+    groups = min(_consecutive_groups(_atoms(construction)), key=lambda groups: _rank(groups, max_factor))
+    return _matrices(groups)
+
+
+def all_splits(construction: Construction) -> dict[tuple[int, ...], tuple[NDArray[np.float64], ...]]:
+    """All factors that ``hadamard_factors`` chooses from, by their widths."""
+    ways = _consecutive_groups(_atoms(construction))
+    return {tuple(math.prod(part.order for part in group) for group in groups): _matrices(groups) for groups in ways}
+
+
+def _matrices(groups: Sequence[Sequence[Part]]) -> tuple[NDArray[np.float64], ...]:
     factors = []
     for group in groups:
         factor = reduce(np.kron, (part.matrix() for part in group)).astype(np.float64)
