@@ -81,9 +81,12 @@ def with_quark(model: Path, out: Path, files: list[Path]) -> None:
 def with_aimet(model: Path, out: Path, files: list[Path]) -> None:
     import onnx  # noqa: PLC0415
     from aimet_onnx.quantsim import QuantizationSimModel  # noqa: PLC0415
+    from aimet_onnx.utils import duplicate_shared_initializers  # noqa: PLC0415
 
+    model_proto = onnx.load(model)
+    duplicate_shared_initializers(model_proto.graph)
     sim = QuantizationSimModel(
-        onnx.load(model), param_type="int8", activation_type="int8", providers=["CPUExecutionProvider"]
+        model_proto, param_type="int8", activation_type="int8", providers=["CPUExecutionProvider"]
     )
     sim.compute_encodings(Reader(files))
     onnx.save(sim.to_onnx_qdq(), out, save_as_external_data=True, location=f"{out.name}.data")
