@@ -196,6 +196,14 @@ def test_missing_packages_are_named_with_the_pip_line(tmp_path: Path, monkeypatc
         export(source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("package", ["gguf", "optimum"])
+def test_packages_that_do_not_fit_together(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('cannot import name x')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match=r"do not fit together .*cannot import name x.*pip install"):
+        export(packaged_model() if package == "gguf" else exports.hf_folder("llama"), tmp_path / "out")
+
+
 def test_the_packaged_model_is_found_or_its_pip_line_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packaged_model().stat().st_size > 90_000_000
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,8 +1,11 @@
 """The child process of ``export.py``: load a model with transformers, export it with optimum.
 
 Takes one JSON argument (source, out_dir, dtype, opset) and writes JSON lines to stdout: ``{"stage": text}`` or, last,
-``{"error": "model" | "output" | "config", "text": one line}``.
+``{"error": "model" | "output" | "config", "text": one line}``. torch, transformers and optimum, which take seconds to
+import, are imported when a look at the source has not failed.
 """
+
+# ruff: noqa: PLC0415
 
 import difflib
 import errno
@@ -11,13 +14,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-import gguf
-import torch
-from optimum.exporters.onnx import main_export, onnx_export_from_model
-from optimum.exporters.tasks import TasksManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 _TASK = "text-generation-with-past"
 _UNWRITABLE = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
@@ -37,21 +33,27 @@ def main() -> None:
 
     request = json.loads(sys.argv[1])
     source, out_dir, opset = Path(request["source"]), Path(request["out_dir"]), request["opset"]
+    say({"stage": f"reading {source.name}"})
     try:
         if source.is_file():
-            say({"stage": f"reading {source.name}"})
             model, tokenizer = _load_gguf(source, request["dtype"])
+            from optimum.exporters.onnx import onnx_export_from_model
+
             say({"stage": "exporting through optimum"})
             onnx_export_from_model(model, out_dir, opset=opset, task=_TASK, do_validation=False)
             tokenizer.save_pretrained(out_dir)
         else:
             config = json.loads((source / "config.json").read_text(encoding="utf-8"))
             _check_architecture(source, config["model_type"])
+            from optimum.exporters.onnx import main_export
+
             say({"stage": "exporting through optimum"})
             options = {"dtype": request["dtype"], "opset": opset, "do_validation": False, "local_files_only": True}
             main_export(str(source), out_dir, task=_TASK, **options)
     except RefusalError as error:
         say({"error": "model", "text": str(error)})
+    except ImportError:  # whose last line the parent explains
+        raise
     except OSError as error:
         kind = "output" if error.errno in _UNWRITABLE else "model"
         say({"error": kind, "text": f"cannot export {source}: {_one_line(error)}"})
@@ -65,6 +67,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _check_architecture(source: Path, model_type: str) -> None:
+    from optimum.exporters.onnx import main_export  # noqa: F401 -- what registers the architectures
+    from optimum.exporters.tasks import TasksManager
+
     types = TasksManager.get_supported_model_type_for_task(_TASK, exporter="onnx")
     if model_type not in types:
         near = difflib.get_close_matches(model_type, types, n=3)
@@ -76,10 +81,16 @@ def _check_architecture(source: Path, model_type: str) -> None:
 
 def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """The model and its tokenizer, dequantized to ``dtype``."""
+    import gguf
+
     try:
         fields = gguf.GGUFReader(path).fields
     except (ValueError, IndexError, KeyError) as error:
         raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
     field = fields.get("general.architecture")
     architecture = str(field.contents()) if field else "none"
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
