@@ -36,7 +36,8 @@ __all__ = [
 
 TokenIds = npt.NDArray[np.int64]
 
-_CHARACTERS = 6  # of a token: more than tokenizers make of prose, so that one piece is mostly enough
+_PROBE = 4096  # characters that show how many make a token
+_MARGIN = 1.25  # for prose that is not as dense everywhere
 _EDGE = 256  # tokens before the end of a piece: what follows in the text may change them
 
 
@@ -63,12 +64,12 @@ def tokenize(text: str, tokenizer: Tokenizer, first: int | None = None) -> Token
     Raises:
         CalibrationError: The text is empty.
     """
-    size = len(text) if first is None else _CHARACTERS * (first + _EDGE)
-    while size < len(text):
-        ids = _encode(text[:size], tokenizer)[:-_EDGE]
-        if first is not None and ids.size >= first:
-            return ids
-        size *= 4
+    size = len(text) if first is None else _PROBE
+    while first is not None and size < len(text):
+        ids = _encode(text[:size], tokenizer)
+        if ids.size >= first + _EDGE:
+            return ids[:-_EDGE]
+        size = max(2 * size, int(_MARGIN * size * (first + _EDGE) / max(ids.size, 1)))
     ids = _encode(text, tokenizer)
     if not ids.size:
         raise CalibrationError("the text is empty, there are no tokens in it: give some text")
