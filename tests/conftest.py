@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import exports
+import onnxruntime as ort
 import pytest
 from hypothesis import settings
 
@@ -22,14 +23,24 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """onnxruntime's sessions take one thread unless a test says more: processes share the cores already."""
-    usual = runtime.session_options
+    """onnxruntime's sessions take one thread unless a test says more: processes share the cores already.
+
+    Its other threads would wait busily between two operators.
+    """
+    usual, opened = runtime.session_options, ort.InferenceSession.__init__
+
+    def plain(session: object, model: object, options: object = None, *rest: Any, **more: Any) -> None:
+        if options is None:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+        opened(session, model, options, *rest, **more)
 
     def one(domains: frozenset[str], *, threads: int | None = None, **more: Any) -> object:
         return usual(domains, threads=1 if threads is None else threads, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "session_options", one)
+        patch.setattr(ort.InferenceSession, "__init__", plain)
         yield
 
 

@@ -23,7 +23,7 @@ COST = "costs time at every step and gains little"
 
 def run(folder: Path, config: QConfig, source: Path | None = None) -> tuple[Outcome, set[str]]:
     """What was done, and the down projections that R4 went before."""
-    done = quantize(source or exports.optimum_export("llama"), folder / "q.onnx", config, verify=False)
+    done = quantize(source or exports.optimum_export("llama"), folder / "q.onnx", config, verify=False, check=None)
     marked = [node.name or "" for node in model_io.load(folder / "q.onnx").graph if is_online(node)]
     return done, {name for name in (FIRST, SECOND) if any(item.startswith(name) for item in marked)}
 

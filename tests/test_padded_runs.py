@@ -54,7 +54,7 @@ def in_pairs(inputs: ModelInputs, side: str, pad: int) -> list[Feeds]:
 
 
 def written(source: Path, target: Path, config: QConfig, samples: list[Feeds]) -> bytes:
-    pipeline.quantize(source, target, config, SampleReader(samples))
+    pipeline.quantize(source, target, config, SampleReader(samples), check=None)
     return b"".join(path.read_bytes() for path in sorted(target.parent.glob(f"{target.name}*")))
 
 
