@@ -1,6 +1,6 @@
 """What a model costs as it grows: time, processor time, memory and bytes of commands, beside `cp` of the same files.
 
-    python benchmarks/scale.py MODEL.onnx [MODEL.onnx ...] [--task NAME] [--rounds N] [--jobs N] [--cold]
+    python benchmarks/scale.py MODEL.onnx [MODEL.onnx ...] [--task NAME] [--rounds N] [--jobs N] [--cold] [--text FILE]
 
 Every task is a process of its own, watched from outside: its peak resident set and processor time are what the system
 says of a child that ended, bytes are those that it asked the system to read and to write (/proc/PID/io, so Linux only;
@@ -26,6 +26,13 @@ TASKS = {
     "w8": "quantize {model} {out} --scheme w8 --no-verify --no-check --quiet",
     "w4 RTN, no clip": "quantize {model} {out} --weights rtn --w-bits 4 --no-w-clip --w-groupsize 128 --no-verify "
     "--no-check --quiet",
+    "w8a8 static": "quantize {model} {out} --scheme w8a8-static --calib-samples 4 --calib-seq-len 128 --by-stages "
+    "--no-verify --no-check --quiet",
+    "w4a8 GPTQ": "quantize {model} {out} --weights gptq --w-bits 4 --a-bits 8 --calib-samples 16 --calib-seq-len 256 "
+    "--no-verify --no-check --quiet",
+    "rotate 1GB": "rotate {model} {out} --max-memory 1GB --quiet",
+    "w8a8 static 1GB": "quantize {model} {out} --scheme w8a8-static --calib-samples 4 --calib-seq-len 128 "
+    "--max-memory 1GB --quiet",
     "w4 RTN": "quantize {model} {out} --weights rtn --w-bits 4 --w-groupsize 128 --no-verify --no-check --quiet",
 }
 
@@ -85,6 +92,7 @@ def measure(model: Path, task: str, arguments: argparse.Namespace) -> Cost:
             words = [word.format(model=model, out=f"{folder}/out.onnx") for word in TASKS[task].split()]
             command = [sys.executable, "-m", "quarot_onnx", *words]
             command += ["--jobs", str(arguments.jobs)] if arguments.jobs else []
+            command += ["--calib-text", str(arguments.text)] if arguments.text and "--calib-samples" in words else []
         settle(files, cold=arguments.cold)
         return run(command)
 
@@ -95,6 +103,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append", help="may be repeated (default: rotate)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of all tasks (default: 3)")
     parser.add_argument("--jobs", type=int, metavar="N", help="threads (default: one per core)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="to calibrate on (default: Python's documentation)")
     parser.add_argument("--cold", action="store_true", help="the source is not in the page cache")
     arguments = parser.parse_args()
     tasks = ["cp", *(arguments.task or ["rotate"])]

@@ -23,7 +23,7 @@ from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths
 from quarot_onnx.kvcache.plan import check_cache
-from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.memory import Memory, give_back
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -200,6 +200,7 @@ def quantize(
     twice = of_cache is not None and of_cache.calibrated and static_ranges.needs_calibration(selection)
     samples = lowbit.calibration_samples(config, data, again=bool(twice))
     lowbit.check_samples(selection, config, samples, "" if data is None else data.name)
+    give_back()  # what reading and tokenizing texts took
     with checking, workspace(Path(target), config, protected, samples, data) as work:
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory)
         kinds = kinds_for(config)
