@@ -183,10 +183,8 @@ def quantize(
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
     protected, of_memory = model_io.input_files(model), memory.notes(model)
-    data, given_inputs = (
-        None if reader is None else wrap(reader),
-        None if feeds is None else given_feeds(feeds, model),
-    )
+    data = None if reader is None else wrap(reader)
+    given_inputs = None if feeds is None else given_feeds(feeds, model)
     check_lengths(model, fix_shapes or {})
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     if selection is None:
