@@ -29,11 +29,11 @@ def _one_thread() -> Iterator[None]:
     """
     usual, opened = runtime.session_options, ort.InferenceSession.__init__
 
-    def plain(session: object, model: object, options: object = None, *rest: Any, **more: Any) -> None:
-        if options is None:
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = 1
-        opened(session, model, options, *rest, **more)
+    def plain(session: object, model: object, sess_options: Any = None, *rest: Any, **more: Any) -> None:
+        if sess_options is None:
+            sess_options = ort.SessionOptions()
+            sess_options.intra_op_num_threads = 1
+        opened(session, model, sess_options, *rest, **more)
 
     def one(domains: frozenset[str], *, threads: int | None = None, **more: Any) -> object:
         return usual(domains, threads=1 if threads is None else threads, **more)
