@@ -93,4 +93,5 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(2000, 10, 50)  # what is imported later is much, too
         gc.enable()
