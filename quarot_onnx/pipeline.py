@@ -23,7 +23,7 @@ from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths
 from quarot_onnx.kvcache.plan import check_cache
-from quarot_onnx.piecewise.memory import Memory, give_back
+from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import bias_correction, static_ranges
@@ -182,7 +182,7 @@ def quantize(
     folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
-    protected, of_memory = model_io.input_files(model), memory.notes(model)
+    protected, of_memory = model_io.input_files(model), memory.notes(model, QUANTIZING)
     data = None if reader is None else wrap(reader)
     given_inputs = None if feeds is None else given_feeds(feeds, model)
     check_lengths(model, fix_shapes or {})

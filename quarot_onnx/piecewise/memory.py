@@ -15,8 +15,9 @@ from quarot_onnx.piecewise.wide import HALVES
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
 _PIECE, _STATES = 256 << 20, 256 << 20
-_BASE = 200 * 10**6
-"""What the process has before any weight is read: libraries, the graph, and what is not given back at once."""
+_BASE, QUANTIZING = 250 * 10**6, 300 * 10**6
+"""What a process has beside one weight: libraries, the graph, what goes from piece to piece, what is not given back at
+once; and what quantizing adds, which is texts, tokenizer, and predictions that are compared."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Memory:
         """Bytes of what goes from piece to piece that are kept in memory; the rest goes to disk."""
         return min(_STATES, (self.bytes or 32 * _STATES) // 32)
 
-    def notes(self, model: ir.Model) -> tuple[str, ...]:
-        """What to say of a limit that cannot be kept, as one weight alone takes more: when it is run, or written."""
+    def notes(self, model: ir.Model, more: int = 0) -> tuple[str, ...]:
+        """What to say of a limit that cannot be kept, as one weight alone takes more: when it is run, or written.
+
+        Args:
+            model: The float model.
+            more: Bytes that the process needs beside weights, more than a rotation does.
+        """
         tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
         needs = {tensor: max(weight_bytes(tensor), 2 * tensor.nbytes) for tensor in tensors if tensor is not None}
         if self.limit is None or not needs:
             return ()
         largest = max(needs, key=lambda tensor: needs[tensor])
-        needed = _BASE + needs[largest]
+        needed = _BASE + more + needs[largest]
         if needed <= self.limit:
             return ()
         shape = "x".join(map(str, largest.shape.numpy()))
