@@ -1,4 +1,4 @@
-"""All nodes and graphs of a model, subgraphs among them: what onnx-ir's own traversal gives, in a third of its time."""
+"""All nodes and graphs of a model, subgraphs among them: what onnx-ir's own traversal gives, in half of its time."""
 
 from collections.abc import Iterator
 
