@@ -117,7 +117,7 @@ class Study:
         seconds = time.perf_counter() - start
         found = self.perplexities(out / "model.onnx")
         shutil.rmtree(out)
-        return {"perplexity": found, "seconds": seconds, "round": outcome.seconds["round"]}
+        return {"perplexity": found, "seconds": seconds, "round": outcome.seconds.get("round")}
 
 
 def cells(schemes: list[str], methods: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int | None]]:

@@ -6,7 +6,7 @@ The graph is spelt as onnxruntime-genai's builder spells it (packed qkv_proj, Gr
 optimum does (norms, RoPE and attention in standard operators), with their names. Weights are cut from one block of
 gaussian numbers, W: [in, out] with the deviation 1/sqrt(in): cheap to make, and activations keep their size. The memory
 needed is that of the largest weight, the disk that of the model. A tokenizer.json beside it has a token for each byte,
-so that commands that calibrate on text run.
+where the vocabulary holds so many, so that commands that calibrate on text run.
 """
 
 import argparse
@@ -314,10 +314,10 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help="instead of the shape's")
     arguments = parser.parse_args()
     given = {name: value for name in counts if (value := getattr(arguments, name)) is not None}
-    SPELLINGS[arguments.spelling](
-        replace(SHAPES[arguments.shape], **given), arguments.dtype, arguments.seed, arguments.out
-    )
-    byte_tokens().save(str(arguments.out.with_name("tokenizer.json")))
+    sizes, tokenizer = replace(SHAPES[arguments.shape], **given), byte_tokens()
+    SPELLINGS[arguments.spelling](sizes, arguments.dtype, arguments.seed, arguments.out)
+    if sizes.vocab >= tokenizer.get_vocab_size():
+        tokenizer.save(str(arguments.out.with_name("tokenizer.json")))
     files = [arguments.out, *arguments.out.parent.glob(f"{arguments.out.name}.data")]
     print(f"{arguments.out}: {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB")
 
