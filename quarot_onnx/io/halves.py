@@ -12,7 +12,11 @@ Numbers beyond float16's range, infinity and NaN are left to NumPy.
 """
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
+
+HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""The floats of 16 bits, which onnxruntime computes with as 32-bit ones on a CPU."""
 
 _SLICE = 1 << 16
 """Elements at a time: what a pass writes is still in the cache for the next one."""

@@ -61,15 +61,15 @@ class Moments:
 class _Side:
     """Takes the queries or the keys of an attention, [batch, heads, seq, head_dim], and hands them on in pairs."""
 
-    def __init__(self, waiting: deque[_Heads], add: Callable[[_Heads], None]) -> None:
-        self._waiting, self._add = waiting, add
+    def __init__(self, waiting: deque[_Heads], meet: Callable[[], None]) -> None:
+        self._waiting, self._meet = waiting, meet
 
     def add(self, values: _Heads) -> bool:
         """Take in heads; False where a value is not finite."""
         self._waiting.append(values)
         finite = bool(np.isfinite(values).all())
         if finite:
-            self._add(values)
+            self._meet()
         return finite
 
 
@@ -89,7 +89,7 @@ class _Sums:
         self.queries, self.keys, self.first = (np.zeros((1,) * axes) for axes in (3, 3, 2))
         self.weights, self.count = np.zeros(1), 0
 
-    def _meet(self, _values: _Heads) -> None:
+    def _meet(self) -> None:
         """Queries and keys of a run come one after the other, in either order, and runs in one order."""
         if not self._queries or not self._keys:
             return

@@ -23,8 +23,9 @@ import onnx_ir as ir
 from quarot_onnx.graph.parts import Parts, constants_behind, nodes_behind
 from quarot_onnx.graph.query import attribute_int, data_input, operands
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.io.halves import HALVES
 from quarot_onnx.piecewise.memory import weight_bytes
-from quarot_onnx.piecewise.wide import HALVES, wide_name, widen
+from quarot_onnx.piecewise.wide import wide_name, widen
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 _BEFORE = _PRODUCTS | {"QuantizeLinear", "DynamicQuantizeLinear", "Abs"}
@@ -228,8 +229,9 @@ class Cuts:
         """What a node makes of 16-bit floats, or makes them of 32-bit ones; None for others."""
         if node.op_type != "Cast":
             return None
-        ends = self._shapes.dtype(data_input(node)), ir.DataType(attribute_int(node, "to", 0))
-        return ends[1] if ir.DataType.FLOAT in ends and HALVES.intersection(ends) else None
+        x, to = data_input(node), ir.DataType(attribute_int(node, "to", 0))
+        ends = x.dtype or self._shapes.dtype(x), to  # inference where the graph does not say
+        return to if ir.DataType.FLOAT in ends and HALVES.intersection(ends) else None
 
 
 def _next_start(

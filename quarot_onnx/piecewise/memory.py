@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.io.halves import HALVES
 from quarot_onnx.io.nodes import all_graphs
-from quarot_onnx.piecewise.wide import HALVES
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _OPEN = 1.25  # of a model's weights as float32: what onnxruntime, NumPy and activations take beside them
@@ -54,8 +55,7 @@ class Memory:
             model: The float model.
             more: Bytes that the process needs beside weights, more than a rotation does.
         """
-        tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-        needs = {tensor: max(weight_bytes(tensor), 2 * tensor.nbytes) for tensor in tensors if tensor is not None}
+        needs = {tensor: max(weight_bytes(tensor), 2 * tensor.nbytes) for tensor in _tensors(model)}
         if self.limit is None or not needs:
             return ()
         largest = max(needs, key=lambda tensor: needs[tensor])
@@ -102,8 +102,13 @@ WHOLE = Memory(by_stages=False)
 
 def opened_bytes(model: ir.Model) -> int:
     """The bytes of a model's weights in a session: onnxruntime computes with 16-bit floats as 32-bit ones on a CPU."""
-    tensors = (value.const_value for graph in all_graphs(model) for value in graph.initializers.values())
-    return sum(weight_bytes(tensor) for tensor in tensors if tensor is not None)
+    return sum(map(weight_bytes, _tensors(model)))
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """What the initializers of a model hold, those of subgraphs too."""
+    values = (value.const_value for graph in all_graphs(model) for value in graph.initializers.values())
+    return (tensor for tensor in values if tensor is not None)
 
 
 def weight_bytes(tensor: ir.TensorProtocol) -> int:

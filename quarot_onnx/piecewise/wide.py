@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import SIZE_ONLY
-
-HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+from quarot_onnx.io.halves import HALVES
 
 _OWN = "InsertedPrecisionFreeCast_"
 

@@ -7,6 +7,9 @@ the latest.
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight
 from quarot_onnx.rounding.blockwise import WeightJob
@@ -41,17 +44,17 @@ class PlainWeights:
         """A weight; reading it raises ModelError where it holds NaN or infinity."""
         found = _Found()
 
+        def grid_of(weight: NDArray[np.floating]) -> Grid:
+            return found.grid or self._keep(found, find_grid(weight, job.scheme, job.name, clip=self._clip))
+
         def load() -> QuantizedWeight:
             weight = job.read()
-            grid = found.grid or self._keep(found, find_grid(weight, job.scheme, job.name, clip=self._clip))
+            grid = grid_of(weight)
             integers = nearest_integers(weight, job.scheme, grid)
             return QuantizedWeight(job.scheme, integers, grid.scale, grid.zero_point)
 
-        def grid() -> Grid:
-            return found.grid or self._keep(found, find_grid(job.read(), job.scheme, job.name, clip=self._clip))
-
         rows, columns = job.weight.shape
-        return RoundedWeight(job.scheme, (rows, columns), grid, load)
+        return RoundedWeight(job.scheme, (rows, columns), lambda: found.grid or grid_of(job.read()), load)
 
     def _keep(self, found: _Found, grid: Grid) -> Grid:
         found.grid = grid

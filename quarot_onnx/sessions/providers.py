@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from quarot_onnx.errors import ConfigError, ModelError, did_you_mean
+from quarot_onnx.io.halves import HALVES
 
 CPU = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
@@ -112,7 +113,7 @@ def version_record() -> dict[str, object]:
 def notes(model: ir.Model) -> tuple[str, ...]:
     """What to say of a model that is measured on the provider."""
     dtypes = {v.const_value.dtype for v in model.graph.initializers.values() if v.const_value is not None}
-    halves = sorted(dtype.name.lower() for dtype in dtypes & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+    halves = sorted(dtype.name.lower() for dtype in dtypes & HALVES)
     if current().name == CPU or not halves:
         return ()
     name = current().name
