@@ -49,8 +49,8 @@ def rotate_and_quantize(model: Path, out: Path, arguments: argparse.Namespace) -
 
 
 def quantize_static(model: Path, out: Path, arguments: argparse.Namespace) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as theirs
+    from onnxruntime.quantization import CalibrationDataReader
+    from peers import static_int8  # beside this file
 
     from quarot_onnx.calibration.readers import TextReader
 
@@ -62,12 +62,7 @@ def quantize_static(model: Path, out: Path, arguments: argparse.Namespace) -> No
             return self.text.get_next()
 
     out.parent.mkdir(parents=True)
-    options = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
-    theirs(
-        model, out, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"], per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, use_external_data_format=True,
-        extra_options=options,
-    )  # fmt: skip
+    static_int8(model, out, Reader())
 
 
 TASKS = {

@@ -52,30 +52,34 @@ class Reader:
             yield feeds
 
 
-def with_onnxruntime(model: Path, out: Path, files: list[Path]) -> None:
-    from onnxruntime.quantization import (  # noqa: PLC0415
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+def static_int8(model: Path, out: Path, reader: Any) -> None:
+    """onnxruntime's own tool: W8A8 with fixed scales, an activation's per tensor, a weight's per channel."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # noqa: PLC0415
 
     quantize_static(
-        model, out, type("Samples", (Reader, CalibrationDataReader), {})(files), quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul"], per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, use_external_data_format=True,
+        model, out, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"], per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, use_external_data_format=True,
         extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
     )  # fmt: skip
 
 
-def with_quark(model: Path, out: Path, files: list[Path]) -> None:
+def calibration_reader(files: list[Path]) -> Any:
+    """The samples as a reader that onnxruntime's tools take."""
     from onnxruntime.quantization import CalibrationDataReader  # noqa: PLC0415
+
+    return type("Samples", (Reader, CalibrationDataReader), {})(files)
+
+
+def with_onnxruntime(model: Path, out: Path, files: list[Path]) -> None:
+    static_int8(model, out, calibration_reader(files))
+
+
+def with_quark(model: Path, out: Path, files: list[Path]) -> None:
     from quark.onnx import CalibMethod, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec  # noqa: PLC0415
 
     layer = QLayerConfig(activation=UInt8Spec(calibration_method=CalibMethod.MinMax), weight=Int8Spec())
     config = QConfig(global_config=layer, OpTypesToQuantize=["MatMul", "Gemm"], UseExternalData=True)
-    reader = type("Samples", (Reader, CalibrationDataReader), {})(files)
-    ModelQuantizer(config).quantize_model(str(model), str(out), reader)
+    ModelQuantizer(config).quantize_model(str(model), str(out), calibration_reader(files))
 
 
 def with_aimet(model: Path, out: Path, files: list[Path]) -> None:
@@ -161,8 +165,8 @@ def row(peer: str, arguments: argparse.Namespace, samples: Path, usual: dict[str
             return f"| {NAMES[peer]} | cannot be installed: {error} |"
         except SystemExit:
             return f"| {NAMES[peer]} | fails: {last_line(said.read_text(errors='replace'))} |"
-        usual.setdefault("user", cost.user) if peer == "onnxruntime" else None
-        usual.setdefault("peak", cost.peak) if peer == "onnxruntime" else None
+        if peer == "onnxruntime":
+            usual.update(user=cost.user, peak=cost.peak)
         cells = [f"{cost.wall:.1f}", f"{cost.user:.1f}", f"{cost.user / usual['user']:.2f}"]
         cells += [f"{cost.peak:,.0f}", f"{cost.peak / usual['peak']:.2f}"]
         if arguments.eval is not None:
