@@ -56,6 +56,13 @@ class Writer:
         axes = self.constant("last_axis", np.array([-1], dtype=np.int64))
         return self.add(anchor, op_type, x, axes, keepdims=1)
 
+    def summed(self, anchor: ir.Node, x: ir.Value, axis: int) -> ir.Value:
+        """ReduceSum over an axis, which goes."""
+        if self.opset < 13:
+            return self.add(anchor, "ReduceSum", x, axes=[axis], keepdims=0)
+        axes = self.constant("axis", np.array([axis], dtype=np.int64))
+        return self.add(anchor, "ReduceSum", x, axes, keepdims=0)
+
     def cast(self, anchor: ir.Node, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
         """``value`` in another type, through a Cast where they differ."""
         return value if have is want else self.add(anchor, "Cast", value, to=int(want))

@@ -1,6 +1,6 @@
 """A key/value cache quantized in place: what calibration must see for it, the doing, and what to say of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from quarot_onnx.calibration.readers import DataReader
@@ -9,7 +9,7 @@ from quarot_onnx.config.kv_cache import FEW_BITS
 from quarot_onnx.errors import first_and_more
 from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
-from quarot_onnx.kvcache.integers import Floats
+from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Floats
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import ODD, Cache
 from quarot_onnx.kvcache.plan import CachePlan, require_reader
@@ -25,6 +25,8 @@ _KEPT_BYTES = 256 << 20
 """Of the values of all caches that are kept to find scales on."""
 
 _SCALE_BYTES = 4
+"""Of the scales of a token and head: a float32, or two float16."""
+
 _SAMPLES = 16
 """How many calibration samples are usual."""
 
@@ -61,13 +63,14 @@ def calibrate_cache(
     )
 
 
-def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
+def apply_cache(survey: Survey, plan: CachePlan, seen: Seen, balanced: Collection[str] = ()) -> None:
     """Quantize the cache of a model in place.
 
     Args:
         survey: The model that the plan was made on.
         plan: The plan.
         seen: From `calibrate_cache`.
+        balanced: The outputs that hold balanced keys.
     """
     config, places, model = plan.config, plan.places, survey.model
     if config.resolved_form is CacheForm.FAKE:
@@ -76,7 +79,8 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen) -> None:
     joined, fused = JoinedCache(model), FusedCache(model)
     for place in places.joined:
         if config.grid(keys=place.keys).bits is not None:
-            joined.write(place, config.grid(keys=place.keys), _fixed(plan, place, seen))
+            halves = UNLIKE if plan.halved and place.present.name in balanced else ALIKE
+            joined.write(place, config.grid(keys=place.keys), _fixed(plan, place, seen), halves)
     for operator in places.fused:
         assert config.k_bits is not None, "K and V alike"
         keys, values = (_fixed(plan, cache, seen) for cache in (operator.keys, operator.values))
@@ -113,6 +117,6 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
         before += entries * cache.past.dtype.itemsize
         scales = _SCALE_BYTES * heads if of_tokens else 0
         after += entries * cache.past.dtype.itemsize if bits is None else entries * bits / 8 + scales
-    kind = "a scale for each token and head beside them" if of_tokens else "fixed scales"
+    kind = "scales for each token and head beside them" if of_tokens else "fixed scales"
     what = f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"
     return (f"{what}{', where it is quantized' if odd else ''}", *odd)

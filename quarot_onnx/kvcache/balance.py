@@ -29,7 +29,7 @@ from scipy.linalg import solve_triangular
 from quarot_onnx.config.kv_cache import UNBALANCED
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.metadata import refuse_prefixed
-from quarot_onnx.hadamard.orders import usual_block
+from quarot_onnx.hadamard.orders import largest_block, usual_block
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.kvcache.moments import Moments, balanceable
 from quarot_onnx.rotation.edits import BalanceEdit, Plan
@@ -43,7 +43,12 @@ _RIDGE = 1e-4
 
 
 def plan_balance(
-    attentions: Sequence[Attention], others: Sequence[str], moments: Mapping[str, Moments], seed: int | None = None
+    attentions: Sequence[Attention],
+    others: Sequence[str],
+    moments: Mapping[str, Moments],
+    *,
+    halved: bool = False,
+    seed: int | None = None,
 ) -> Plan:
     """Turn what was measured into edits.
 
@@ -51,9 +56,13 @@ def plan_balance(
         attentions: From `balanceable`.
         others: From there, too.
         moments: Of the attentions, by their names.
+        halved: Whether the two halves of a head are rounded on grids of their own.
         seed: Of the random Hadamards; None for plain ones.
     """
-    edits = [_edit(attention, moments[attention.name], seed) for attention in attentions]
+    edits = [
+        _edit(attention, moments[attention.name], _mixing(attention.head_dim, seed, halved=halved))
+        for attention in attentions
+    ]
     caches = {edit.attention.key_cache: edit for edit in edits if edit.attention.key_cache is not None}
     notes = (f"keys are not balanced at {first_and_more(others)}, nor rotated (R3)",) if others else ()
     return Plan(
@@ -83,10 +92,15 @@ def require_balanceable(survey: Survey) -> None:
         )
 
 
-def _edit(attention: Attention, moments: Moments, seed: int | None) -> BalanceEdit:
+def _mixing(head_dim: int, seed: int | None, *, halved: bool) -> Rotation:
+    """H, of a head or of its halves."""
+    block = largest_block(head_dim // 2) if halved else usual_block(head_dim)
+    return Rotation.hadamard(head_dim, seed=seed, block_size=block)
+
+
+def _edit(attention: Attention, moments: Moments, mixing: Rotation) -> BalanceEdit:
     heads, head_dim, _ = moments.keys.shape
     own = moments.queries.reshape(heads, -1, head_dim, head_dim).mean(axis=1)
-    mixing = Rotation.hadamard(head_dim, seed=seed, block_size=usual_block(head_dim))
     pairs = [balanced(k, q, mixing) for k, q in zip(moments.keys, own, strict=True)]
     queries, keys = (np.stack(side) for side in zip(*pairs, strict=True))
     return BalanceEdit(attention, np.repeat(queries, len(moments.queries) // heads, axis=0), keys, moments.centres)
@@ -104,7 +118,8 @@ def balanced(keys: Matrix, queries: Matrix, mixing: Rotation) -> tuple[Matrix, M
         A⁻ᵀ, for queries, and A, for keys; (A⁻ᵀ) Aᵀ = I.
     """
     low = np.linalg.cholesky(_raised(keys))
-    values, vectors = np.linalg.eigh(low.T @ _raised(queries) @ low)
+    rising, vectors = np.linalg.eigh(low.T @ _raised(queries) @ low)
+    values, vectors = rising[::-1], vectors[:, ::-1]
     root = np.maximum(values, np.finfo(np.float64).tiny) ** 0.25
     for_keys = solve_triangular(low, vectors * root, lower=True, trans="T")
     return mixing.apply((low @ vectors) / root, 1), mixing.apply(for_keys, 1)

@@ -3,12 +3,35 @@
 q = clip(round(x / scale)), symmetric; 4-bit ones lie two in a byte, each plus 8.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.emission.packing import pack
+
+
+@dataclass(frozen=True)
+class Halves:
+    """How entries of a head share bytes: entry i of its first half the low bits of byte i, of its second the others.
+
+    Attributes:
+        first: Bits of those of the first half.
+        second: The rest of 8.
+    """
+
+    first: int
+    second: int
+
+    @property
+    def lowest(self) -> NDArray[np.float32]:
+        """The smallest integer of each half, [2]."""
+        return -(np.float32(2) ** np.array([self.first - 1, self.second - 1], np.float32))
+
+
+ALIKE, UNLIKE = Halves(4, 4), Halves(5, 3)
+"""Of entries that are spread alike; and of balanced ones, the first half of which holds most of what queries see."""
 
 OFFSET = 8
 """What is added to a 4-bit integer."""

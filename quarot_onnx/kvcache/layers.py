@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quarot_onnx.config.kv_cache import KVCacheConfig
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.kvcache.places import Cache
 from quarot_onnx.kvcache.scale_file import Basis
@@ -18,6 +19,12 @@ def by_layer(caches: Sequence[Cache], *, keys: bool) -> dict[int, Cache]:
     told = [_NUMBER.search(cache.present.name or "") for cache in own]
     numbers = [int(found[0]) for found in told if found is not None]
     return dict(zip(numbers if len(set(numbers)) == len(own) else range(len(own)), own, strict=True))
+
+
+def balanced_caches(recipe: Mapping[str, Any] | None) -> frozenset[str]:
+    """The outputs that hold balanced keys, as a record says."""
+    entries = [entry for entry in transforms_of(recipe) if entry["name"] == KVCacheConfig.model_fields["name"].default]
+    return frozenset(name for entry in entries for name in entry["caches"])
 
 
 def basis_of(recipe: Mapping[str, Any] | None, cache: Cache) -> tuple[str, Basis] | None:

@@ -46,6 +46,12 @@ class CachePlan:
         return self.key_scales is not CacheScales.TOKEN
 
     @property
+    def halved(self) -> bool:
+        """Whether the two halves of a key's entries have scales of their own."""
+        integers = self.config.resolved_form is CacheForm.INT
+        return integers and self.config.k_bits == 4 and self.key_scales is CacheScales.TOKEN
+
+    @property
     def calibrated(self) -> list[str]:
         """The outputs of the graph that calibration must look at."""
         if not self.fixed or self.given is not None:

@@ -19,6 +19,7 @@ def balance_in_place(
     reader: DataReader,
     folder: Path,
     *,
+    halved: bool = False,
     before: int = 0,
     seed: int | None = None,
     max_samples: int | None = None,
@@ -32,6 +33,7 @@ def balance_in_place(
         survey: The same model, loaded.
         reader: Calibration data.
         folder: Where the original and its config files lie.
+        halved: Whether the two halves of a head are rounded on grids of their own.
         before: Positions that a prefix takes.
         seed: Of the random Hadamards; None for plain ones.
         max_samples: Stop after so many samples.
@@ -47,6 +49,6 @@ def balance_in_place(
     moments = collect_moments(
         file, attentions, reader, positions, max_samples=max_samples, progress=progress, memory=memory
     )
-    plan = plan_balance(attentions, others, moments, seed)
+    plan = plan_balance(attentions, others, moments, halved=halved, seed=seed)
     apply_plan(survey.model, plan, survey.shapes)
     return plan

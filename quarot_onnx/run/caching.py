@@ -14,7 +14,7 @@ from quarot_onnx.io.tensors import read_array
 from quarot_onnx.kvcache import scale_file
 from quarot_onnx.kvcache.apply import apply_cache, cache_notes, calibrate_cache
 from quarot_onnx.kvcache.integers import Floats
-from quarot_onnx.kvcache.layers import basis_of, by_layer
+from quarot_onnx.kvcache.layers import balanced_caches, basis_of, by_layer
 from quarot_onnx.kvcache.plan import CachePlan, plan_cache
 from quarot_onnx.progress import of_phase
 from quarot_onnx.rotation.edits import Plan
@@ -67,7 +67,7 @@ def quantize_cache(start: Start, run: Run, target: str | Path) -> Cached:
         start.file, plan, start.reader, max_samples=start.limit, progress=progress, memory=run.memory
     )
     notes = cache_notes(plan)
-    apply_cache(survey, plan, seen)
+    apply_cache(survey, plan, seen, balanced_caches(recorded(start.model)))
     run.clock.lap("cache")
     written = _scale_file(plan, recorded(start.model))
     if written is None:

@@ -23,6 +23,7 @@ from quarot_onnx.config.algorithm import (
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
+from quarot_onnx.kvcache.plan import plan_cache
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization.select import Selection, select
@@ -172,7 +173,7 @@ def _smooth(start: Start, config: Any, run: Run) -> Plan:
     )
 
 
-def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - what needs no data does not come here
+def _balance(start: Start, config: Any, run: Run) -> Plan:
     """Keys and queries balanced."""
     assert start.reader is not None, "refused before"
     quarot = run.config.quarot
@@ -181,6 +182,7 @@ def _balance(start: Start, config: Any, run: Run) -> Plan:  # noqa: ARG001 - wha
         start.selection.survey,
         start.reader,
         run.folder,
+        halved=plan_cache(start.selection.survey, config).halved,
         before=0 if start.lead is None else len(start.lead.ids),
         seed=quarot.seed if quarot is not None and quarot.use_random_had else None,
         max_samples=start.limit,

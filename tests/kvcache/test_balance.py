@@ -18,7 +18,8 @@ from quarot_onnx.evaluation.equivalence import compare, require
 from quarot_onnx.graph.metadata import recorded
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.io import model_io
-from quarot_onnx.kvcache.balance import balanced
+from quarot_onnx.kvcache.balance import _mixing, balanced
+from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Halves
 from quarot_onnx.kvcache.moments import _Sums, attended, balanceable, collect_moments
 from quarot_onnx.kvcache.shifting import Shifts
 from quarot_onnx.piecewise.memory import WHOLE, Memory
@@ -63,6 +64,31 @@ def test_rounded_keys_are_nearer_than_behind_a_hadamard() -> None:
         rounded = fake_quantize((keys @ a).astype(np.float32), 4, symmetric=True)
         errors.append(np.square(queries @ b @ rounded.T - scores).mean())
     assert errors[0] < 0.6 * errors[1]
+
+
+def in_halves(x: np.ndarray, halves: Halves) -> np.ndarray:
+    """Rows rounded, each half on a grid of its own, its farthest entry the lowest integer."""
+    parts = np.split(x, 2, axis=1)
+    for part, lowest in zip(parts, halves.lowest, strict=True):
+        farthest = np.take_along_axis(part, np.abs(part).argmax(axis=1, keepdims=True), axis=1)
+        part[...] = np.clip(np.rint(part / farthest * lowest), lowest, -1 - lowest) * farthest / lowest
+    return np.concatenate(parts, axis=1)
+
+
+def test_what_queries_see_most_lies_in_the_first_half_and_gains_from_a_fifth_bit() -> None:
+    rng = np.random.default_rng(3)
+    keys, queries = (rng.multivariate_normal(np.zeros(SIZE), moments(seed), 400) for seed in (1, 2))
+    b, a = balanced(moments(1), moments(2), _mixing(SIZE, None, halved=True))
+    np.testing.assert_allclose(b @ a.T, np.eye(SIZE), atol=1e-9)
+    within = np.diag(a.T @ moments(1) @ a).reshape(2, -1)
+    np.testing.assert_allclose(within, within.mean(axis=1, keepdims=True).repeat(SIZE // 2, axis=1), rtol=2e-2)
+    assert within[0, 0] > 4 * within[1, 0]
+    scores, whole = queries @ keys.T, balanced(moments(1), moments(2), _mixing(SIZE, None, halved=False))
+    errors = [
+        np.square(queries @ left @ in_halves(keys @ right, halves).T - scores).mean()
+        for (left, right), halves in (((b, a), UNLIKE), ((b, a), ALIKE), (whole, ALIKE))
+    ]
+    assert errors[0] < 0.7 * min(errors[1:]), errors
 
 
 @pytest.mark.parametrize("empty", [0, 1])

@@ -15,10 +15,12 @@ from quarot_onnx import KVCacheConfig, QConfig, QuarotConfig, SinkPrefixConfig
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.readers import TokenReader
+from quarot_onnx.config.kv_cache import CacheGrid
 from quarot_onnx.graph.metadata import recorded
 from quarot_onnx.io import model_io
 from quarot_onnx.kvcache.fused import FusedCache
-from quarot_onnx.kvcache.integers import stored
+from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Halves, stored
+from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import find_cache_places
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.quantization.activations import fake_quantize
@@ -59,22 +61,72 @@ def test_integers_are_the_values_that_the_fake_form_rounds_to(case: str, tmp_pat
     assert not near(integers, exact, 1e-5)
 
 
+def halved(x: np.ndarray) -> np.ndarray:
+    """[..., n] as [..., 2, n / 2]."""
+    return x.reshape(*x.shape[:-1], 2, -1)
+
+
+def unpacked(kept: np.ndarray, halves: Halves) -> np.ndarray:
+    """The integers of bytes, [..., 2, n / 2]."""
+    both = np.stack([kept & ((1 << halves.first) - 1), kept >> halves.first], axis=-2)
+    return np.asarray(both.astype(np.float32) + halves.lowest[:, None])
+
+
+@pytest.mark.parametrize("halves", [ALIKE, UNLIKE], ids=str)
 @pytest.mark.parametrize("case", SPELT)
-def test_of_four_bits_the_farthest_entry_is_the_lowest_integer(case: str, tmp_path: Path) -> None:
+def test_of_four_bits_the_farthest_entry_of_a_half_is_the_lowest_integer(
+    case: str, halves: Halves, tmp_path: Path
+) -> None:
     source = optimum_export("gpt_neox", rotary_pct=0.25) if case == QUARTER else EXPORTS[case]()
-    rotate(source, tmp_path / "r" / "model.onnx", QuarotConfig(r3=True), verify=False)
-    _, exact = outputs(tmp_path / "r" / "model.onnx", IDS[:1])
-    _, kept = outputs(cached(case, tmp_path, bits=4, k_balance=False), IDS[:1])
+    _, exact = outputs(source, IDS[:1])
+    model = model_io.load(source)
+    for place in find_cache_places(Survey(model)).joined:
+        JoinedCache(model).write(place, CacheGrid(4, None, symmetric=True, clip_ratio=1.0), None, halves)
+    model_io.save(model, tmp_path / "model.onnx")
+    _, kept = outputs(tmp_path / "model.onnx", IDS[:1])
     first = next(iter(exact))  # what comes later sees what was rounded
+    loose = 1e-2 if "fp16" in case else 3e-3  # scales are float16
     for name in (first, f"{first.removesuffix('key')}value"):
-        bytes_, scales, x = kept[name], kept[f"{name}_scale"], exact[name].astype(np.float32)
-        integers = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1).astype(np.float32) - 8
-        steps = x / scales
-        loose = 1e-2 if "fp16" in case else 1e-4
+        x, scales = halved(exact[name].astype(np.float32)), kept[f"{name}_scale"]
+        assert scales.dtype == np.float16
+        integers, steps = unpacked(kept[name], halves), x / scales[..., None].astype(np.float32)
         farthest = np.take_along_axis(integers, np.abs(x).argmax(axis=-1, keepdims=True), axis=-1)
-        assert np.array_equal(farthest, np.full_like(farthest, -8))
-        assert np.abs(steps).max() < 8 + loose
-        assert np.abs(integers - np.minimum(steps, 7)).max() < 0.5 + loose
+        assert np.array_equal(farthest, np.broadcast_to(halves.lowest[:, None], farthest.shape))
+        top = -1 - halves.lowest[:, None]
+        assert (np.abs(steps).max(axis=(0, 1, 2, 4)) < (top[:, 0] + 1) * (1 + loose)).all()
+        assert np.abs(integers - np.minimum(steps, top)).max() < 0.5 + 16 * loose
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache"])
+def test_balanced_keys_lie_in_five_and_three_bits(case: str, tmp_path: Path) -> None:
+    """The record tells them from values, which are alike."""
+    path = cached(case, tmp_path, bits=4)
+    _, kept = outputs(path, IDS[:1])
+    exact, _ = outputs(EXPORTS[case](), IDS[:1])
+    got, _ = outputs(path, IDS[:1])
+    assert near(got, exact, 0.25)
+    first = next(name for name in kept if name.endswith("key"))
+    for name, halves in ((first, UNLIKE), (f"{first.removesuffix('key')}value", ALIKE)):
+        integers = unpacked(kept[name], halves)
+        reached = [sorted(set(part.ravel())) for part in (integers[..., 0, :], integers[..., 1, :])]
+        assert [part[0] for part in reached] == list(halves.lowest)
+        assert all((integers == halves.lowest[:, None]).any(axis=-1).ravel())
+
+
+def test_scales_that_float16_cannot_hold_stay_finite(tmp_path: Path) -> None:
+    """Keys of millions: what is beyond the largest scale is cut off."""
+    model = onnx.load(EXPORTS["optimum llama"]())
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and "v_proj" in node.name:
+            tensor = weights[node.input[1]]
+            tensor.CopyFrom(numpy_helper.from_array(1e8 * numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    config = QConfig(None, algo_config=[KVCacheConfig(v_bits=4)])
+    quantize(tmp_path / "large.onnx", tmp_path / "out" / "model.onnx", config, verify=False, check=None)
+    found, kept = outputs(tmp_path / "out" / "model.onnx", IDS[:1], (12,))
+    assert np.isfinite(found).all()
+    assert all(np.isfinite(array.astype(np.float32)).all() for array in kept.values())
 
 
 def test_a_token_whose_key_is_zero(tmp_path: Path) -> None:
