@@ -6,11 +6,9 @@ turn comes, so the peak is one weight. Outputs appear at once or not at all (``s
 model was read from.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -18,16 +16,15 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.io import wire
-from quarot_onnx.io.companions import companion_bytes, companion_files
+from quarot_onnx.io.delivery import NO_OPTIONS, Delivery
 from quarot_onnx.io.external import Binder, damaged, model_file
 from quarot_onnx.io.layout import Layout, lay_out, streamed_weights
-from quarot_onnx.io.replacing import RECORD, Earlier, Outputs, report_file
 from quarot_onnx.io.spellings import lift_constants, name_standard_domain, respell
-from quarot_onnx.io.staging import check_free_space, check_targets, free_bytes, same_file, staged
 from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
 from quarot_onnx.progress import Progress
 
 __all__ = [
+    "NO_OPTIONS",
     "SavedModel",
     "check_target",
     "input_files",
@@ -39,13 +36,11 @@ __all__ = [
     "source_of",
 ]
 
-NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 _SOURCE = "source"
 _DATA_FILES = "data_files"
 _EXTERNAL_FROM = 100 * 10**6
 _IR_ERRORS = (RuntimeError, ir.passes.InvariantError, ValueError, TypeError, KeyError)  # onnx-ir on a damaged graph
 _PROTOBUF_LIMIT = 2**31 - 1
-_SLACK = 1 << 16  # folder entries and file system blocks, in the estimate of the space that a save needs
 
 
 @dataclass(frozen=True)
@@ -145,41 +140,29 @@ def save(
     external = use_external_data
     if external is None:
         external = sum(tensor.nbytes for tensor in weights) >= _EXTERNAL_FROM
-    inputs = input_files(model)
-    forbid = list(forbid)
-    companions = _companions(companions_from, target, exclude=[*inputs, *forbid], session_options=session_options)
-    outputs = Outputs(
+    delivery = Delivery.to(
         target,
-        _data_file(target) if external else None,
-        report_file(target) if report is not None else None,
-        companions | {target.with_name(name): content for name, content in (beside or {}).items()},
+        inputs=[*input_files(model), *forbid],
+        data=external,
+        report=report is not None,
+        companions_from=companions_from,
+        session_options=session_options,
+        beside=beside or {},
+        overwrite=overwrite,
     )
-    earlier = _check(outputs, protected=[*inputs, *forbid], overwrite=overwrite)
-    data_path, report_path = outputs.data, outputs.report
-    pending = earlier.pending(outputs.companions)
-    listed = {} if companions_from is None else {RECORD: earlier.record(outputs.companions)}
-
+    data_path = delivery.outputs.data
     layout = lay_out(model, data_name=data_path.name if data_path else None)
     if data_path is None:
         _check_protobuf_size(layout, str(target))
-    needed = layout.model_bytes + layout.data_bytes + sum(map(len, pending.values())) + _SLACK
-    check_free_space(target.parent, needed)
-    try:
-        with staged(target) as batch:
-            if data_path is not None:
-                layout.write_data(batch.stage(data_path), progress)
-            for file, content in pending.items():
-                batch.stage(file).write_bytes(content)
-            model_file = batch.stage(target)
-            layout.write_model(model_file, None if data_path else progress)
-            found = {} if check is None else check(model_file)
-            if report_path is not None:
-                full = {**(report or {}), **found, **listed}
-                batch.stage(report_path).write_text(f"{json.dumps(full, indent=2)}\n", encoding="utf-8")
-    except OSError as error:
-        free = free_bytes(target.parent)
-        raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
-    return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, report_path)
+
+    def write(model_file: Path, data_file: Path | None) -> Mapping[str, object]:
+        if data_file is not None:
+            layout.write_data(data_file, progress)
+        layout.write_model(model_file, None if data_file else progress)
+        return {} if check is None else check(model_file)
+
+    delivery.make(layout.model_bytes + layout.data_bytes, write, report or {})
+    return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, delivery.outputs.report)
 
 
 def check_target(
@@ -202,25 +185,15 @@ def check_target(
     Raises:
         OutputError: Naming the target and the way out.
     """
-    target = Path(path).absolute()
-    inputs = input_files(model)
-    report = None if companions_from is None else report_file(target)
-    companions = _companions(companions_from, target, exclude=inputs, session_options=session_options)
-    outputs = Outputs(target, _data_file(target), report, companions)
-    _check(outputs, protected=inputs, overwrite=overwrite)
-
-
-def _check(outputs: Outputs, *, protected: Iterable[Path], overwrite: bool | None) -> Earlier:
-    """Refuse what must not be written; the records of earlier runs in the output's folder."""
-    check_targets(outputs.files, protected=protected, overwrite=overwrite is not False)
-    earlier = Earlier.at(outputs.target)
-    if overwrite is None:
-        earlier.check(outputs)
-    return earlier
-
-
-def _data_file(target: Path) -> Path:
-    return target.with_name(f"{target.name}.data")
+    Delivery.to(
+        Path(path).absolute(),
+        inputs=input_files(model),
+        data=True,
+        report=companions_from is not None,
+        companions_from=companions_from,
+        session_options=session_options,
+        overwrite=overwrite,
+    )
 
 
 def _parse(source: Path) -> onnx.ModelProto:
@@ -252,20 +225,6 @@ def input_files(model: ir.Model) -> list[Path]:
     tensors = streamed_weights(model).values()
     files += [Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
     return list(dict.fromkeys(files))
-
-
-def _companions(
-    folder: Path | None, target: Path, *, exclude: Iterable[Path], session_options: Mapping[str, str]
-) -> dict[Path, bytes]:
-    """The companion files to write beside ``target``: none that is the source's own."""
-    if folder is None:
-        return {}
-    pairs = {target.with_name(file.name): file for file in companion_files(folder, exclude=exclude)}
-    return {
-        copy: companion_bytes(file, model_name=target.name, session_options=session_options)
-        for copy, file in pairs.items()
-        if not same_file(copy, file)
-    }
 
 
 def _check_protobuf_size(layout: Layout, what: str) -> None:
