@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import onnxruntime as ort
+from quarot_onnx.sessions.runtime import write_optimized
 
 PROBE = """
 import json, sys, time
@@ -35,20 +35,6 @@ seconds = time.perf_counter() - start
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([seconds, int(peak.split()[1]) * 1024 / 1e6]))
 """
-
-
-def write(model: Path, target: Path) -> None:
-    """onnxruntime's optimised copy of a model, with packed weights in a data file."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(target)
-    for key, value in (
-        ("session.optimized_model_external_initializers_file_name", f"{target.name}.data"),
-        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
-        ("session.save_external_prepacked_constant_initializers", "1"),
-    ):
-        options.add_session_config_entry(key, value)
-    ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 def opened(path: Path, *, optimised: bool, packed: bool) -> tuple[float, float]:
@@ -74,7 +60,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number, model in enumerate(arguments.models):
             copy = folder / f"{number}-{model.stem}.onnx"
-            write(model, copy)
+            write_optimized(model, copy, f"{copy.name}.data")
             ways = {
                 "as it is": (model, False, True),
                 "weights not packed": (model, False, False),

@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from quarot_onnx.evaluation.check import Check
     from quarot_onnx.evaluation.fidelity import Limits
     from quarot_onnx.quantizer import ModelQuantizer
+    from quarot_onnx.run.optimizing import optimize
 
 _HOMES = {
     "Check": "quarot_onnx.evaluation.check",
     "Limits": "quarot_onnx.evaluation.fidelity",
     "ModelQuantizer": "quarot_onnx.quantizer",
+    "optimize": "quarot_onnx.run.optimizing",
 }
 """What is no part of a configuration."""
 
@@ -74,6 +76,7 @@ __all__ = [
     "UInt4Spec",
     "UInt8Spec",
     "UInt16Spec",
+    "optimize",
 ]
 
 

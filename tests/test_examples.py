@@ -343,7 +343,7 @@ def test_readme_commands(
     (reader_folder / "model.onnx").write_bytes((reader_folder / "onnx" / "model.onnx").read_bytes())
     commands = [shlex.split(line) for line in COMMANDS]
     assert {command[1] for command in commands if command[0] == "quarot-onnx"} == {
-        "inspect", "rotate", "verify", "quantize", "compare", "evaluate", "generate",
+        "inspect", "rotate", "verify", "quantize", "compare", "evaluate", "generate", "optimize",
     }  # fmt: skip
     for command in commands:
         if command[0] == "python":

@@ -62,7 +62,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     """
     unused_notes, memory = idle_notes(options), Memory.of(options.max_memory, options.by_stages)
     model = model_io.load(source)
-    target = target_file(options, source)
+    target = target_file(options.out, source, overwrite=options.overwrite)
     overwrite = options.overwrite or None
     model_io.check_target(model, target, overwrite=overwrite)
     record = recorded(model)

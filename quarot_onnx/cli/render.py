@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quarot_onnx.cli.console import say, table
+from quarot_onnx.cli.console import notes, say, table
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.processor import EXACT_PRODUCTS
 
 if TYPE_CHECKING:
     from quarot_onnx.evaluation.fidelity import Fidelity
+    from quarot_onnx.io.model_io import SavedModel
     from quarot_onnx.pipeline import Outcome
 
 Content = Mapping[str, Any]
@@ -23,15 +24,29 @@ def written(path: Path) -> None:
     say(f"wrote {path}")
 
 
+def saved_record(saved: "SavedModel") -> dict[str, object]:
+    """The files of an output as JSON types."""
+    return {
+        "model": str(saved.path),
+        "data": None if saved.data_path is None else str(saved.data_path),
+        "bytes": saved.bytes_total,
+        "report": None if saved.report_path is None else str(saved.report_path),
+    }
+
+
+def optimized(saved: "SavedModel") -> None:
+    """What was written, and how it is to be opened."""
+    for_ = "the copy is for this kind of processor and this version of onnxruntime: keep the model"
+    notes([f"{for_}; open the copy with graph_optimization_level ORT_DISABLE_ALL"])
+    say(f"wrote {saved.path} ({_megabytes(saved.bytes_total)})")
+
+
 def outcome_record(outcome: "Outcome") -> dict[str, object]:
     """A run as JSON types."""
     from quarot_onnx.evaluation.report import equivalence_record, fidelity_record  # noqa: PLC0415 - the run has imported it already
 
     return {
-        "model": str(outcome.saved.path),
-        "data": None if outcome.saved.data_path is None else str(outcome.saved.data_path),
-        "bytes": outcome.saved.bytes_total,
-        "report": None if outcome.saved.report_path is None else str(outcome.saved.report_path),
+        **saved_record(outcome.saved),
         "equivalence": None if outcome.equivalence is None else equivalence_record(outcome.equivalence),
         "bos": None if outcome.bos is None else {"id": outcome.bos.id, "why": outcome.bos.why},
         "check": None if outcome.fidelity is None else fidelity_record(outcome.fidelity),

@@ -29,7 +29,7 @@ def run(options: RotateOptions, source: Path, progress: PhaseProgress) -> Outcom
     Raises:
         QuarotError: See ``pipeline.rotate``; ConfigError also for options that contradict a recipe.
     """
-    target = target_file(options, source)
+    target = target_file(options.out, source, overwrite=options.overwrite)
     config, notes = _config(options, target)
     outcome = rotate(
         source,

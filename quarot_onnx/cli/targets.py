@@ -1,7 +1,6 @@
 """Where ``rotate`` and ``quantize`` write to, and what lies there already."""
 
 from pathlib import Path
-from typing import Protocol
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.errors import OutputError
@@ -10,32 +9,23 @@ from quarot_onnx.io.staging import same_file
 from quarot_onnx.run.provenance import RECIPE_KEY
 
 
-class _Options(Protocol):
-    """What was typed of OUT."""
-
-    @property
-    def out(self) -> Path: ...
-
-    @property
-    def overwrite(self) -> bool: ...
-
-
-def target_file(options: _Options, source: Path) -> Path:
+def target_file(out: Path, source: Path, *, overwrite: bool) -> Path:
     """The file to write.
 
     Args:
-        options: A file, which may be replaced as it was named; or a folder, in which only a model that this tool wrote
-            may be.
+        out: A file, which may be replaced as it was named; or a folder, in which only a model that this tool wrote may
+            be.
         source: The model that is read.
+        overwrite: Whether any model may be replaced.
 
     Raises:
         OutputError: OUT is named like a file of another kind, or is a folder that holds another model of this name.
     """
-    target = opt.target_file(options.out, source)
-    free = target == options.out or options.overwrite or not target.is_file() or same_file(target, source)
+    target = opt.target_file(out, source)
+    free = target == out or overwrite or not target.is_file() or same_file(target, source)
     if not free and not _written_here(target):
         raise OutputError(
-            f"the folder {options.out} holds another model of the name {target.name}: name the file itself "
+            f"the folder {out} holds another model of the name {target.name}: name the file itself "
             f"({target}), another folder, or insist with --overwrite"
         )
     return target

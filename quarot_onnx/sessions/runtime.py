@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _EXTENSION_DOMAINS = frozenset({"ai.onnx.contrib", "com.microsoft.extensions"})
+_EXTERNAL_FROM = "1024"
+"""Bytes of a weight that goes into the data file."""
+
 _FATAL = 4  # severity of the log: every error below is raised as an exception, once is enough
 
 
@@ -48,12 +51,8 @@ def session(
         MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
     """
     source = model_file(path)
-    try:
-        domains = wire.imported_domains(source)
-    except (wire.WireError, ValueError) as error:
-        raise damaged(source, str(error)) from error
     options = session_options(
-        domains,
+        _domains(source),
         threads=threads,
         optimize=optimize,
         optimized_path=optimized_path,
@@ -61,6 +60,37 @@ def session(
         exact_products=exact_products,
     )
     return _open(str(source), options)
+
+
+def write_optimized(path: str | Path, target: Path, data_name: str) -> None:
+    """Write a model as onnxruntime rewrites it for this processor, its weights packed for the CPU's kernels as well.
+
+    Args:
+        path: The ``.onnx`` file.
+        target: The ``.onnx`` file to write, in an existing folder.
+        data_name: The file of the weights, beside it; there is none where all are small.
+
+    Raises:
+        ModelError: If onnxruntime cannot load it.
+        MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
+    """
+    source = model_file(path)
+    options = session_options(_domains(source), optimized_path=target)
+    for key, value in (
+        ("session.optimized_model_external_initializers_file_name", data_name),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", _EXTERNAL_FROM),
+        ("session.save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(key, value)
+    _open(str(source), options)
+
+
+def _domains(source: Path) -> frozenset[str]:
+    """The operator domains that a file imports."""
+    try:
+        return wire.imported_domains(source)
+    except (wire.WireError, ValueError) as error:
+        raise damaged(source, str(error)) from error
 
 
 def graph_domains(model: ir.Model) -> frozenset[str]:

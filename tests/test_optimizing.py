@@ -1,0 +1,95 @@
+"""onnxruntime's optimised copy: of every layout and cache it computes the same, opened as it is meant to be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from exports import EXPORTS
+from onnx import numpy_helper
+
+from quarot_onnx import Int8Spec, KVCacheConfig, QConfig, QLayerConfig, SinkPrefixConfig
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.readers import TokenReader
+from quarot_onnx.errors import VerificationError
+from quarot_onnx.pipeline import quantize
+from quarot_onnx.run import optimizing
+from quarot_onnx.run.optimizing import optimize
+
+IDS = np.random.default_rng(1).integers(5, 100, (1, 16))
+
+
+def logits(path: Path, *, optimised: bool) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    if optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    inputs = ModelInputs.from_path(path)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([inputs.logits], inputs.feed(IDS))[0])
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "genai"])
+def test_of_a_float_model(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    saved = optimize(source, tmp_path / "copy" / "model.onnx")
+    assert saved.bytes_total == sum(
+        saved.path.with_name(name).stat().st_size for name in (saved.path.name, "model.onnx.data")
+    )
+    np.testing.assert_array_equal(logits(saved.path, optimised=True), logits(source, optimised=False))
+    packed = onnx.load(saved.path, load_external_data=False).graph.initializer
+    assert any(entry.key.startswith("prepacked") for tensor in packed for entry in tensor.external_data)
+
+
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        [KVCacheConfig(8, 8)],
+        [KVCacheConfig(4, 4)],
+        [SinkPrefixConfig("graph", ids=(7, 3))],
+        [SinkPrefixConfig("npz", ids=(7, 3))],
+    ],
+    ids=["8-bit cache", "4-bit cache", "prefix", "prefix beside"],
+)
+def test_of_a_quantized_model(algorithms: list[Any], tmp_path: Path) -> None:
+    source, target = EXPORTS["optimum llama"](), tmp_path / "int8" / "model.onnx"
+    reader = TokenReader(ModelInputs.from_path(source), IDS)
+    config = QConfig(QLayerConfig(weight=Int8Spec()), algo_config=algorithms)
+    quantize(source, target, config, reader, verify=False, check=None)
+    saved = optimize(target, tmp_path / "copy" / "model.onnx")
+    np.testing.assert_array_equal(logits(saved.path, optimised=True), logits(target, optimised=False))
+    assert {file.name for file in target.parent.iterdir()} <= {file.name for file in saved.path.parent.iterdir()}
+    again = optimize(target, saved.path)  # its own may be replaced
+    assert again == saved
+
+
+def test_of_a_graph_that_is_no_decoder(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32), "w")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", width]) for name, width in (("x", 64), ("y", 32))]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight]
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "m.onnx",
+    )
+    optimize(tmp_path / "m.onnx", tmp_path / "out" / "m.onnx")
+    onnxruntime.InferenceSession(tmp_path / "out" / "m.onnx", providers=["CPUExecutionProvider"])
+
+
+def test_a_copy_that_computes_something_else_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = EXPORTS["dynamo cache"]()
+    real = optimizing.runtime.write_optimized
+
+    def wrong(path: Path, target: Path, data_name: str) -> None:
+        changed = onnx.load(path)
+        table = next(tensor for tensor in changed.graph.initializer if len(tensor.dims) == 2)
+        table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.01), table.name))
+        onnx.save(changed, target.with_name("changed.onnx"))
+        real(target.with_name("changed.onnx"), target, data_name)
+
+    monkeypatch.setattr(optimizing.runtime, "write_optimized", wrong)
+    with pytest.raises(VerificationError, match="computes something else here: 'logits' is off by"):
+        optimize(other, tmp_path / "out" / "model.onnx")
+    assert not list(tmp_path.iterdir())
