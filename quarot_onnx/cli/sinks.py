@@ -6,6 +6,7 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.tokenizer import load_tokenizer
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.prefix.sinks import Sinks
 from quarot_onnx.progress import PhaseProgress, of_phase
 
@@ -32,7 +33,8 @@ def find_sinks(path: Path, text: Path | None, tokenizer: Path, progress: PhasePr
     reader = TextReader(path, text, tokenizer, samples=_WINDOWS)
     model, words = model_io.load(path), load_tokenizer(reader.tokenizer_path)
     names = [linear.input.name or "" for linear in linears(model.graph)]
-    found = Sinks(model, reader.inputs, names, [reader.token_windows]).search(_LONGEST, of_phase(progress, "sinks"))
+    sinks = Sinks(model, reader.inputs, names, [reader.token_windows], memory=Memory())
+    found = sinks.search(_LONGEST, of_phase(progress, "sinks"))
 
     def word(token: int) -> str:
         return str(words.decode([token], skip_special_tokens=False))

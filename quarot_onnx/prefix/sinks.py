@@ -13,6 +13,7 @@ that is frequent in the text or among the outliers (PrefixQuant, section 4.2, ta
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +21,18 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import behind
-from quarot_onnx.calibration.observing import ROW_PEAKS, observing_session
-from quarot_onnx.calibration.sample import run_sample
+from quarot_onnx.calibration.observing import (
+    ROW_PEAKS,
+    Observation,
+    observe_samples,
+    observing_session,
+    run_observing,
+)
+from quarot_onnx.calibration.padding import Sample
+from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 
 OUTLIER = 16.0
@@ -57,26 +66,35 @@ class Loss:
 class Sinks:
     """Looks at one model on one set of texts."""
 
-    def __init__(self, model: ir.Model, inputs: ModelInputs, names: Sequence[str], texts: Sequence[TokenIds]) -> None:
-        """Open a session.
+    def __init__(
+        self,
+        model: ir.Model,
+        inputs: ModelInputs,
+        names: Sequence[str],
+        texts: Sequence[TokenIds],
+        *,
+        memory: Memory = WHOLE,
+    ) -> None:
+        """Cut the texts into pieces; nothing is run yet.
 
         Args:
             model: The float model, its weights in files.
             inputs: What it is fed.
             names: The Linears' inputs.
             texts: ``[rows, tokens]`` each.
+            memory: Whether the model is run piece by piece: then its weights are read once for every prefix.
 
         Raises:
             CalibrationError: There is hardly any text.
         """
-        self._inputs, self._names = inputs, list(dict.fromkeys(names))
+        self._inputs, self._peaks = inputs, _RowPeaks(list(dict.fromkeys(names)))
+        self._model, self._memory = model, memory
         rows = [row for text in texts for row in text]
         firsts = {int(row[0]) for row in rows}
         self.start = firsts.pop() if len(rows) > 1 and len(firsts) == 1 else None
         self.pieces = _pieces([row[int(self.start is not None) :] for row in rows])
         if not len(self.pieces):
             raise CalibrationError(f"a sink prefix is looked for on texts of {_PIECE} tokens or more: give more text")
-        self._session = observing_session(model, self._names, (ROW_PEAKS,), None)
 
     def search(self, longest: int, progress: Progress | None = None) -> tuple[Loss, ...]:
         """What was tried and kept, each a token longer than the one before.
@@ -114,13 +132,10 @@ class Sinks:
         before = ids if not given or self.start is None else (self.start,)
         counted = self.pieces if not given else behind(before, self.pieces)
         rows = self._inputs.lengths.batch or _ROWS
-        peaks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._names}
-        for number in range(0, len(self.pieces), rows):
-            fed = behind(before, self.pieces[number : number + rows])
-            outputs = run_sample(self._session, self._inputs.feed(fed), number)
-            for name, found in zip(self._names, outputs, strict=True):
-                peaks[name].append(found.reshape(-1, fed.shape[1])[: len(fed), -counted.shape[1] :])
-        joined = {name: np.concatenate(found) for name, found in peaks.items()}
+        fed = [behind(before, self.pieces[number : number + rows]) for number in range(0, len(self.pieces), rows)]
+        samples = SampleReader([self._inputs.feed(ids) for ids in fed])
+        observe_samples(self._peaks, self._model, samples, memory=self._memory)
+        joined = self._peaks.taken([ids.shape for ids in fed], counted.shape[1])
         ratios = {name: found / max(float(np.median(found)), 1e-30) for name, found in joined.items()}
         largest = {name: float(ratio.max()) for name, ratio in ratios.items()}
         odd = np.any([ratio > OUTLIER for ratio in ratios.values()], axis=0)
@@ -132,6 +147,45 @@ class Sinks:
             pieces=int(odd.any(axis=1).sum()),
             outliers=tuple(Counter(counted[odd].tolist()).most_common()),
         )
+
+
+class _RowPeaks:
+    """Takes the peak of every token, sample by sample."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._found: dict[str, dict[int, NDArray[np.float32]]] = {}
+        self._latest: tuple[ir.Model, Any] | None = None
+
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+        """Open a model, or a piece of one; the latest stays open, as the whole one is asked for with every prefix."""
+        if self._latest is None or self._latest[0] is not model:
+            self._latest = None  # before the new one takes its room
+            self._latest = model, observing_session(model, names, (ROW_PEAKS,), None, kept)
+        session = self._latest[1]
+
+        def observe(sample: Sample) -> list[Any]:
+            seen, handed = run_observing(session, sample, len(names), kept)
+            for name, peaks in zip(names, seen, strict=True):
+                self._found.setdefault(name, {})[sample.number] = peaks
+            return handed
+
+        return observe
+
+    def taken(self, shapes: Sequence[tuple[int, ...]], last: int) -> dict[str, NDArray[np.float32]]:
+        """What was found, which is forgotten: ``[rows, last]`` of each name.
+
+        Args:
+            shapes: ``[rows, tokens]`` of the samples; a graph of a fixed batch may have run more rows.
+            last: How many tokens of each row count, from its end.
+        """
+        found, self._found = self._found, {}
+        return {
+            name: np.concatenate(
+                [found[name][number].reshape(-1, tokens)[:rows, -last:] for number, (rows, tokens) in enumerate(shapes)]
+            )
+            for name in self.names
+        }
 
 
 def _pieces(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

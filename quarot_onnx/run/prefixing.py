@@ -16,16 +16,16 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.errors import ConfigError, ModelError
-from quarot_onnx.evaluation.outputs import run as run_session
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
+from quarot_onnx.piecewise.memory import WHOLE, Memory
+from quarot_onnx.piecewise.runs import Run, opened
 from quarot_onnx.prefix.attach import attach, find_prefix_places
 from quarot_onnx.prefix.sinks import WORTH, Loss, Sinks
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.run.provenance import make_recipe, record
-from quarot_onnx.sessions import runtime
 from quarot_onnx.sites.detect import Survey
 
 
@@ -110,7 +110,13 @@ def held_positions(config: QConfig, model: ir.Model) -> int:
 
 
 def find_prefix(
-    asked: SinkPrefixConfig, file: str | Path, selection: Selection, samples: list[Feeds], progress: Progress
+    asked: SinkPrefixConfig,
+    file: str | Path,
+    selection: Selection,
+    samples: list[Feeds],
+    progress: Progress,
+    *,
+    memory: Memory = WHOLE,
 ) -> tuple[SinkPrefixConfig | None, tuple[str, ...]]:
     """Decide on a prefix.
 
@@ -120,6 +126,7 @@ def find_prefix(
         selection: What is quantized of it; the same model, loaded.
         samples: Calibration samples.
         progress: Called after every prefix that was tried.
+        memory: Whether the model is run piece by piece.
 
     Returns:
         What is asked for, its form and its tokens decided; None for none; and what the user should know.
@@ -134,7 +141,7 @@ def find_prefix(
     model = selection.survey.model
     inputs = ModelInputs.from_model(model, folder=Path(file).parent)
     names = _fixed_inputs(selection) or [linear.input.name or "" for linear in linears(model.graph)]
-    found = Sinks(model, inputs, names, texts_of(model, samples)).search(asked.max_tokens, progress)
+    found = Sinks(model, inputs, names, texts_of(model, samples), memory=memory).search(asked.max_tokens, progress)
     before, after = found[0], found[-1]
     if not after.ids or before.bits - after.bits < WORTH:
         if asked.form is PrefixForm.AUTO:
@@ -174,7 +181,9 @@ class Prefixed:
     places: int
 
 
-def with_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path) -> Prefixed:
+def with_prefix(
+    model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path, memory: Memory = WHOLE
+) -> Prefixed:
     """Give a model its prefix: in its graph, or as past inputs.
 
     Args:
@@ -182,6 +191,7 @@ def with_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, ori
         file: Its file.
         prefix: Its form and its tokens, decided.
         original: The folder of the original, where its config files lie.
+        memory: Whether the model is run piece by piece, where its caches are computed.
     """
     assert prefix.ids is not None, "decided before"
     if prefix.form is PrefixForm.GRAPH:
@@ -190,19 +200,21 @@ def with_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, ori
         return Prefixed(places.inputs, Lead(prefix.ids), len(places.attentions))
     inputs = ModelInputs.from_model(model, folder=original)
     names = [present for _, present in inputs.presents]
-    session = runtime.session(file, low_memory=True)
-    outputs = run_session(session, names, inputs.feed(np.array([prefix.ids], np.int64)))
+    feeds = inputs.feed(np.array([prefix.ids], np.int64))
+    (outputs,) = opened(file, memory, low_memory=True).outputs([Run(feeds)], names)
     past = inputs.present_to_past(dict(zip(names, outputs, strict=True)))
     return Prefixed(inputs, Lead(prefix.ids, {name: array[:1] for name, array in past.items()}), len(past))
 
 
-def put_prefix(model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path) -> tuple[Prefixed, Plan]:
+def put_prefix(
+    model: ir.Model, file: str | Path, prefix: SinkPrefixConfig, original: Path, memory: Memory = WHOLE
+) -> tuple[Prefixed, Plan]:
     """Give a model its prefix, and write that into its record; arguments are those of `with_prefix`.
 
     Returns:
         The model that has it, and what was done, for the user.
     """
-    given = with_prefix(model, file, prefix, original)
+    given = with_prefix(model, file, prefix, original, memory)
     plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(_feeding_note(prefix),))
     record(model, make_recipe(earlier=recorded(model), transform=(plan, prefix)))
     return given, plan

@@ -128,7 +128,7 @@ def prepared(
     prefix: SinkPrefixConfig | None = None
     if asked is not None:
         progress = of_phase(run.progress, "prefix")
-        prefix, notes = find_prefix(asked, start.file, start.selection, start.samples, progress)
+        prefix, notes = find_prefix(asked, start.file, start.selection, start.samples, progress, memory=run.memory)
         start = replace(start, notes=(*start.notes, *notes))
         run.clock.lap("prefix")
     for config, phase, step in steps:
@@ -136,7 +136,7 @@ def prepared(
         record(start.model, make_recipe(earlier=recorded(start.model), transform=(plan, config)))
         start = _written(start, plan, run, phase)
     if prefix is not None:
-        given, done = put_prefix(start.model, start.file, prefix, run.folder)
+        given, done = put_prefix(start.model, start.file, prefix, run.folder, run.memory)
         start = _written(_led(start, given.inputs, given.lead), done, run, "prefix")
     changed = rotation is not None or steps or prefix is not None
     return _proved(start, run) if changed and run.verify else start
@@ -201,7 +201,7 @@ _STEPS: Mapping[type[AlgoConfig], tuple[str, Callable[[Start, Any, Run], Plan]]]
 def _behind(start: Start, prefix: SinkPrefixConfig, run: Run) -> Start:
     """The model that is measured, behind its prefix; the one that is loaded stays as it is, to be edited."""
     model, file = model_io.load(start.file), run.work.scratch / "behind.onnx"
-    given = with_prefix(model, start.file, prefix, run.folder)
+    given = with_prefix(model, start.file, prefix, run.folder, run.memory)
     if given.lead.past is None:
         model_io.save(model, file)
         start = replace(start, file=file)

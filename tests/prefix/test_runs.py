@@ -34,6 +34,7 @@ from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.prefix.sinks import Sinks
 from quarot_onnx.sessions import runtime
@@ -95,6 +96,31 @@ def test_the_sink_is_found(planted: Path) -> None:
     assert "down_proj" in found[0].worst[1] or "Mul" in found[0].worst[1]
     assert sinks.loss((9, SINK)).ids == (9, SINK)
     assert sinks.loss((9,)).pieces == 0
+
+
+def test_piece_by_piece_the_same_is_lost(planted: Path) -> None:
+    reader, model = text_reader(planted, 4, 65), model_io.load(planted)
+    names = [linear.input.name for linear in linears(model.graph)]
+    whole, pieces = (
+        Sinks(model, reader.inputs, names, [reader.token_windows], memory=memory)
+        for memory in (WHOLE, Memory(300_000, by_stages=True))
+    )
+    assert pieces.search(4) == whole.search(4)
+    assert pieces.loss((9, 4)) == whole.loss((9, 4))
+    assert whole._peaks._latest[0] is model
+    assert len(pieces._peaks._latest[0].graph) < len(model.graph) / 2, "the last piece of many"
+
+
+@pytest.mark.parametrize("form", ["graph", "npz"])
+def test_piece_by_piece_the_output_is_the_same(form: str, planted: Path, shell: Shell, tmp_path: Path) -> None:
+    for way, more in (("--whole", ()), ("--by-stages", ("--max-memory", 300_000))):
+        out = tmp_path / way / "m.onnx"
+        shell.ok("quantize", planted, out, "--scheme", "w8a8-static", *FEW, "--prefix", form, "--no-check", way, *more)
+    assert len(files(tmp_path / "--whole")) >= 3 + (form == "npz")
+    pair = [files(tmp_path / way) for way in ("--whole", "--by-stages")]
+    assert {name: content for name, content in pair[0].items() if not name.endswith("quarot.json")} == {
+        name: content for name, content in pair[1].items() if not name.endswith("quarot.json")
+    }
 
 
 def scale_of(path: Path, name: str) -> float:
