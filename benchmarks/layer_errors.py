@@ -104,7 +104,8 @@ def measured(
                 yield name, [excess(one, weight, rounded.astype(np.float64)) for one in found]
             widths = itertools.accumulate(linear.weight.shape[1] for linear in stage.linears)
             parts = np.split(results[next(iter(METHODS))], list(widths)[:-1], axis=1)
-            before = Replacement(tuple(np.ascontiguousarray(part) for part in parts), fake)
+            given = tuple(np.ascontiguousarray(part) for part in parts)
+            before = Replacement(lambda given=given: given, fake)
             print(f"{stage.input.name}", flush=True)
 
 

@@ -9,14 +9,15 @@ D is summed of differences: taken as the difference of two sums it would drown i
 which the attention sink makes many orders of magnitude larger than the rest.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.threads import panels, spread
 
-_ROWS = 2048
+ROWS = 2048
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order.
 
 In the first block of SmolLM2 that puts H_ij off by 1e-8 to 5e-8 of √(H_ii H_jj), where 512 rows put it off by 9e-9 to
@@ -45,19 +46,100 @@ class Statistics:
     tokens: int
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """Rows that are not summed up yet, in the order in which they came."""
+@dataclass(frozen=True, eq=False)
+class Products:
+    """The products of some rows with themselves, one panel of H's lower half and of D after the other.
 
-    quantized: list[NDArray[np.float32]] = field(default_factory=list)
-    float_: list[NDArray[np.float32]] = field(default_factory=list)
-    count: int = 0
+    Attributes:
+        hessian: X̃ᵀX̃, for each panel of features [panel, up to its end], float32, in the order of ``panels``.
+        drift: (X - X̃)ᵀX̃, for each panel of features [panel, in]; empty where it is not wanted.
+    """
+
+    hessian: tuple[NDArray[np.float32], ...]
+    drift: tuple[NDArray[np.float32], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(part.nbytes for part in (*self.hessian, *self.drift))
+
+
+Take = Callable[[NDArray[np.float32], NDArray[np.float32] | None], None]
+"""Takes rows X̃ and, where D is wanted, X - X̃."""
+
+
+class Portions:
+    """Cuts the rows of a unit of samples into portions, one for each partial product.
+
+    A portion has ``ROWS`` rows, the last one of a unit what is left: however the rows come, portions are the same.
+    """
+
+    def __init__(self, take: Take, *, drift: bool) -> None:
+        """Start empty.
+
+        Args:
+            take: Called with each portion.
+            drift: Whether D is wanted.
+        """
+        self._take, self._wants_drift = take, drift
+        self._quantized: list[NDArray[np.float32]] = []
+        self._float: list[NDArray[np.float32]] = []
+        self._count = 0
+
+    def add(self, quantized: NDArray[np.float32], float_: NDArray[np.float32] | None) -> None:
+        """Add rows, which must not change afterwards."""
+        start = 0
+        while start < len(quantized):
+            stop = min(len(quantized), start + ROWS - self._count)
+            self._quantized.append(quantized[start:stop])
+            if self._wants_drift:
+                assert float_ is not None
+                self._float.append(float_[start:stop])
+            self._count += stop - start
+            if self._count == ROWS:
+                self.end_unit()
+            start = stop
+
+    def end_unit(self) -> None:
+        """Take what waits: rows that come now are of the next unit."""
+        if not self._count:
+            return
+        rows = np.concatenate(self._quantized)
+        missing = np.concatenate(self._float) if self._wants_drift else None
+        self._quantized, self._float, self._count = [], [], 0
+        if missing is not None:
+            missing -= rows
+        self._take(rows, missing)
+
+
+def products(rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> Products:
+    """The products of a portion.
+
+    Args:
+        rows: X̃, [rows, in].
+        missing: X - X̃; None where D is not wanted.
+    """
+    found = [_panel_products(panel, rows, missing) for panel in panels(rows.shape[1], _PANEL)]
+    drift = tuple(part for _, part in found if part is not None)
+    return Products(tuple(lower for lower, _ in found), drift)
+
+
+def _panel_products(
+    panel: slice, rows: NDArray[np.float32], missing: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Of some features H's lower half, and D."""
+    own = rows[:, panel]
+    lower = np.empty((own.shape[1], panel.stop), np.float32)
+    lower[:, panel.start :] = own.T @ own  # NumPy sees the symmetry, and computes a half
+    if panel.start:
+        np.matmul(own.T, rows[:, : panel.start], out=lower[:, : panel.start])
+    return lower, None if missing is None else missing[:, panel].T @ rows
 
 
 class Accumulator:
-    """Sums up statistics; two runs over the same rows in the same order give the same bits.
+    """Sums up statistics; two runs over the same units of samples in the same order give the same bits.
 
-    However the rows are portioned, and however many threads work.
+    However the rows of a unit are portioned, however many threads work, and wherever products are computed.
     """
 
     def __init__(self, in_features: int, *, drift: bool) -> None:
@@ -70,7 +152,7 @@ class Accumulator:
         self._hessian = np.zeros((in_features, in_features))
         self._drift = np.zeros((in_features, in_features)) if drift else None
         self._tokens = 0
-        self._waiting = _Waiting()
+        self._portions = Portions(self._sum_up, drift=drift)
 
     def add(self, quantized: NDArray[np.float32], float_: NDArray[np.float32] | None = None) -> None:
         """Add rows, which must not change afterwards.
@@ -79,24 +161,33 @@ class Accumulator:
             quantized: X̃, [rows, in].
             float_: X, [rows, in]; needed where D is wanted.
         """
-        start = 0
-        while start < len(quantized):
-            waiting = self._waiting
-            stop = min(len(quantized), start + _ROWS - waiting.count)
-            waiting.quantized.append(quantized[start:stop])
-            if self._drift is not None:
-                assert float_ is not None
-                waiting.float_.append(float_[start:stop])
-            waiting.count += stop - start
-            if waiting.count == _ROWS:
-                self._sum_up()
-            start = stop
+        self._portions.add(quantized, float_)
         self._tokens += len(quantized)
+
+    def end_unit(self) -> None:
+        """A unit of samples ends here: no partial product reaches across."""
+        self._portions.end_unit()
+
+    def add_products(self, given: Sequence[Products], tokens: int) -> None:
+        """Add a whole unit, its products computed already.
+
+        Args:
+            given: The products of its portions, in their order.
+            tokens: Its rows.
+        """
+        for part in given:
+            places = range(len(part.hessian))
+
+            def add(place: int, part: Products = part) -> None:
+                panel = panels(len(self._hessian), _PANEL)[place]
+                self._add(panel, part.hessian[place], part.drift[place] if part.drift else None)
+
+            spread(add, places)
+        self._tokens += tokens
 
     def finish(self) -> Statistics:
         """The statistics of all rows. They take the sums' place: nothing can be added after."""
-        if self._waiting.count:
-            self._sum_up()
+        self.end_unit()
         hessian, drift, count = self._hessian, self._drift, max(self._tokens, 1)
         for panel in panels(len(hessian), _PANEL):
             hessian[panel, : panel.stop] /= count
@@ -109,20 +200,13 @@ class Accumulator:
             drift /= count
         return Statistics(hessian, drift, self._tokens)
 
-    def _sum_up(self) -> None:
-        """Add the products of the rows that wait: of H the lower half, which is mirrored at the end."""
-        waiting, self._waiting = self._waiting, _Waiting()
-        hessian, drift, rows = self._hessian, self._drift, np.concatenate(waiting.quantized)
-        missing = None if drift is None else np.concatenate(waiting.float_)
-        if missing is not None:
-            missing -= rows
+    def _sum_up(self, rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> None:
+        """Add the products of a portion: of H the lower half, which is mirrored at the end."""
+        spread(
+            lambda panel: self._add(panel, *_panel_products(panel, rows, missing)), panels(len(self._hessian), _PANEL)
+        )
 
-        def add(panel: slice) -> None:
-            own = rows[:, panel]
-            hessian[panel, panel] += own.T @ own  # NumPy sees the symmetry, and computes a half
-            if panel.start:
-                hessian[panel, : panel.start] += own.T @ rows[:, : panel.start]
-            if drift is not None and missing is not None:
-                drift[panel] += missing[:, panel].T @ rows
-
-        spread(add, panels(len(hessian), _PANEL))
+    def _add(self, panel: slice, lower: NDArray[np.float32], drift: NDArray[np.float32] | None) -> None:
+        self._hessian[panel, : panel.stop] += lower
+        if self._drift is not None and drift is not None:
+            self._drift[panel] += drift

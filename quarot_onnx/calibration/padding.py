@@ -157,6 +157,15 @@ class Padding:
             chosen.append(ids.reshape(-1) if part.visible is None else ids[part.visible])
         return np.concatenate(chosen)
 
+    def rows(self, sample: Sample) -> int:
+        """About how many rows the activations of a sample have: its visible tokens, as far as they are known."""
+        if sample.visible is not None:
+            return int(sample.visible.sum())
+        main = (InputRole.TOKENS, InputRole.EMBEDDINGS)
+        known = [array for name, array in sample.feeds.items() if self._roles.get(name) in main]
+        arrays = known or [array for array in sample.feeds.values() if array.ndim < 4]
+        return max((int(np.prod(array.shape[:2])) for array in arrays), default=1)
+
     def _mask(self, feeds: Feeds) -> str | None:
         """The mask's name; None where there is none, or one of other axes."""
         masks = [name for name, role in self._roles.items() if role is InputRole.MASK]

@@ -1,7 +1,7 @@
 """Hidden states between segments: in memory up to a limit, on disk past it; saved whole for a later run."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,36 @@ class States:
 
     def save(self, path: Path) -> None:
         """Write all arrays into one file, one in memory at a time."""
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for sample, name in self.keys():
-                with archive.open(f"{sample}:{name}", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, self[sample, name], allow_pickle=False)
+        write_archive(path, ((key, self[key]) for key in self.keys()))
 
     def load(self, path: Path) -> None:
-        """Read the arrays that ``save`` wrote."""
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
-                sample, _, name = entry.partition(":")
-                with archive.open(entry) as content:
-                    self[int(sample), name] = np.lib.format.read_array(content, allow_pickle=False)
+        """Read the arrays of a file that ``save`` wrote."""
+        for key, array in read_archive(path):
+            self[key] = array
+
+
+def write_archive(path: Path, arrays: Iterable[tuple[Key, NDArray[Any]]]) -> None:
+    """Write arrays into one file, one after the other."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for (sample, name), array in arrays:
+            with archive.open(f"{sample}:{name}", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def read_archive(path: Path) -> Iterator[tuple[Key, NDArray[Any]]]:
+    """The arrays of a file, one after the other."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            sample, _, name = entry.partition(":")
+            yield (int(sample), name), read_entry(archive, (int(sample), name))
+
+
+def read_entry(archive: zipfile.ZipFile, key: Key) -> NDArray[Any]:
+    """One array of an archive.
+
+    Raises:
+        KeyError: It is not there.
+    """
+    sample, name = key
+    with archive.open(f"{sample}:{name}") as content:
+        return np.asarray(np.lib.format.read_array(content, allow_pickle=False))

@@ -5,6 +5,7 @@ Inside a block the order is that of the graph, which is q, k, v; o; gate, up; do
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -146,9 +147,9 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         if number == 0 and isinstance(rounding.method, HessianConfig):
             few = few_tokens(statistics.tokens, widest.linears[0], rounding.method.perc_damp)
             rounding.notes += [] if few is None else [few]
-        weights = _round_stage(members, statistics, rounding)
-        before = Replacement(weights, fake)
-        del statistics, weights
+        _round_stage(members, statistics, rounding)
+        before = _replacement(members, rounding, fake)
+        del statistics
         give_back()
         last = number + 1 == len(stages)
         if last or stages[number + 1].block != stage.block:
@@ -175,9 +176,8 @@ def _take_up(
         earlier = [rounding.checkpoint.store.require(job.name, job.scheme, job.weight.shape) for job in done]
         if first < len(stages):
             runner.load(folder)
-            last = stages[first - 1].linears
-            weights = tuple(weight.load().dequantized() for weight in earlier[-len(last) :])
-            before = Replacement(weights, _fake(done[-1], inputs))
+            last = done[-len(stages[first - 1].linears) :]
+            before = _replacement(last, rounding, _fake(done[-1], inputs))
     except DAMAGE:
         rounding.checkpoint.forget_blocks()
         rounding.notes.append(f"what an earlier run kept in {folder.parent} is damaged: all blocks were done anew")
@@ -192,14 +192,18 @@ def _fake(job: WeightJob, inputs: BlockwiseInputs) -> Fake | None:
     activation = job.activation
     if activation is None or not inputs.quantize_activations:
         return None
-    return lambda rows: round_trip(rows, activation)
+    return partial(round_trip, activation=activation)
 
 
-def _round_stage(
-    jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding
-) -> tuple[NDArray[np.float32], ...]:
-    """Round the Linears of a stage, those with the same grids together, and give what their weights have become."""
-    weights, method = [], rounding.method
+def _replacement(jobs: Sequence[WeightJob], rounding: Rounding, fake: Fake | None) -> Replacement:
+    """What the quantized path does at a stage that is rounded; it can be sent to other processes."""
+    places = tuple((job.name, job.scheme, job.weight.shape) for job in jobs)
+    return Replacement(partial(rounding.checkpoint.store.dequantized, places), fake)
+
+
+def _round_stage(jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding) -> None:
+    """Round the Linears of a stage, those with the same grids together."""
+    method = rounding.method
     for scheme, group in groupby(jobs, key=lambda job: job.scheme):
         members = list(group)
         together = scheme.per_channel and sum(int(np.prod(job.weight.shape)) for job in members) <= _STACKED
@@ -215,11 +219,8 @@ def _round_stage(
             start = 0
             for job in batch:
                 stop = start + job.weight.shape[1]
-                part = _columns(result.weight, start, stop)
-                rounding.keep(job, part)
-                weights.append(part.dequantized())
+                rounding.keep(job, _columns(result.weight, start, stop))
                 start = stop
-    return tuple(weights)
 
 
 def _columns(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:

@@ -4,12 +4,13 @@ A file appears whole or not at all: what a killed run leaves can be trusted by t
 """
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
@@ -82,6 +83,18 @@ class WeightStore:
         if found is None:
             raise FileNotFoundError(f"the rounded weight of {name!r} is missing")
         return found
+
+    def dequantized(
+        self, places: Sequence[tuple[str, WeightScheme, tuple[int, ...]]]
+    ) -> tuple[NDArray[np.float32], ...]:
+        """What weights that are there have become, float32 [in, out] each.
+
+        Args:
+            places: Name, family of grids and shape of each.
+        """
+        return tuple(
+            self._rounded(self._path(name), scheme, shape).load().dequantized() for name, scheme, shape in places
+        )
 
     def _path(self, name: str) -> Path:
         # Node names hold slashes and may be of any length.

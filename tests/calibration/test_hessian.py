@@ -1,9 +1,12 @@
 """The statistics of a Linear's inputs: their definition, their precision, and the same bits twice."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from quarot_onnx.calibration.hessian import Accumulator, Statistics
+from quarot_onnx.calibration.hessian import Accumulator, Portions, Products, Statistics, products
+from quarot_onnx.calibration.units import units
 from quarot_onnx.threads import one_blas_thread
 
 EPS = float(np.finfo(np.float32).eps)
@@ -84,3 +87,50 @@ def test_no_rows_at_all() -> None:
     assert found.tokens == 0
     assert not found.hessian.any()
     assert not found.drift.any()
+
+
+def test_a_unit_ends_where_it_is_said_to() -> None:
+    """No partial product reaches across, and one that was computed elsewhere adds up to the same bits."""
+    exact, moved = rows(3000, 500, 7), rows(3000, 500, 8)
+    ends = (300, 2900, 3000)  # the second one has more rows than a portion
+    here, there, unparted = (Accumulator(500, drift=True) for _ in range(3))
+    for start, stop in pairwise((0, *ends)):
+        here.add(moved[start:stop], exact[start:stop])
+        here.end_unit()
+        found: list[Products] = []
+        portions = Portions(lambda x, missing, found=found: found.append(products(x, missing)), drift=True)
+        for part in np.array_split(np.arange(start, stop), 3):
+            portions.add(moved[part], exact[part])
+        portions.end_unit()
+        assert len(found) == (2 if stop == 2900 else 1)
+        there.add_products(found, stop - start)
+        unparted.add(moved[start:stop], exact[start:stop])
+    a, b, c = here.finish(), there.finish(), unparted.finish()
+    assert a.tokens == b.tokens == 3000
+    assert a.hessian.tobytes() == b.hessian.tobytes()
+    assert a.drift is not None
+    assert b.drift is not None
+    assert a.drift.tobytes() == b.drift.tobytes()
+    assert a.hessian.tobytes() != c.hessian.tobytes(), "sums in another order"
+
+
+def test_products_hold_half_of_h() -> None:
+    x = rows(50, 1000, 9)
+    alone, both = products(x, None), products(x, x)
+    assert alone.drift == ()
+    # Panels of 384: half of the matrix, and half a panel beside it.
+    assert alone.nbytes <= 4 * 1000 * (1000 + 384) / 2
+    assert both.nbytes == alone.nbytes + 4 * 1000 * 1000
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([512] * 9, [range(4), range(4, 8), range(8, 9)]),
+        ([700, 700, 700], [range(2), range(2, 3)]),
+        ([5000, 100, 2048, 1], [range(1), range(1, 2), range(2, 3), range(3, 4)]),
+        ([1], [range(1)]),
+    ],
+)
+def test_units_of_samples(counts: list[int], expected: list[range]) -> None:
+    assert units(counts) == expected

@@ -135,3 +135,19 @@ def test_of_other_graphs_the_name_tells() -> None:
     feeds: Feeds = {"x": np.zeros((2, 3, 3), np.float32), "mask": np.array([[0, -1e9, -1e9], [0, 0, 0]], np.float32)}
     samples = list(Padding(ir.Model(graph, ir_version=10)).samples(feeds, 0))
     assert [sample.feeds["x"].shape for sample in samples] == [(1, 1, 3), (1, 3, 3)]
+
+
+def test_rows_of_a_sample() -> None:
+    """Tokens, not positions of a cache or features; what the mask hides is none."""
+    padding = Padding(model())
+    assert [padding.rows(sample) for sample in padding.samples(padded("left"), 0)] == [4, 2]
+    fixed = Padding(model(fixed=(2, 6)))
+    assert [fixed.rows(sample) for sample in fixed.samples(padded("left"), 0)] == [6]
+    cached = tiny.Spec(cache=True)
+    past = Padding(ir.from_proto(tiny.build(cached)))
+    ids = np.ones((2, 3), np.int64)
+    feeds = {"input_ids": ids, "past_key_values.0.key": np.zeros((2, 2, 900, 8), np.float32)}
+    assert past.rows(Sample(feeds, 0)) == 6
+    other = Padding(ir.Model(ir.Graph([], [], nodes=[], name="g"), ir_version=10))
+    assert other.rows(Sample({"x": np.zeros((1, 5, 64), np.float32)}, 0)) == 5
+    assert other.rows(Sample({"n": np.array(3)}, 0)) == 1

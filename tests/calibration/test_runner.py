@@ -1,6 +1,7 @@
 """The stage runner: both paths, their statistics, and going on in another process."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import exports
@@ -59,7 +60,7 @@ class Run:
         """The statistics of some stages."""
         found = []
         for number in range(start, len(self.stages) if stop is None else stop):
-            before = Replacement(self.weights(self.stages[number - 1]), self.fake) if number else None
+            before = Replacement(partial(self.weights, self.stages[number - 1]), self.fake) if number else None
             found.append(self.runner.statistics(number, before, self.fake))
         return found
 
@@ -143,7 +144,7 @@ def test_activations_are_quantized_where_asked(llama: tuple[ir.Model, list[Feeds
     assert np.abs(first.hessian - x.T @ x / len(x)).max() <= 1e-5 * np.abs(first.hessian).max()
     assert not np.array_equal(first.hessian, exact.hessian)
     # Only the stage before quantizes its input: the statistics of the next differ from the plain ones.
-    before = Replacement(identity(plain.stages[0]), per_token)
+    before = Replacement(partial(identity, plain.stages[0]), per_token)
     second = faked.runner.statistics(1, before, None)
     assert second.drift is not None
     assert second.drift.any()
