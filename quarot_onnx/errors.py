@@ -9,7 +9,8 @@
     │   ├── ConfigError            a config file, a key in it, an option
     │   ├── CalibrationError       calibration or evaluation data, a tokenizer
     │   ├── OutputError            the place where the result should go
-    │   └── MissingPackageError    an optional package that the task needs
+    │   ├── MissingPackageError    an optional package that the task needs
+    │   └── ClusterError           other machines that were to help: a scheduler, its workers, what they share
     └── VerificationError          the rewritten model is not the original: exit status 1
 
 Every message names the offending value, its place and the way out, in one line.
@@ -44,7 +45,11 @@ class FeedError(ModelError):
     def __init__(self, reason: str, way_out: str = "feed arrays of your own") -> None:
         """Compose the message; what the way out is depends on who asked."""
         super().__init__(f"{reason}; {way_out}")
-        self.reason = reason
+        self.reason, self._way_out = reason, way_out
+
+    def __reduce__(self) -> tuple[type["FeedError"], tuple[str, str]]:
+        """Of another process it comes as it was."""
+        return type(self), (self.reason, self._way_out)
 
 
 class ConfigError(InputError):
@@ -61,6 +66,10 @@ class OutputError(InputError):
 
 class MissingPackageError(InputError):
     """An optional package is not installed; the message carries the pip line."""
+
+
+class ClusterError(InputError):
+    """A scheduler or its workers cannot do what they are asked for; what is done so far is kept."""
 
 
 class VerificationError(QuarotError):

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quarot_onnx.calibration.decoding import find_decoding
 from quarot_onnx.calibration.given import FeedsSource, given_feeds
 from quarot_onnx.calibration.readers import DataReader, wrap
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
-from quarot_onnx.emission.apply import StoredWeights, apply_selection
 from quarot_onnx.evaluation.check import Check, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
@@ -26,24 +25,26 @@ from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
-from quarot_onnx.quantization import bias_correction, static_ranges
-from quarot_onnx.quantization.left_float import left_in_float
+from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.select import Selection, saturable, select
 from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
-from quarot_onnx.rounding.store import RoundedWeight
-from quarot_onnx.run.caching import Cached, check_scales, quantize_cache
+from quarot_onnx.run.caching import check_scales
 from quarot_onnx.run.finishing import complete
+from quarot_onnx.run.integers import put_integers
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
-from quarot_onnx.run.workspace import Clock, scratch_folder, workspace
+from quarot_onnx.run.workspace import Clock, scratch_folder, workers_of, workspace
 from quarot_onnx.sessions import providers
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.model import Kind
+
+if TYPE_CHECKING:
+    import distributed
 
 __all__ = ["RECIPE_KEY", "Outcome", "quantize", "recorded", "rotate"]
 
@@ -147,6 +148,7 @@ def quantize(
     fix_shapes: Mapping[str, int] | None = None,
     overwrite: bool | None = None,
     memory: Memory = Memory(),  # noqa: B008 - frozen
+    scheduler: "str | distributed.Client | None" = None,
     progress: PhaseProgress = silent,
 ) -> Outcome:
     """Rotate a float model as its configuration says, and quantize it.
@@ -167,6 +169,8 @@ def quantize(
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
         memory: What the run may take, and whether models are run piece by piece for that.
+        scheduler: A Dask scheduler's address, or a client of it: its workers take the samples of GPTQ, GPTAQ and Qronos
+            through the model, with the same result. Model and target lie on storage that they share.
         progress: Called as the work goes on.
 
     Returns:
@@ -199,8 +203,12 @@ def quantize(
     samples = lowbit.calibration_samples(config, data, again=bool(twice))
     lowbit.check_samples(selection, config, samples, "" if data is None else data.name)
     give_back()  # what reading and tokenizing texts took
-    with checking, workspace(Path(target), config, protected, samples, data) as work:
-        run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory)
+    with (
+        checking,
+        workspace(Path(target), config, protected, samples, data) as work,
+        workers_of(scheduler, config, protected, work) as cluster,
+    ):
+        run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory, cluster)
         kinds = kinds_for(config)
         plan = (
             None
@@ -220,7 +228,7 @@ def quantize(
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
         needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
-        notes, cached = _quantized(start, run, target)
+        notes, cached = put_integers(start, run, target)
         recipe = make_recipe(earlier=earlier, quantization=(config, start.selection))
         record(start.model, recipe)
         proof = {} if start.equivalence is None else {"equivalence": equivalence_record(start.equivalence)}
@@ -241,59 +249,7 @@ def quantize(
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
-    notes = (*config.notes, *([] if no_prefix is None else [no_prefix]), *notes, *of_memory)
+    of_workers = () if cluster is None else cluster.notes
+    notes = (*config.notes, *([] if no_prefix is None else [no_prefix]), *notes, *of_memory, *of_workers)
     bos = None if data is None or start.lead is not None else data.bos
     return Outcome(saved, recipe, start.equivalence, checking.fidelity, notes, clock.laps, bos)
-
-
-def _quantized(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, ...], Cached]:
-    """Calibrate, round and quantize the model in place; what the user should know, and what came of the cache."""
-    selection, work, config = start.selection, run.work, run.config
-    calibrated = static_ranges.needs_calibration(selection)
-    decoding, of_decoding = find_decoding(
-        start.file,
-        run.folder,
-        start.reader,
-        work.decode_steps,
-        limit=start.limit,
-        calibrated=calibrated,
-        memory=run.memory,
-    )
-    ranges = static_ranges.calibrate(
-        start.file,
-        selection,
-        start.reader,
-        max_samples=start.limit,
-        progress=of_phase(run.progress, "calibrate"),
-        decoding=decoding,
-        memory=run.memory,
-    )
-    if ranges:
-        run.clock.lap("calibrate")
-    weights: Mapping[str, RoundedWeight] = {}
-    notes: tuple[str, ...] = ()
-    if work.checkpoint is not None:
-        task = lowbit.Task(selection, config, ranges, start.samples)
-        progress = of_phase(run.progress, "round")
-        weights, notes = lowbit.round_weights(task, work.checkpoint, work.scratch, progress, run.memory)
-    if weights:
-        run.clock.lap("round")
-    rounded = lowbit.weights_of(config, weights)
-    if config.bias_correction:
-        assert start.reader is not None, "refused before"
-        selection = bias_correction.corrected(
-            start.file,
-            selection,
-            ranges,
-            lambda job: rounded(job).load().dequantized(),
-            start.reader,
-            max_samples=start.limit,
-            progress=of_phase(run.progress, "correct"),
-            memory=run.memory,
-        )
-        run.clock.lap("correct")
-    stored = StoredWeights(rounded, config.resolved_format, config.accuracy_level)
-    notes = (*of_decoding, *left_in_float(start.model.graph, config), *notes)
-    cached = quantize_cache(start, run, target)
-    apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
-    return (*notes, *cached.notes), cached

@@ -18,6 +18,7 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 
 if TYPE_CHECKING:
+    import distributed
     import onnx
 
 _LOG = logging.getLogger("quarot_onnx")
@@ -56,6 +57,7 @@ class ModelQuantizer:
         fix_shapes: Mapping[str, int] | None = None,
         overwrite: bool | None = None,
         memory: Memory = Memory(),  # noqa: B008 - frozen
+        scheduler: "str | distributed.Client | None" = None,
     ) -> "onnx.ModelProto | None":
         """Rotate and quantize one model.
 
@@ -71,6 +73,8 @@ class ModelQuantizer:
             overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
                 wrote beside it.
             memory: What the run may take, and whether models are run piece by piece for that.
+            scheduler: A Dask scheduler's address, or a client of it, whose workers take the samples of GPTQ, GPTAQ and
+                Qronos through the model, with the same result; see docs/scale.md.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.
@@ -97,6 +101,7 @@ class ModelQuantizer:
                 fix_shapes=fix_shapes,
                 overwrite=overwrite,
                 memory=memory,
+                scheduler=scheduler,
             )
             for note in self.outcome.notes:
                 _LOG.warning(note)

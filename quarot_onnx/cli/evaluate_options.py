@@ -49,6 +49,15 @@ class PerplexityOptions:
     text_key: Annotated[
         str | None, Option("--text-key", metavar="KEY", help=opt.TEXT_KEY_HELP, rich_help_panel=PERPLEXITY)
     ] = None
+    scheduler: Annotated[
+        str | None,
+        Option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A Dask scheduler (tcp://host:8786) whose workers run the windows (extra distributed).",
+            rich_help_panel=PERPLEXITY,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions, PerplexityOptions, TaskOptions
+from quarot_onnx.cli.scheduling import quiet_scheduler
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import of_phase
@@ -64,7 +65,7 @@ def _perplexity(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int
         windows=_WINDOWS if options.windows is None else options.windows,
         threads=options.threads, bos=bos, text_key=options.text_key, exact=options.exact,
         unscored=options.unscored or 1, decode=options.decode or 0,
-        memory=Memory.of(options.max_memory, options.by_stages),
+        memory=Memory.of(options.max_memory, options.by_stages), scheduler=quiet_scheduler(options.scheduler),
         progress=of_phase(progress, "evaluate"),
     )  # fmt: skip
     content = perplexity_record(result) | {"model": str(model), "text": str(options.text)}

@@ -191,6 +191,14 @@ ProviderOption = Annotated[
     list[str] | None,
     typer.Option("--provider-option", metavar="KEY=VALUE", help="An option of the provider; may be repeated."),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="A Dask scheduler (tcp://host:8786) whose workers help; the result is the same (extra distributed).",
+    ),
+]
 MaxKl = Annotated[
     float | None,
     typer.Option(

@@ -229,6 +229,7 @@ class QuantizeOptions(
         list[str] | None,
         Option(metavar="NAME=VALUE", help="A free length of the graph that the output fixes; may be repeated."),
     ] = None
+    scheduler: opt.Scheduler = None
 
     @property
     def no_rotate(self) -> bool:

@@ -16,6 +16,7 @@ from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
+from quarot_onnx.cli.scheduling import quiet_scheduler
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.config.kernels import widened
@@ -85,6 +86,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
             fix_shapes=parse_lengths(options.fix_shape or []),
             overwrite=overwrite,
             memory=memory,
+            scheduler=quiet_scheduler(options.scheduler),
             progress=progress,
         )
     notes = [*chosen.worded(outcome.notes), *of_reader, *unused_notes]

@@ -9,6 +9,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,17 +21,19 @@ from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
+from quarot_onnx.distributed.cluster import connected
 from quarot_onnx.errors import CalibrationError, ModelError
-from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.evaluation.windows import Windows, scores, spread_scores
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.runs import Whole, opened
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
 
-_SHORTER = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
+if TYPE_CHECKING:
+    import distributed
+
 _JOINING = "{source}, tokenized whole without special tokens, windows without overlap"
 
 
@@ -83,6 +86,7 @@ def perplexity(
     unscored: int = 1,
     decode: int = 0,
     memory: Memory = Memory(),  # noqa: B008 - frozen
+    scheduler: "str | distributed.Client | None" = None,
     progress: Progress | None = None,
 ) -> Perplexity:
     """The perplexity of a model on a text file.
@@ -101,11 +105,13 @@ def perplexity(
             model with a prefix also the first that is fed is not.
         decode: Tokens at the end of a window that are fed one by one, each on the cache of those before it.
         memory: What it may take, and whether the model is run piece by piece for that.
+        scheduler: A Dask scheduler's address, or a client of it, whose workers run the windows, with the same figure.
         progress: Called with the windows done and their number; of a model run piece by piece those of every piece.
 
     Raises:
         CalibrationError: Text or tokenizer cannot be read, do not fit the model, or hold too little.
         ModelError: The model cannot be run, has no logits of every position, or some that are not finite.
+        ClusterError: There is no such scheduler, or its workers do not see the model.
     """
     model = Scored.of_text(model_path)
     inputs = model.inputs
@@ -135,16 +141,14 @@ def perplexity(
     if decode >= seq_len - max(brought):
         raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
     saturating = saturating_here(model.model)
-    runnable = opened(model_path, memory, model=model.model, threads=threads, exact_products=exact, progress=progress)
-    start, total = time.perf_counter(), 0.0
-    batches = (window[None, held:] for window, held in zip(ids, brought, strict=True))
-    every = zip(model.logits_of(runnable, batches, _SHORTER, decode), ids, brought, firsts, strict=True)
-    for number, ((logits,), window, held, first) in enumerate(every, start=1):
-        total += float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())
-        if not np.isfinite(total):
-            raise ModelError(f"the logits of {model_path} are not finite in window {number}: the model is damaged")
-        if progress is not None and isinstance(runnable, Whole):
-            progress(number, len(ids))
+    wanted = Windows(Path(model_path), ids, firsts, decode, threads, exact, memory)
+    with connected(scheduler) as cluster:
+        found = scores(wanted, model, progress) if cluster is None else spread_scores(wanted, model, cluster, progress)
+        start, total = time.perf_counter(), 0.0
+        for number, score in enumerate(found, start=1):
+            total += score
+            if not np.isfinite(total):
+                raise ModelError(f"the logits of {model_path} are not finite in window {number}: the model is damaged")
     scored = sum(seq_len - first for first in firsts)
     nll = total / scored
     return Perplexity(
@@ -162,6 +166,7 @@ def perplexity(
             *_prefix_note(model.lead, ids),
             *position_note(Path(model_path).parent, seq_len),
             *running_text_note(ids, loaded, str(text)),
+            *(() if cluster is None else cluster.notes),
         ),
         saturating=saturating,
         exact=exact,

@@ -71,9 +71,15 @@ class States:
 def write_archive(path: Path, arrays: Iterable[tuple[Key, NDArray[Any]]]) -> None:
     """Write arrays into one file, one after the other."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for (sample, name), array in arrays:
-            with archive.open(f"{sample}:{name}", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)
+        for key, array in arrays:
+            add_entry(archive, key, array)
+
+
+def add_entry(archive: zipfile.ZipFile, key: Key, array: NDArray[Any]) -> None:
+    """Write one array into an open archive."""
+    sample, name = key
+    with archive.open(f"{sample}:{name}", "w", force_zip64=True) as entry:
+        np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def read_archive(path: Path) -> Iterator[tuple[Key, NDArray[Any]]]:

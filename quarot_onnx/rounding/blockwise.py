@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import HessianConfig, RoundingConfig
+from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import Constant, seen
 from quarot_onnx.piecewise.memory import Memory, give_back
@@ -26,7 +27,8 @@ from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of
 from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.stages.blocks import Stage, find_stages
-from quarot_onnx.stages.runner import Fake, Replacement, StageRunner
+from quarot_onnx.stages.runner import Fake, Replacement, Runner, StageRunner
+from quarot_onnx.stages.spread import SpreadRunner
 from quarot_onnx.threads import one_blas_thread
 
 _STACKED = 1 << 26
@@ -99,6 +101,8 @@ class BlockwiseInputs:
         quantize_activations: Whether activations are quantized on the quantized path.
         scratch: A folder for hidden states that do not fit into memory.
         memory: How many of them do.
+        file: The model's file.
+        cluster: Workers that take the samples through the model; None where that is done here.
     """
 
     model: ir.Model
@@ -107,6 +111,25 @@ class BlockwiseInputs:
     quantize_activations: bool
     scratch: Path
     memory: Memory
+    file: Path
+    cluster: Cluster | None = None
+
+    def runner(self, stages: Sequence[Stage], *, follow_float: bool) -> Runner:
+        """What takes the samples through the stages, here or on the workers."""
+        if self.cluster is None:
+            limit = self.memory.states
+            return StageRunner(
+                self.model, stages, self.samples, follow_float=follow_float, scratch=self.scratch, limit=limit
+            )
+        return SpreadRunner(
+            self.cluster,
+            self.file,
+            self.model,
+            stages,
+            self.samples,
+            follow_float=follow_float,
+            scratch=self.scratch,
+        )
 
 
 @one_blas_thread()
@@ -128,14 +151,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         inputs.starts,
         lambda linear: (linear.transposed_input, by_node[linear.node].activation),
     )
-    runner = StageRunner(
-        inputs.model,
-        stages,
-        inputs.samples,
-        follow_float=rounding.method.needs_drift,
-        scratch=inputs.scratch,
-        limit=inputs.memory.states,
-    )
+    runner = inputs.runner(stages, follow_float=rounding.method.needs_drift)
     widest = max(stages, key=lambda stage: stage.linears[0].in_features)
     first, before = _take_up(stages, runner, rounding, by_node, inputs)
     for number in range(first, len(stages)):
@@ -158,7 +174,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
 
 def _take_up(
     stages: Sequence[Stage],
-    runner: StageRunner,
+    runner: Runner,
     rounding: Rounding,
     by_node: dict[ir.Node, WeightJob],
     inputs: BlockwiseInputs,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quarot_onnx.errors import OutputError, QuarotError
+from quarot_onnx.errors import ClusterError, OutputError, QuarotError
 from quarot_onnx.rounding.store import WeightStore
 
 _RUN, _WEIGHTS, _BLOCK, _NOTES = "run.json", "weights", "block-", "notes.json"
@@ -120,7 +120,7 @@ class Checkpoint:
 def open_checkpoint(folder: Path, run: Mapping[str, object]) -> Iterator[Checkpoint]:
     """A checkpoint, cleared when the run ends well or cannot be ended by running it again.
 
-    What stops a run from outside (an interrupt, a full disk) leaves it, with a note on the exception.
+    What stops a run from outside (an interrupt, a full disk, a lost scheduler) leaves it, with a note on the exception.
 
     Args:
         folder: The folder of the run.
@@ -134,7 +134,7 @@ def open_checkpoint(folder: Path, run: Mapping[str, object]) -> Iterator[Checkpo
     try:
         yield checkpoint
     except BaseException as error:
-        at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError)
+        at_fault = isinstance(error, QuarotError) and not isinstance(error, OutputError | ClusterError)
         if at_fault or checkpoint.last_block() is None:
             checkpoint.remove()
         else:

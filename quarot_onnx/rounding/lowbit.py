@@ -21,6 +21,7 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.config.enums import QuantGranularity
 from quarot_onnx.config.rounding import RTNConfig
 from quarot_onnx.config.tensor import QTensorConfig
+from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.piecewise.memory import Memory
@@ -146,12 +147,16 @@ class Task:
         config: How.
         ranges: Of static activations, from ``static_ranges.calibrate``.
         samples: From ``calibration_samples``.
+        file: The model's file.
+        cluster: Workers that take the samples through the model; None where that is done here.
     """
 
     selection: Selection
     config: QConfig
     ranges: Ranges
     samples: list[Feeds]
+    file: Path
+    cluster: Cluster | None = None
 
     def jobs(self) -> list[WeightJob]:
         """The Linears whose weights are rounded, in graph order.
@@ -201,7 +206,7 @@ def round_weights(
     marks = [attention.value or attention.output for attention in survey.sites.attentions]
     starts = {linear.node for linear in marks if linear is not None}
     quantize = method.aq_calibration
-    inputs = BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch, memory)
+    inputs = BlockwiseInputs(survey.model, starts, task.samples, quantize, scratch, memory, task.file, task.cluster)
     round_blockwise(aware, rounding, inputs)
     return rounding.rounded, tuple(rounding.notes)
 

@@ -20,6 +20,7 @@ from quarot_onnx.config.algorithm import (
     SinkPrefixConfig,
     SmoothQuantConfig,
 )
+from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.evaluation.check import CheckRun
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.io import model_io
@@ -52,6 +53,7 @@ class Run:
         clock: Seconds of each phase.
         progress: Called as the work goes on.
         memory: How models are run.
+        cluster: Workers that help; None where all is done here.
     """
 
     source: str | Path
@@ -63,6 +65,7 @@ class Run:
     clock: Clock
     progress: PhaseProgress
     memory: Memory
+    cluster: Cluster | None = None
 
     @property
     def folder(self) -> Path:

@@ -5,13 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.readers import DataReader, SampleReader, wrap
 from quarot_onnx.config import QConfig
+from quarot_onnx.distributed.cluster import Cluster, connected
 from quarot_onnx.io.run_folder import run_folder
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.rounding.checkpoint import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    import distributed
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +68,32 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     with run_folder(target) as folder:
         yield folder.scratch
         folder.clear()
+
+
+@contextmanager
+def workers_of(
+    scheduler: "str | distributed.Client | None", config: QConfig, sources: list[Path], work: Workspace
+) -> Iterator[Cluster | None]:
+    """The workers that help a run; None where all is done here.
+
+    Args:
+        scheduler: Its address, or a client of it; None for none.
+        config: What is done: workers help where a method of rounding takes statistics.
+        sources: The model's files.
+        work: What the run needs besides; they share its scratch folder.
+
+    Raises:
+        QuarotError: See ``connected`` and ``Cluster.check``.
+    """
+    with connected(scheduler) as cluster:
+        if cluster is None:
+            yield None
+        elif config.rounding is None or not config.rounding.needs_statistics:
+            cluster.notes = (*cluster.notes, "no weights are rounded with statistics: the scheduler's workers not used")
+            yield cluster
+        else:
+            cluster.check(sources, work.scratch)
+            yield cluster
 
 
 class Clock:

@@ -11,7 +11,7 @@ A value that is needed beyond its own level is carried. What depends on no input
 it is needed, so that thousands of small constants need not be carried. Names play no part.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -106,8 +106,7 @@ class Segments:
 
     def segment(self, number: int) -> Segment:
         """The piece of the graph that computes the input of stage ``number``."""
-        nodes = self._by_level[number]
-        outputs = [v for node in nodes for v in node.outputs if self._last_use.get(v, -1) > number]
+        nodes, outputs = self._by_level[number], self._left(number)
         model, inputs, copies = self._parts.part(nodes, outputs, f"segment_{number}")
         expired = [v for v, last in self._last_use.items() if last == number]
         return Segment(
@@ -117,6 +116,23 @@ class Segments:
             tuple(str(v.name) for v in expired),
             tuple(copies.get(node) for node in self._previous(number)),
         )
+
+    @property
+    def origins(self) -> Mapping[str, int]:
+        """Which segment leaves a value, by the values' names."""
+        return {str(v.name): k for k in range(len(self)) for v in self._left(k)}
+
+    def leaves(self, number: int) -> bool:
+        """Whether a segment leaves anything."""
+        return bool(self._left(number))
+
+    def outlived(self, number: int) -> set[int]:
+        """The segments up to ``number`` of which nothing is needed after it."""
+        return {k for k in range(number + 1) if all(self._last_use[v] <= number for v in self._left(k))}
+
+    def _left(self, number: int) -> list[ir.Value]:
+        """What a segment leaves for later ones."""
+        return [v for node in self._by_level[number] for v in node.outputs if self._last_use.get(v, -1) > number]
 
     def _previous(self, number: int) -> list[ir.Node]:
         return [linear.node for linear in self._stages[number - 1].linears] if number else []

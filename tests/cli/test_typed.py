@@ -18,7 +18,7 @@ KEYS = {*typed._METHODS, *typed._AQ.values(), "exclude"}
 OTHERWISE = {
     "model", "out", "scheme", "config", "recipe", "rotate", "verify", "feeds", "overwrite", "jobs",
     "as_json", "quiet", "check", "check_tokens", "check_text", "max_kl", "max_ppl_ratio", "fix_shape",
-    "max_memory", "provider", "provider_option", "by_stages",
+    "max_memory", "provider", "provider_option", "by_stages", "scheduler",
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Work:
         selection = select(Survey(model), config)
         self.samples = feeds_of(source, count=4, length=40) if samples is None else samples
         ranges = static_ranges.calibrate(source, selection, SampleReader(self.samples))
-        self.task = lowbit.Task(selection, config, ranges, self.samples)
+        self.task = lowbit.Task(selection, config, ranges, self.samples, source)
         self.checkpoint, self.scratch = Checkpoint(folder), folder / "scratch"
         self.scratch.mkdir(exist_ok=True)
 
