@@ -24,7 +24,7 @@ In the first block of SmolLM2 that puts H_ij off by 1e-8 to 5e-8 of √(H_ii H_j
 4e-8 and cost a tenth more time (root mean square over all i, j, against sums in float64).
 """
 
-_PANEL = 384
+PANEL = 384
 """Features of a panel of H and D, which one thread works on at a time."""
 
 _BLOCK = 128
@@ -119,7 +119,7 @@ def products(rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> 
         rows: X̃, [rows, in].
         missing: X - X̃; None where D is not wanted.
     """
-    found = [_panel_products(panel, rows, missing) for panel in panels(rows.shape[1], _PANEL)]
+    found = [_panel_products(panel, rows, missing) for panel in panels(rows.shape[1], PANEL)]
     drift = tuple(part for _, part in found if part is not None)
     return Products(tuple(lower for lower, _ in found), drift)
 
@@ -179,7 +179,7 @@ class Accumulator:
             places = range(len(part.hessian))
 
             def add(place: int, part: Products = part) -> None:
-                panel = panels(len(self._hessian), _PANEL)[place]
+                panel = panels(len(self._hessian), PANEL)[place]
                 self._add(panel, part.hessian[place], part.drift[place] if part.drift else None)
 
             spread(add, places)
@@ -189,7 +189,7 @@ class Accumulator:
         """The statistics of all rows. They take the sums' place: nothing can be added after."""
         self.end_unit()
         hessian, drift, count = self._hessian, self._drift, max(self._tokens, 1)
-        for panel in panels(len(hessian), _PANEL):
+        for panel in panels(len(hessian), PANEL):
             hessian[panel, : panel.stop] /= count
         for start in range(0, len(hessian), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -203,7 +203,7 @@ class Accumulator:
     def _sum_up(self, rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> None:
         """Add the products of a portion: of H the lower half, which is mirrored at the end."""
         spread(
-            lambda panel: self._add(panel, *_panel_products(panel, rows, missing)), panels(len(self._hessian), _PANEL)
+            lambda panel: self._add(panel, *_panel_products(panel, rows, missing)), panels(len(self._hessian), PANEL)
         )
 
     def _add(self, panel: slice, lower: NDArray[np.float32], drift: NDArray[np.float32] | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rounded_weights
 
-from quarot_onnx.errors import ConfigError, OutputError, VerificationError
+from quarot_onnx.errors import ClusterError, ConfigError, OutputError, VerificationError
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of, open_checkpoint
 
@@ -141,7 +141,9 @@ def test_damaged_notes_are_seen(damage: str, tmp_path: Path) -> None:
         notes_of(tmp_path / "block-1")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, OutputError, ZeroDivisionError])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, MemoryError, OutputError, ClusterError, ZeroDivisionError]
+)
 @pytest.mark.parametrize("begun", [False, True])
 def test_what_stops_a_run_from_outside(begun: bool, error: type[BaseException], tmp_path: Path) -> None:
     with pytest.raises(error) as raised:
