@@ -31,7 +31,7 @@ from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.caching import check_scales
 from quarot_onnx.run.finishing import complete
-from quarot_onnx.run.integers import put_integers
+from quarot_onnx.run.integers import helped, put_integers
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
@@ -169,8 +169,9 @@ def quantize(
         overwrite: Whether existing files may be replaced; None: the target that was named, and what an earlier run to
             it wrote beside it.
         memory: What the run may take, and whether models are run piece by piece for that.
-        scheduler: A Dask scheduler's address, or a client of it: its workers take the samples of GPTQ, GPTAQ and Qronos
-            through the model, with the same result. Model and target lie on storage that they share.
+        scheduler: A Dask scheduler's address, or a client of it: its workers take calibration samples through the model
+            (static ranges; GPTQ, GPTAQ and Qronos), with the same result. Model and target lie on storage that they
+            share.
         progress: Called as the work goes on.
 
     Returns:
@@ -206,7 +207,7 @@ def quantize(
     with (
         checking,
         workspace(Path(target), config, protected, samples, data) as work,
-        workers_of(scheduler, config, protected, work) as cluster,
+        workers_of(scheduler, protected, work, needed=helped(selection, config)) as cluster,
     ):
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory, cluster)
         kinds = kinds_for(config)

@@ -73,8 +73,8 @@ class ModelQuantizer:
             overwrite: Whether existing files may be replaced; None: ``model_output``, and what an earlier run to it
                 wrote beside it.
             memory: What the run may take, and whether models are run piece by piece for that.
-            scheduler: A Dask scheduler's address, or a client of it, whose workers take the samples of GPTQ, GPTAQ and
-                Qronos through the model, with the same result; see docs/scale.md.
+            scheduler: A Dask scheduler's address, or a client of it, whose workers take calibration samples through the
+                model, with the same result; see docs/scale.md.
 
         Returns:
             The quantized model when ``model_output`` is None, else None.

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from quarot_onnx.calibration.checked import DataReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
@@ -119,6 +120,58 @@ def _length(cache: Feeds) -> int:
     return length
 
 
+def decoding_on(
+    file: str | Path,
+    model: ir.Model,
+    inputs: ModelInputs,
+    steps: int,
+    reader: DataReader,
+    *,
+    limit: int | None = None,
+    memory: Memory = WHOLE,
+) -> Decoding:
+    """What makes decode steps.
+
+    Args:
+        file: The model's file.
+        model: What was loaded of it.
+        inputs: Its inputs.
+        steps: Decode steps behind every sample.
+        reader: The samples.
+        limit: How many of them count; None for all.
+        memory: Whether the model is run piece by piece; the first parts of samples then go with the samples.
+
+    Raises:
+        CalibrationError: onnxruntime cannot run a sample.
+    """
+    if memory.divides(model):
+        return Decoding(inputs, steps, None)
+    return Decoding.on(file, inputs, steps, reader, limit)
+
+
+def decode_steps(
+    inputs: ModelInputs | None, asked: int | None, *, calibrated: bool = True
+) -> tuple[int, tuple[str, ...]]:
+    """How many tokens are decoded behind every sample, and what the user should know.
+
+    Args:
+        inputs: The model's inputs; None where no range is taken.
+        asked: Decode steps; None for the default where the graph allows them.
+        calibrated: Whether any range is taken.
+    """
+    if not calibrated:
+        return 0, (f"no activation has a fixed scale: {asked} decode steps not used",) if asked else ()
+    if asked == 0:
+        return 0, ()
+    assert inputs is not None
+    lengths = inputs.lengths
+    if not inputs.has_cache:
+        return 0, () if asked is None else (f"the graph has no cache: no decode step is calibrated on, not {asked}",)
+    if lengths.seq is not None or lengths.past is not None or lengths.total is not None:
+        return 0, ("the graph fixes its lengths: no decode step is calibrated on beside the windows",)
+    return DEFAULT_STEPS if asked is None else asked, ()
+
+
 def find_decoding(
     file: str | Path,
     folder: Path,
@@ -146,19 +199,12 @@ def find_decoding(
     Raises:
         CalibrationError: onnxruntime cannot run a sample.
     """
-    if not calibrated:
-        return None, (f"no activation has a fixed scale: {asked} decode steps not used",) if asked else ()
-    if asked == 0:
-        return None, ()
+    if not calibrated or asked == 0:
+        return None, decode_steps(None, asked, calibrated=calibrated)[1]
     assert reader is not None, "refused before"
     model = model_io.load(file)
     inputs = ModelInputs.from_model(model, folder=folder)
-    lengths = inputs.lengths
-    if not inputs.has_cache:
-        return None, () if asked is None else (f"the graph has no cache: no decode step is calibrated on, not {asked}",)
-    if lengths.seq is not None or lengths.past is not None or lengths.total is not None:
-        return None, ("the graph fixes its lengths: no decode step is calibrated on beside the windows",)
-    steps = DEFAULT_STEPS if asked is None else asked
-    if memory.divides(model):
-        return Decoding(inputs, steps, None), ()
-    return Decoding.on(file, inputs, steps, reader, limit), ()
+    steps, notes = decode_steps(inputs, asked)
+    if not steps:
+        return None, notes
+    return decoding_on(file, model, inputs, steps, reader, limit=limit, memory=memory), notes

@@ -51,6 +51,22 @@ class LogHistogram:
             self._counts += np.bincount(index, minlength=2 * _BINS)
         return True
 
+    def merge(self, other: "LogHistogram") -> None:
+        """Count what another one counted."""
+        low, high, held, counts = other.__getstate__()
+        self._min, self._max = min(self._min, low), max(self._max, high)
+        self._counts[held] += counts
+
+    def __getstate__(self) -> tuple[float, float, npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Most bins are empty: those that are not."""
+        held = np.flatnonzero(self._counts)
+        return self._min, self._max, held, self._counts[held]
+
+    def __setstate__(self, state: tuple[float, float, npt.NDArray[np.intp], npt.NDArray[np.int64]]) -> None:
+        self._min, self._max, held, counts = state
+        self._counts = np.zeros(2 * _BINS, np.int64)
+        self._counts[held] = counts
+
     @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest value."""

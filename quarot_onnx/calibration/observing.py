@@ -61,6 +61,8 @@ def observe_samples(
     progress: Progress | None = None,
     decoding: Decoding | None = None,
     memory: Memory = WHOLE,
+    first: int = 0,
+    name: str = "",
 ) -> None:
     """Show an observer the samples of a reader, their padding taken off.
 
@@ -72,13 +74,15 @@ def observe_samples(
         progress: Called after every sample, or where the model is run piece by piece after every run through a piece.
         decoding: Makes the decode steps that are shown behind every sample; None for none.
         memory: Whether the model is run piece by piece.
+        first: The number of the first sample, for messages.
+        name: The class of the reader that they come from, for messages; by default that of the reader.
 
     Raises:
         CalibrationError: A reader that is empty or does not fit the model's inputs.
     """
     if max_samples is not None and max_samples < 1:
         raise CalibrationError(f"max_samples {max_samples} leaves nothing to calibrate on: ask for 1 or more")
-    samples = _Samples(model, wrap(reader), max_samples, decoding)
+    samples = _Samples(model, wrap(reader), max_samples, decoding, first=first, name=name)
     if memory.divides(model):
         _observe_pieces(observer, model, samples, progress, memory)
         return
@@ -93,8 +97,18 @@ def observe_samples(
 class _Samples:
     """What is run of each sample of a reader."""
 
-    def __init__(self, model: ir.Model, reader: CheckedReader, limit: int | None, decoding: Decoding | None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        reader: CheckedReader,
+        limit: int | None,
+        decoding: Decoding | None,
+        *,
+        first: int,
+        name: str,
+    ) -> None:
         self._model, self._reader, self._limit, self._decoding = model, reader, limit, decoding
+        self._first, self._name = first, name or reader.name
         self._padding = Padding(model)
         total = reader.size
         self.total = total if total is None or limit is None else min(total, limit)
@@ -103,14 +117,16 @@ class _Samples:
         count = 0
         for count, feeds in enumerate(islice(self._reader, self._limit), 1):
             check_feeds(feeds, self._model)
-            check_ids(self._padding.tokens(feeds, count - 1), self._reader.name, count - 1)
+            number = self._first + count - 1
+            check_ids(self._padding.tokens(feeds, number), self._name, number)
             yield self._parts(feeds, count - 1)
         if count == 0:
             raise self._reader.empty()
 
     def _parts(self, feeds: Feeds, number: int) -> Iterator[Sample]:
-        yield from self._padding.samples(feeds, number)
-        yield from () if self._decoding is None else self._decoding.samples(feeds, number)
+        yield from self._padding.samples(feeds, self._first + number)
+        for step in () if self._decoding is None else self._decoding.samples(feeds, number):
+            yield replace(step, number=self._first + number)
 
 
 def _observe_pieces(

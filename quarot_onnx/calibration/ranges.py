@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.clipping import least_divergence, least_error
 from quarot_onnx.calibration.decoding import Decoding
+from quarot_onnx.calibration.elsewhere import Elsewhere
 from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.observing import (
@@ -101,6 +102,7 @@ def collect_ranges(
     progress: Progress | None = None,
     decoding: Decoding | None = None,
     memory: Memory = WHOLE,
+    elsewhere: Elsewhere | None = None,
 ) -> dict[str, Range]:
     """The ranges of activations over the samples of a reader.
 
@@ -114,6 +116,7 @@ def collect_ranges(
         progress: Called after every sample.
         decoding: Makes the decode steps that count, too; None for none.
         memory: Whether the model is run piece by piece.
+        elsewhere: Workers that run the samples, with the decode steps that they make; None where that is done here.
 
     Returns:
         Tensor name to range, in the order of ``tensor_names``.
@@ -128,20 +131,23 @@ def collect_ranges(
     loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
     find_values(loaded, names)
-    observer = _MinMax(names, threads) if rule.method is CalibMethod.MinMax else _Counted(names, threads, rule)
-    observe_samples(
-        observer, loaded, reader, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory
-    )
+    observer = MinMax(names, threads) if rule.method is CalibMethod.MinMax else Counted(names, threads, rule)
+    if elsewhere is not None:
+        elsewhere.observe(observer, reader, max_samples, progress)
+    else:
+        observe_samples(
+            observer, loaded, reader, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory
+        )
     return observer.ranges()
 
 
-class _MinMax:
+class MinMax:
     """Running minimum and maximum of scalars taken in the graph; of a part of an activation outside of it."""
 
     def __init__(self, names: Sequence[str], threads: int | None) -> None:
         self.names, self._threads = names, threads
-        self._parts = _Counted(names, threads, RangeRule())
-        self._bounds = dict.fromkeys(names, (np.inf, -np.inf))
+        self.parts = Counted(names, threads, RangeRule())
+        self.found = dict.fromkeys(names, (np.inf, -np.inf))
 
     def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
         """Open a model; a sample that hides something is run for the activations themselves."""
@@ -151,7 +157,7 @@ class _MinMax:
         def observe(sample: Sample) -> list[Any]:
             if sample.visible is not None:
                 if not parts:
-                    parts.append(self._parts.on(model, names, kept))
+                    parts.append(self.parts.on(model, names, kept))
                 return parts[0](sample)
             seen, handed = run_observing(session, sample, 3 * len(names), kept)
             if not sample.silent:
@@ -168,29 +174,41 @@ class _MinMax:
         if bad.any():
             raise not_finite(names[int(np.flatnonzero(bad)[0])], sample.number)
         for name, least, most in zip(names, low.tolist(), high.tolist(), strict=True):
-            before = self._bounds[name]
-            self._bounds[name] = (min(before[0], least), max(before[1], most))
+            before = self.found[name]
+            self.found[name] = (min(before[0], least), max(before[1], most))
+
+    def merge(self, other: "MinMax") -> None:
+        """Take in what another one saw."""
+        for name, (least, most) in other.found.items():
+            before = self.found[name]
+            self.found[name] = (min(before[0], least), max(before[1], most))
+        self.parts.merge(other.parts)
 
     def ranges(self) -> dict[str, Range]:
         """The ranges so far."""
-        parts = self._parts.bounds()
-        both = ((name, self._bounds[name], parts[name]) for name in self.names)
+        parts = self.parts.bounds()
+        both = ((name, self.found[name], parts[name]) for name in self.names)
         return {name: _range(name, min(a[0], b[0]), max(a[1], b[1])) for name, a, b in both}
 
 
-class _Counted(Fetched):
+class Counted(Fetched):
     """Histograms of activations that are fetched group by group."""
 
     def __init__(self, names: Sequence[str], threads: int | None, rule: RangeRule) -> None:
-        self._histograms = {name: LogHistogram() for name in names}
+        self.histograms = {name: LogHistogram() for name in names}
         self._rule = rule
-        super().__init__(self._histograms, threads)
+        super().__init__(self.histograms, threads)
+
+    def merge(self, other: "Counted") -> None:
+        """Take in what another one saw."""
+        for name, histogram in other.histograms.items():
+            self.histograms[name].merge(histogram)
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """The bounds so far, from infinity down where nothing was seen."""
         return {
             name: (np.inf, -np.inf) if histogram.empty else self._rule.bounds(histogram)
-            for name, histogram in self._histograms.items()
+            for name, histogram in self.histograms.items()
         }
 
     def ranges(self) -> dict[str, Range]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.decoding import Decoding
+from quarot_onnx.calibration.elsewhere import Elsewhere
 from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
@@ -38,6 +39,11 @@ Ranges = Mapping[tuple[str, RangeRule], Range]
 def needs_calibration(selection: Selection) -> bool:
     """Whether any activation or output gets a fixed grid."""
     return bool(_observed(selection))
+
+
+def can_be_spread(selection: Selection) -> bool:
+    """Whether the ranges can be put together from those of parts of the samples; Auto draws rows of all of them."""
+    return all(rule.method is not CalibMethod.Auto for rule in _observed(selection))
 
 
 def require_reader(selection: Selection, reader: DataReader | None) -> None:
@@ -65,6 +71,7 @@ def calibrate(
     progress: Progress | None = None,
     decoding: Decoding | None = None,
     memory: Memory = WHOLE,
+    elsewhere: Elsewhere | None = None,
 ) -> dict[tuple[str, RangeRule], Range]:
     """The ranges that the selection needs.
 
@@ -76,6 +83,7 @@ def calibrate(
         progress: Called with samples done and, where known, their number.
         decoding: Makes the decode steps that count, too; None for none.
         memory: Whether the model is run piece by piece.
+        elsewhere: Workers that run the samples, where they can (``can_be_spread``); None where that is done here.
 
     Raises:
         CalibrationError: No reader, an empty one, or one that cannot be read twice where two methods need it.
@@ -87,7 +95,14 @@ def calibrate(
         return {}
     ranges: dict[tuple[str, RangeRule], Range] = {}
     observe = partial(observe_samples, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory)
-    ranges_of = partial(collect_ranges, max_samples=max_samples, progress=progress, decoding=decoding, memory=memory)
+    ranges_of = partial(
+        collect_ranges,
+        max_samples=max_samples,
+        progress=progress,
+        decoding=decoding,
+        memory=memory,
+        elsewhere=elsewhere,
+    )
     for number, (rule, wanted) in enumerate(observed.items()):
         if number:
             checked.rewind()

@@ -3,30 +3,46 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from quarot_onnx.calibration.decoding import find_decoding
+from quarot_onnx.calibration.decoding import decode_steps, find_decoding
+from quarot_onnx.calibration.elsewhere import Elsewhere, Shared
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config import QConfig
 from quarot_onnx.emission.apply import StoredWeights, apply_selection
 from quarot_onnx.progress import of_phase
 from quarot_onnx.quantization import bias_correction, static_ranges
 from quarot_onnx.quantization.left_float import left_in_float
+from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.run.caching import Cached, quantize_cache
 from quarot_onnx.run.preparing import Run, Start
 
 
+def helped(selection: Selection, config: QConfig) -> bool:
+    """Whether workers of a cluster can help: where statistics are taken for rounding, or ranges of activations."""
+    rounding = config.rounding
+    if rounding is not None and rounding.needs_statistics:
+        return True
+    return static_ranges.needs_calibration(selection) and static_ranges.can_be_spread(selection)
+
+
 def put_integers(start: Start, run: Run, target: str | Path) -> tuple[tuple[str, ...], Cached]:
     """Calibrate, round and quantize the model in place; what the user should know, and what came of the cache."""
     selection, work, config = start.selection, run.work, run.config
     calibrated = static_ranges.needs_calibration(selection)
-    decoding, of_decoding = find_decoding(
-        start.file,
-        run.folder,
-        start.reader,
-        work.decode_steps,
-        limit=start.limit,
-        calibrated=calibrated,
-        memory=run.memory,
-    )
+    spread = calibrated and run.cluster is not None and static_ranges.can_be_spread(selection)
+    elsewhere, of_decoding = _elsewhere(start, run) if spread else (None, ())
+    decoding = None
+    if elsewhere is None:
+        decoding, of_decoding = find_decoding(
+            start.file,
+            run.folder,
+            start.reader,
+            work.decode_steps,
+            limit=start.limit,
+            calibrated=calibrated,
+            memory=run.memory,
+        )
     ranges = static_ranges.calibrate(
         start.file,
         selection,
@@ -35,6 +51,7 @@ def put_integers(start: Start, run: Run, target: str | Path) -> tuple[tuple[str,
         progress=of_phase(run.progress, "calibrate"),
         decoding=decoding,
         memory=run.memory,
+        elsewhere=elsewhere,
     )
     if ranges:
         run.clock.lap("calibrate")
@@ -65,3 +82,12 @@ def put_integers(start: Start, run: Run, target: str | Path) -> tuple[tuple[str,
     cached = quantize_cache(start, run, target)
     apply_selection(selection, ranges, stored, of_phase(run.progress, "quantize"))
     return (*notes, *cached.notes), cached
+
+
+def _elsewhere(start: Start, run: Run) -> tuple[Elsewhere, tuple[str, ...]]:
+    """The workers that take ranges, and what to say of the decode steps that they calibrate on."""
+    assert run.cluster is not None
+    inputs = None if run.work.decode_steps == 0 else ModelInputs.from_model(start.model, folder=run.folder)
+    steps, notes = decode_steps(inputs, run.work.decode_steps)
+    shared = Shared(Path(start.file).absolute(), run.folder, steps, run.memory)
+    return Elsewhere(run.cluster, shared, run.work.scratch), notes

@@ -72,15 +72,15 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def workers_of(
-    scheduler: "str | distributed.Client | None", config: QConfig, sources: list[Path], work: Workspace
+    scheduler: "str | distributed.Client | None", sources: list[Path], work: Workspace, *, needed: bool
 ) -> Iterator[Cluster | None]:
     """The workers that help a run; None where all is done here.
 
     Args:
         scheduler: Its address, or a client of it; None for none.
-        config: What is done: workers help where a method of rounding takes statistics.
         sources: The model's files.
         work: What the run needs besides; they share its scratch folder.
+        needed: Whether there is anything that they can help with.
 
     Raises:
         QuarotError: See ``connected`` and ``Cluster.check``.
@@ -88,8 +88,8 @@ def workers_of(
     with connected(scheduler) as cluster:
         if cluster is None:
             yield None
-        elif config.rounding is None or not config.rounding.needs_statistics:
-            cluster.notes = (*cluster.notes, "no weights are rounded with statistics: the scheduler's workers not used")
+        elif not needed:
+            cluster.notes = (*cluster.notes, "nothing is calibrated that workers can help with: --scheduler not used")
             yield cluster
         else:
             cluster.check(sources, work.scratch)

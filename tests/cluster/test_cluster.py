@@ -236,6 +236,6 @@ def test_options(shell: Shell, model: Path, text: Path, address: str, tmp_path: 
     for path in (tmp_path / "here").iterdir():
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
     said = shell.ok("quantize", model, tmp_path / "w8", "--scheme", "w8", "--no-check", "--scheduler", address).err
-    assert "no weights are rounded with statistics: the scheduler's workers not used" in said
+    assert "nothing is calibrated that workers can help with: --scheduler not used" in said
     assert "--scheduler" in shell.fails("evaluate", model, "--tasks", "none", "--scheduler", address)
     assert (tmp_path / "w8").exists()

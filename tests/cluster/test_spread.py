@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,17 @@ from lowbit_runs import config_for, text_reader
 from stage_runs import decoder_stages, feeds_of, plain_stages
 
 from quarot_onnx.calibration import units
+from quarot_onnx.calibration.elsewhere import Elsewhere, Shared
+from quarot_onnx.calibration.ranges import RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
+from quarot_onnx.config.enums import CalibMethod
+from quarot_onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.perplexity import perplexity
+from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
@@ -219,6 +226,61 @@ def test_the_same_perplexity(options: dict[str, Any], address: str, tmp_path: Pa
     assert (here.nll, here.tokens, here.windows) == (there.nll, there.tokens, there.windows)
     assert seen[-1] == (here.windows, here.windows)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize(("how", "by_stages"), [("MinMax", False), ("Percentile", True)])
+def test_the_same_ranges(how: str, by_stages: bool, address: str, tmp_path: Path) -> None:
+    """Decode steps among them."""
+    source = exports.optimum_export("llama")
+    layer = QLayerConfig(UInt8Spec(calibration_method=how), Int8Spec())
+    phases = list[tuple[str, int, int | None]]()
+    for folder, scheduler in (("here", None), ("there", address)):
+        quantize(
+            source, tmp_path / folder / "q.onnx", QConfig(layer), text_reader(source, 5, 40, decode_steps=2),
+            verify=False, check=None, memory=Memory(by_stages=by_stages), scheduler=scheduler,
+            progress=lambda *now, there=scheduler: phases.append(now) if there else None,
+        )  # fmt: skip
+    assert files(tmp_path / "here") == files(tmp_path / "there")
+    assert ("calibrate", 5, 5) in phases
+
+
+def test_ranges_are_put_together_in_any_number_of_groups(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = exports.optimum_export("llama")
+    samples = feeds_of(source, count=9)
+    names = [linear.input.name or "" for linear in linears(model_io.load(source).graph)]
+    rule = RangeRule(CalibMethod.Percentile, 99)
+    expected = collect_ranges(source, names, SampleReader(samples), rule=rule)
+    shared = Shared(source, source.parent, 0, Memory())
+    for groups in (1, 3, 9):  # the third is more than are sent before any comes back
+        counts = chain([groups], repeat(1))
+        monkeypatch.setattr(Cluster, "threads", property(lambda _, counts=counts: next(counts)))
+        elsewhere = Elsewhere(Cluster(client), shared, tmp_path)
+        assert collect_ranges(source, names, SampleReader(samples), rule=rule, elsewhere=elsewhere) == expected
+
+
+def test_ranges_tell_which_sample_is_at_fault(client: Client, tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    samples = feeds_of(source, count=5)
+    samples[3]["input_ids"][0, 2] = -1
+    (name,) = [linear.input.name for linear in linears(model_io.load(source).graph)][:1]
+    elsewhere = Elsewhere(Cluster(client), Shared(source, source.parent, 0, Memory()), tmp_path)
+    said = []
+    for where in (None, elsewhere):
+        with pytest.raises(CalibrationError) as raised:
+            collect_ranges(source, [name or ""], SampleReader(samples), elsewhere=where)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert "SampleReader gives the token id -1 in sample 3" in said[0]
+
+
+def test_auto_draws_its_rows_here(address: str, tmp_path: Path) -> None:
+    source = exports.optimum_export("llama")
+    config = QConfig(QLayerConfig(UInt8Spec(calibration_method="Auto"), Int8Spec()))
+    reader = text_reader(source, 2, 24)
+    done = quantize(source, tmp_path / "q.onnx", config, reader, verify=False, check=None, scheduler=address)
+    assert any("nothing is calibrated that workers can help with" in note for note in done.notes)
 
 
 def test_by_amd_quarks_names(address: str, tmp_path: Path) -> None:
