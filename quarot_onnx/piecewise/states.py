@@ -1,7 +1,7 @@
 """Hidden states between segments: in memory up to a limit, on disk past it; saved whole for a later run."""
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,13 @@ def add_entry(archive: zipfile.ZipFile, key: Key, array: NDArray[Any]) -> None:
         np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
-def read_archive(path: Path) -> Iterator[tuple[Key, NDArray[Any]]]:
-    """The arrays of a file, one after the other."""
+def read_archive(path: Path, names: Container[str] | None = None) -> Iterator[tuple[Key, NDArray[Any]]]:
+    """The arrays of a file, one after the other; those of some values, or of all."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.namelist():
             sample, _, name = entry.partition(":")
-            yield (int(sample), name), read_entry(archive, (int(sample), name))
+            if names is None or name in names:
+                yield (int(sample), name), read_entry(archive, (int(sample), name))
 
 
 def read_entry(archive: zipfile.ZipFile, key: Key) -> NDArray[Any]:

@@ -128,6 +128,14 @@ class Passage:
         self._weights = {} if step.before is None else self._fed_weights(step.number - 1, step.before)
 
     @property
+    def reads(self) -> frozenset[str]:
+        """The names of all that is read of a sample."""
+        sessions = [session for session in (self._float, self._quantized) if session is not None]
+        inputs = {str(argument.name) for session in sessions for argument in session.get_inputs()}
+        number = self._step.number
+        return frozenset(inputs | {stage.input.name or "" for stage in self._stages[max(number - 1, 0) : number + 1]})
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What the segment leaves."""
         return self.segment.outputs

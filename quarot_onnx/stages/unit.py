@@ -9,7 +9,7 @@ returned. Done twice, as when a worker is lost, it writes and returns the same o
 """
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -142,7 +142,7 @@ def _taken(task: UnitTask) -> UnitSums:
         found: list[Products] = []
         portions = Portions(lambda rows, missing: found.append(products(rows, missing)), drift=plan.follow_float)
         tokens = 0
-        for place, sample in _samples(task):
+        for place, sample in _samples(task, passage.reads):
             held = {path: _Held(states, place) for path, states in paths.items()}
             x, exact = passage.run(sample, held[QUANTIZED], held.get(FLOAT))
             portions.add(x, exact)
@@ -177,10 +177,10 @@ def _linear(node: ir.Node) -> Linear:
     return linear
 
 
-def _samples(task: UnitTask) -> Iterable[tuple[int, Sample]]:
-    """The unit's samples, with their places among all."""
+def _samples(task: UnitTask, names: Container[str]) -> Iterable[tuple[int, Sample]]:
+    """The unit's samples, with their places among all; of their inputs those that are read."""
     feeds: dict[int, dict[str, NDArray[Any]]] = {}
-    for (place, name), array in read_archive(task.plan.unit(task.unit) / FEEDS):
+    for (place, name), array in read_archive(task.plan.unit(task.unit) / FEEDS, names):
         feeds.setdefault(place, {})[name] = array
     for offset, (number, visible) in enumerate(zip(task.numbers, task.visible, strict=True)):
         place = task.first + offset
