@@ -113,7 +113,7 @@ def held(sizes: Sizes, work: Work) -> tuple[float, float]:
     return 8e-9 * widest**2 * (3 if work.drift else 2), max(work.sent(s) for s in stages(sizes)) / work.portions() / 1e9
 
 
-def tell(name: str, sizes: Sizes, work: Work, gbit: float) -> None:
+def tell(name: str, sizes: Sizes, work: Work, gbit: float, gflops: float) -> None:
     """What the cost model says."""
     print(f"{name}: {work.samples} x {work.seq_len} tokens, {work.method}, {work.workers} workers, per layer")
     print(f"{'stage':9}{'inputs':>8}{'sent GB':>10}{'states written GB':>19}{'weights read GB':>17}{'Tflop':>8}")
@@ -128,7 +128,8 @@ def tell(name: str, sizes: Sizes, work: Work, gbit: float) -> None:
     summed, result = held(sizes, work)
     print(
         f"{sizes.layers} layers: sent {sent / 1e12:.2f} TB ({sent * 8 / gbit / 1e9 / 3600:.1f} h at {gbit:g} Gbit/s), "
-        f"states {written / 1e12:.2f} TB, weights {read / 1e12:.2f} TB, {flops / 1e15:.1f} Pflop; memory: "
+        f"states {written / 1e12:.2f} TB, weights {read / 1e12:.2f} TB, {flops / 1e15:.1f} Pflop "
+        f"({flops / gflops / 1e9 / 3600:,.0f} core hours at {gflops:g} Gflop/s); memory: "
         f"{summed:.1f} GB of statistics where they are summed, {result:.2f} GB for each result in a worker\n"
     )
 
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
     parser.add_argument("--bytes-of-float", type=int, default=0, help="of the model (default: 2 of a shape, else 4)")
     parser.add_argument("--gbit", type=float, default=25, help="of the network where sums are made (default: 25)")
+    parser.add_argument("--gflops", type=float, default=25, help="of a core, as the second form measures (default: 25)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for outputs (default: the system's)")
     arguments = parser.parse_args()
     methods = arguments.method or ["gptq", "qronos"]
@@ -235,7 +237,7 @@ def main() -> None:
         for method in methods:
             floats = arguments.bytes_of_float or 2
             work = Work(arguments.samples, arguments.seq_len, method, arguments.workers, floats)
-            tell(name, (SHAPES | LARGER)[name], work, arguments.gbit)
+            tell(name, (SHAPES | LARGER)[name], work, arguments.gbit, arguments.gflops)
     if arguments.model is not None:
         arguments.bytes_of_float = arguments.bytes_of_float or 4
         for method in methods:

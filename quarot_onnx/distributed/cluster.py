@@ -193,7 +193,8 @@ def _client(address: str) -> "distributed.Client":
     import distributed  # noqa: PLC0415 - optional
 
     async def identity() -> Mapping[str, Any]:
-        async with distributed.rpc(address, timeout=_CONNECT) as other:
+        tls = distributed.Security().get_connection_args("client")  # as Dask's configuration says
+        async with distributed.rpc(address, timeout=_CONNECT, connection_args=tls) as other:
             found: Mapping[str, Any] = await asyncio.wait_for(other.identity(), _CONNECT)
             return found
 
@@ -201,8 +202,8 @@ def _client(address: str) -> "distributed.Client":
     try:
         with ThreadPoolExecutor(1) as pool:  # there may be an event loop in this thread
             kind = pool.submit(asyncio.run, identity()).result().get("type")
-    except ValueError as error:
-        raise ConfigError(f"{address!r} is no address of a scheduler ({error}); {way}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{address!r} is no address of a scheduler ({_line(error)}); {way}") from error
     except (OSError, TimeoutError) as error:
         raise ClusterError(f"no scheduler answers at {address}; {way}") from error
     if kind != "Scheduler":
@@ -211,6 +212,10 @@ def _client(address: str) -> "distributed.Client":
         return distributed.Client(address, timeout=_CONNECT, set_as_default=False)
     except OSError as error:
         raise ClusterError(f"no scheduler answers at {address}; {way}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _refuse(address: str, said: Answer | BaseException, context: Context) -> None:

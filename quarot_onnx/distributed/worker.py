@@ -154,14 +154,16 @@ def kept(kind: str, key: Hashable, make: Callable[[], Result]) -> Result:
         make: Makes it.
     """
     with _lock:
-        if kind not in _kept or _kept[kind][0] != key:
+        held = _kept.get(kind)
+        if held is None or held[0] != key:
             _kept.pop(kind, None)  # before the new one takes its room
-            _kept[kind] = key, make()
-        found: Result = _kept[kind][1]
+            made = make()
+            _kept[kind] = key, made
+            return made
+        found: Result = held[1]
         return found
 
 
 def forget() -> None:
-    """Keep nothing any more."""
-    with _lock:
-        _kept.clear()
+    """Keep nothing any more; what is being made meanwhile is not waited for."""
+    _kept.clear()

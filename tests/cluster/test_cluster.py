@@ -79,6 +79,15 @@ def test_no_scheduler(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("address", ["nowhere", "http://host:1", "tls://127.0.0.1:1", ""])
+def test_what_is_no_address(address: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"is no address of a scheduler \(.*\); give the address of a Dask"),
+        connected(address),
+    ):
+        pass
+
+
 def test_something_else_answers(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
     monkeypatch.setattr(cluster_module, "_CONNECT", 0.3)
     other = next(iter(client.nthreads()))
