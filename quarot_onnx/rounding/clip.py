@@ -20,18 +20,17 @@ the number of cores.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.rounding.bounds import cost_bounds
-from quarot_onnx.rounding.tiles import in_steps
+from quarot_onnx.rounding.bounds import Family, cost_bounds
+from quarot_onnx.rounding.tiles import Scratch, in_steps, turn
 from quarot_onnx.threads import spread
 
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 
-_TILE = 32768
+_TILE = 65536
 """Weights looked at together: with two buffers, 384 kB of float32, which a core's own cache holds."""
 
 _STEP = 6
@@ -40,8 +39,15 @@ _STEP = 6
 _ROUNDING = 1.0 + 1e-4
 """By what factor a bound must lie above an error, both being sums in float32."""
 
+_TINY = 2.0**-96
+"""Scales from this to its reciprocal are divided by in float32."""
+
 _NARROW, _SHARED = 32, 2
 """Bounds pay for grids of so many integers at most, and for so many weights for each of them at least."""
+
+_LIKELY, _FINE, _SHORT = 39, 16, 1024
+"""So many factors are bounded one by one where a grid has so many integers or more and a column so many weights or
+fewer: hardly any other wins there, and bounds are most of the time."""
 
 
 def shrink_factors() -> NDArray[np.float64]:
@@ -74,22 +80,22 @@ def best_factors(
         return np.ones(1 if together else 0)
     levels = int(high[0] - low[0]) + 1
     narrow = levels <= _NARROW and rows >= _SHARED * levels
-    # Columns with equal limits share a table of bounds.
-    sort = narrow and not together and bool((low != low[0]).any())
-    order = np.argsort(low, kind="stable") if sort else np.arange(out)
     width = max(1, _TILE // max(rows, 1))
-    errors = np.empty((len(shrink_factors()), out)) if together else None
+    single = _LIKELY if levels >= _FINE and rows <= _SHORT else len(_FACTORS)
+    errors = np.empty((len(_FACTORS), out)) if together else None
     numbers = np.zeros(out, np.intp)
 
     def search(left: int) -> None:
-        columns = order[left : left + width]
-        part = weight[:, columns] if sort else weight[:, left : left + width]
-        values = np.ascontiguousarray(in_steps(part, scale[columns]).T, np.float32)
-        tile = _Tile(values, low[columns, None].astype(np.float32), high[columns, None].astype(np.float32))
-        if errors is not None:
-            errors[:, columns] = _all(tile)
-        else:
-            numbers[columns] = _promising(tile, levels) if narrow else _falling(tile)
+        columns = slice(left, left + width)
+        tile = _tile(weight[:, columns], scale[columns], low[columns], high[columns])
+        with np.errstate(divide="ignore"):  # log 0 = -inf, and exp -inf = 0 again
+            if errors is not None:
+                errors[:, columns] = _all(tile)
+            elif narrow:
+                order = np.argsort(tile.low[:, 0], kind="stable")  # Columns with equal limits share a table of bounds.
+                numbers[left + order] = _promising(tile.pick(order), levels, single)
+            else:
+                numbers[columns] = _falling(tile)
 
     spread(search, range(0, out, width))
     if errors is not None:
@@ -97,7 +103,10 @@ def best_factors(
     return shrink_factors()[numbers]
 
 
+_FACTORS = tuple(shrink_factors().tolist())
+_PER_FACTOR, _POWERS = 1.0 / shrink_factors(), shrink_factors() ** _NORM
 _Indices = NDArray[np.intp]
+_scratch = Scratch()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,23 +114,25 @@ class _Tile:
     """Columns that are searched together.
 
     Attributes:
-        values: Weights in units of the scale, [columns, rows].
+        weights: [columns, rows].
+        per_step: What they are multiplied by to be in units of the scale, [columns].
         low: The smallest integers, [columns, 1].
         high: The largest integers, [columns, 1].
     """
 
-    values: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    per_step: NDArray[np.float64]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
 
     def pick(self, columns: _Indices) -> "_Tile":
-        """Some of the columns, or one more than once."""
-        return _Tile(self.values[columns], self.low[columns], self.high[columns])
+        """Some of the columns, in another order, or one more than once."""
+        return _Tile(self.weights[columns], self.per_step[columns], self.low[columns], self.high[columns])
 
     def costs(self, numbers: _Indices) -> NDArray[np.float64]:
         """What factors cost the columns, one each: [columns]."""
         exact = self._divided(numbers)
-        return self._sum(np.rint(exact), exact, numbers)
+        return self._sum(np.rint(exact, out=_scratch.array("nearest", exact.shape, np.float32)), exact, numbers)
 
     def beyond(self, numbers: _Indices) -> NDArray[np.float64]:
         """What is left of that if all within the range cost nothing: [columns]."""
@@ -129,58 +140,74 @@ class _Tile:
         return self._sum(exact.copy(), exact, numbers)
 
     def _divided(self, numbers: _Indices) -> NDArray[np.float32]:
-        return self.values * _constants(_NORM)[0][numbers, None]
+        per_step = (self.per_step * _PER_FACTOR[numbers]).astype(np.float32)[:, None]
+        exact: NDArray[np.float32] = _scratch.array("exact", self.weights.shape, np.float32)
+        return np.multiply(self.weights, per_step, out=exact)
 
     def _sum(self, nearest: NDArray[np.float32], exact: NDArray[np.float32], numbers: _Indices) -> NDArray[np.float64]:
-        """Σ |e|^norm of each column: |e|^norm is exp(norm/2 · log e²), far faster than a power."""
+        """Σ |e|^norm of each column: |e|^norm is exp(norm · log |e|), far faster than a power."""
         np.maximum(nearest, self.low, out=nearest)
         np.minimum(nearest, self.high, out=nearest)
         error = np.subtract(nearest, exact, out=nearest)
-        np.multiply(error, error, out=error)
-        with np.errstate(divide="ignore"):  # log 0 = -inf, and exp -inf = 0 again
-            np.log(error, out=error)
-        np.multiply(error, np.float32(_NORM / 2), out=error)
+        np.absolute(error, out=error)
+        np.log(error, out=error)
+        np.multiply(error, np.float32(_NORM), out=error)
         np.exp(error, out=error)
         sums: NDArray[np.float32] = error.sum(axis=1)
-        return sums * _constants(_NORM)[1][numbers]
+        return sums * _POWERS[numbers]
 
 
-@cache
-def _constants(norm: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """1/p and p^norm of every factor."""
-    factors = shrink_factors()
-    return (1.0 / factors).astype(np.float32), np.array([factor**norm for factor in factors])
+def _tile(
+    part: NDArray[np.floating], scale: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> _Tile:
+    """Columns of a weight, [rows, columns]; those of scales that float32 is short of at either end, in steps."""
+    limits = (low[:, None].astype(np.float32), high[:, None].astype(np.float32))
+    if scale.min() < _TINY or scale.max() > 1 / _TINY:
+        return _Tile(np.ascontiguousarray(in_steps(part, scale).T, np.float32), np.ones(len(scale)), *limits)
+    weights = _scratch.array("weights", part.shape[::-1], np.float32)
+    turn(part, weights)
+    return _Tile(weights, 1.0 / scale, *limits)
 
 
 def _all(tile: _Tile) -> NDArray[np.float64]:
     """What all factors cost, [factors, columns]."""
-    columns = len(tile.values)
-    return np.array([tile.costs(np.full(columns, number)) for number in range(len(shrink_factors()))])
+    columns = len(tile.weights)
+    return np.array([tile.costs(np.full(columns, number)) for number in range(len(_FACTORS))])
 
 
-def _promising(tile: _Tile, levels: int) -> _Indices:
-    """The cheapest factor of each column, among those that lower bounds leave open."""
-    bounds = cost_bounds(tile.values, tile.low[:, 0], levels, tuple(shrink_factors().tolist()), _NORM)
-    every = np.arange(len(bounds))
-    lowest: _Indices = bounds.argmin(axis=1)
+def _promising(tile: _Tile, levels: int, single: int) -> _Indices:
+    """The cheapest factor of each column, among those that lower bounds leave open.
+
+    Args:
+        tile: The columns.
+        levels: The integers of a grid.
+        single: So many factors are bounded one by one; where others may win, all are.
+    """
+    bounds = cost_bounds(tile.weights, tile.per_step, tile.low[:, 0], Family(levels, _FACTORS, _NORM, single))
+    lowest = np.minimum(bounds.argmin(axis=1), single - 1)
     first = tile.costs(lowest)
-    left = bounds <= (first * _ROUNDING)[:, None]
-    left[every, lowest] = True
-    columns, numbers = np.nonzero(left)
-    costs = first[columns]
-    others = np.flatnonzero(numbers != lowest[columns])
-    for start in range(0, len(others), len(bounds)):
-        some = others[start : start + len(bounds)]
+    open_ = bounds <= (first * _ROUNDING).astype(np.float32)[:, None]
+    hard = np.flatnonzero(open_[:, single:])
+    open_[hard] = False
+    open_[np.arange(len(open_)), lowest] = False
+    columns, numbers = np.divmod(np.flatnonzero(open_), bounds.shape[1])
+    costs = np.empty(len(columns))
+    for start in range(0, len(columns), len(first)):
+        some = slice(start, start + len(first))
         costs[some] = tile.pick(columns[some]).costs(numbers[some])
-    least = np.minimum.reduceat(costs, np.searchsorted(columns, every))
-    cheapest = np.flatnonzero(costs == least[columns])[::-1]
-    lowest[columns[cheapest]] = numbers[cheapest]  # Of equals the first, which is written last.
-    return lowest
+    least = first.copy()
+    np.minimum.at(least, columns, costs)
+    best = np.where(first == least, lowest, single)
+    cheapest = costs == least[columns]
+    np.minimum.at(best, columns[cheapest], numbers[cheapest])  # Of equals the first.
+    if len(hard):
+        best[hard] = _promising(tile.pick(hard), levels, len(_FACTORS))
+    return best
 
 
 def _falling(tile: _Tile) -> _Indices:
     """The cheapest factor of each column, all tried in falling order until no other can win."""
-    total, columns = len(shrink_factors()), np.arange(len(tile.values))
+    total, columns = len(_FACTORS), np.arange(len(tile.weights))
     best, least = np.zeros(len(columns), np.intp), np.full(len(columns), np.inf)
     for number in range(total):
         numbers = np.full(len(columns), number)

@@ -1,13 +1,19 @@
 """Parts of a weight that stay in a core's cache while passes go over them, as floats that NumPy is fast with."""
 
+import math
+import threading
+from typing import Any
+
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from quarot_onnx.io.halves import widen
 
 _COLUMNS, _ROWS = 512, 128
 """Of a part at most: 256 kB as float32, and a row fills cache lines."""
+
+_APART = 32
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -31,6 +37,27 @@ def floats(part: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.ascontiguousarray(part, np.float32 if part.dtype == _BFLOAT16 else part.dtype)
 
 
+def turn(part: NDArray[np.floating], out: NDArray[np.float32]) -> None:
+    """Write the transpose of a part as float32.
+
+    Rows lie some bytes more apart than they are long meanwhile: where the distance is a power of 2, all elements of a
+    column fall to the same few places of a cache.
+
+    Args:
+        part: [rows, columns].
+        out: [columns, rows], C-contiguous.
+    """
+    rows, columns = part.shape
+    half = part.dtype == np.float16
+    apart = _scratch.array("half" if half else "single", (rows, columns + _APART), np.float16 if half else np.float32)
+    apart = apart[:, :columns]
+    np.copyto(apart, part, casting="same_kind")
+    if half:
+        widen(apart.T, out)
+    else:
+        np.copyto(out, apart.T)
+
+
 def in_steps(part: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[np.float64]:
     """A part in units of its columns' scales, float64 [rows, columns]; an array of its own.
 
@@ -40,3 +67,21 @@ def in_steps(part: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[
     """
     steps: NDArray[np.float64] = floats(part).astype(np.float64)
     return np.divide(steps, scale, out=steps)
+
+
+class Scratch(threading.local):
+    """Arrays of a thread that are used again, part after part: new memory costs more than a pass over it."""
+
+    def __init__(self) -> None:
+        """Nothing is held yet."""
+        self._held = dict[str, NDArray[Any]]()
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array that holds anything; the one that was asked for by the same name before is gone."""
+        size, held = math.prod(shape), self._held.get(name)
+        if held is None or held.size < size or held.dtype != dtype:
+            held = self._held[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
+
+
+_scratch = Scratch()

@@ -5,7 +5,7 @@ import pytest
 
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding import clip as clipping
-from quarot_onnx.rounding.bounds import cost_bounds
+from quarot_onnx.rounding.bounds import Family, cost_bounds
 from quarot_onnx.rounding.clip import best_factors, shrink_factors
 from quarot_onnx.rounding.grids import find_grid
 
@@ -49,10 +49,14 @@ def test_no_factor_costs_less_than_its_bound(bits: int, rows: int, *, symmetric:
     weight = columns(rows, bits)
     scale, low, high = in_steps(weight, WeightScheme(bits, symmetric=symmetric))
     costs = costs_by_hand(weight, scale, low, high)
-    tile = np.ascontiguousarray((weight / scale).T, np.float32)
-    bounds = cost_bounds(tile, low.astype(np.float32), 1 << bits, tuple(shrink_factors().tolist()), 2.4).T
+    turned, low = np.ascontiguousarray(weight.T), low.astype(np.float32)
+    factors = tuple(shrink_factors().tolist())
+    bounds = cost_bounds(turned, 1 / scale, low, Family(1 << bits, factors, 2.4, len(factors))).T
     assert bounds.shape == costs.shape
     assert (bounds <= costs * (1 + 1e-4)).all()
+    some = cost_bounds(turned, 1 / scale, low, Family(1 << bits, factors, 2.4, 30)).T
+    assert some.shape == (31, 40)
+    assert (some <= np.append(costs[:30], costs[30:].min(axis=0, keepdims=True), axis=0) * (1 + 1e-4)).all()
     if rows == 1000:  # And near it: most weights lie in cells without a kink.
         assert np.median(bounds[:, :5] / costs[:, :5]) > 0.95
 
@@ -79,13 +83,28 @@ def test_the_choice_is_that_of_trying_all_factors(
     for narrow in (0, 32):
         monkeypatch.setattr(clipping, "_NARROW", narrow)
         monkeypatch.setattr(clipping, "_SHARED", 0)
-        for tile in (1, 3 * rows, 1 << 15):
+        for tile, likely in ((1, 80), (3 * rows, 39), (1 << 15, 10)):
             monkeypatch.setattr(clipping, "_TILE", tile)
+            monkeypatch.setattr(clipping, "_LIKELY", likely)
             assert (best_factors(weight, scale, low, high) == plain).all()
 
 
-def test_few_factors_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = np.random.default_rng(0).standard_normal((600, 300)).astype(np.float32)
+@pytest.mark.parametrize("power", [-105, 100])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_near_the_ends_of_float32(bits: int, power: int) -> None:
+    """Whose reciprocals, in units of finer nodes, it does not hold."""
+    weight = np.random.default_rng(7).standard_normal((100, 40)).astype(np.float32)
+    factors = [
+        best_factors(scaled, *in_steps(scaled, WeightScheme(bits)))
+        for scaled in (weight, weight * np.float32(2.0**power))
+    ]
+    assert len(np.unique(factors[0])) > 1
+    assert (factors[0] == factors[1]).all()
+
+
+@pytest.mark.parametrize("rows", [128, 600, 2000])
+def test_few_factors_are_tried(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(0).standard_normal((rows, 300)).astype(np.float32)
     tried, whole = 0, clipping._Tile.costs
 
     def counted(tile: clipping._Tile, numbers: np.ndarray) -> np.ndarray:
@@ -96,7 +115,7 @@ def test_few_factors_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clipping._Tile, "costs", counted)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     find_grid(weight, WeightScheme(4), "w", clip=True)
-    assert tried < 5 * 300
+    assert tried < 3 * 300
 
 
 @pytest.mark.parametrize("bits", [4, 8])
