@@ -7,14 +7,11 @@ the latest.
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight
 from quarot_onnx.rounding.blockwise import WeightJob
 from quarot_onnx.rounding.grids import find_grid
-from quarot_onnx.rounding.rtn import nearest_integers
+from quarot_onnx.rounding.rtn import nearest_integers, round_to_nearest_weight
 from quarot_onnx.rounding.store import RoundedWeight
 
 _SMALL = 1 << 18
@@ -44,17 +41,20 @@ class PlainWeights:
         """A weight; reading it raises ModelError where it holds NaN or infinity."""
         found = _Found()
 
-        def grid_of(weight: NDArray[np.floating]) -> Grid:
-            return found.grid or self._keep(found, find_grid(weight, job.scheme, job.name, clip=self._clip))
+        def grid() -> Grid:
+            return found.grid or self._keep(found, find_grid(job.read(), job.scheme, job.name, clip=self._clip))
 
         def load() -> QuantizedWeight:
-            weight = job.read()
-            grid = grid_of(weight)
-            integers = nearest_integers(weight, job.scheme, grid)
-            return QuantizedWeight(job.scheme, integers, grid.scale, grid.zero_point)
+            weight, kept = job.read(), found.grid
+            if kept is not None:
+                integers = nearest_integers(weight, job.scheme, kept)
+                return QuantizedWeight(job.scheme, integers, kept.scale, kept.zero_point)
+            rounded = round_to_nearest_weight(weight, job.scheme, job.name, clip=self._clip)
+            self._keep(found, Grid(rounded.scale, rounded.zero_point))
+            return rounded
 
         rows, columns = job.weight.shape
-        return RoundedWeight(job.scheme, (rows, columns), lambda: found.grid or grid_of(job.read()), load)
+        return RoundedWeight(job.scheme, (rows, columns), grid, load)
 
     def _keep(self, found: _Found, grid: Grid) -> Grid:
         found.grid = grid

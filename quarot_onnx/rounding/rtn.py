@@ -6,8 +6,22 @@ from numpy.typing import NDArray
 from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.grids import Steps, find_grid
-from quarot_onnx.rounding.tiles import column_spans, in_steps, row_blocks
+from quarot_onnx.rounding.tiles import Scratch, column_spans, floats, in_steps, row_blocks
 from quarot_onnx.threads import spread
+
+_TILE = 65536
+"""Weights of a group that are read once for their range, the search of it, and rounding: 256 kB as float32."""
+
+_LONGEST = 512
+"""Rows of such a group at most."""
+
+_NEAR = 2.0**-20
+"""So near to the middle of two integers float32 does not decide, times the integers: three roundings, of 2^-24 each."""
+
+_LARGE = 2.0**96
+"""Scales above have no reciprocal in float32 that is exact enough."""
+
+_scratch = Scratch()
 
 
 def round_to_nearest_weight(
@@ -27,8 +41,26 @@ def round_to_nearest_weight(
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
-    grid = find_grid(weight, scheme, name, clip=clip)
-    return QuantizedWeight(scheme, nearest_integers(weight, scheme, grid), grid.scale, grid.zero_point)
+    rows, columns = weight.shape
+    size = scheme.group_size
+    if not scheme.per_channel or size is None or size > _LONGEST:
+        grid = find_grid(weight, scheme, name, clip=clip)
+        return QuantizedWeight(scheme, nearest_integers(weight, scheme, grid), grid.scale, grid.zero_point)
+    integers = np.empty(weight.shape, scheme.dtype)
+    scale = np.empty((scheme.groups(rows), columns), np.float32)
+    zero_point = np.empty(scale.shape, scheme.dtype)
+    width = max(1, _TILE // size)
+
+    def round_part(at: tuple[int, int]) -> None:
+        group, left = at
+        part = np.s_[group * size : (group + 1) * size, left : left + width]
+        values = floats(weight[part])
+        grid = find_grid(values, scheme, name, clip=clip)
+        scale[group, part[1]], zero_point[group, part[1]] = grid.scale[0], grid.zero_point[0]
+        _round(values, Steps.of(grid, scheme), grid.zero_point, integers[part])
+
+    spread(round_part, [(group, left) for group in range(len(scale)) for left in range(0, columns, width)])
+    return QuantizedWeight(scheme, integers, scale, zero_point)
 
 
 def nearest_integers(weight: NDArray[np.floating], scheme: WeightScheme, grid: Grid) -> Integers:
@@ -40,22 +72,43 @@ def nearest_integers(weight: NDArray[np.floating], scheme: WeightScheme, grid: G
         grid: One of them.
     """
     steps = Steps.of(grid, scheme)
-    zero = grid.zero_point.astype(np.float64)
     integers = np.empty(weight.shape, scheme.dtype)
     size = scheme.group_size or max(len(weight), 1)
 
     def round_columns(columns: slice) -> None:
         of_grid = columns if scheme.per_channel else slice(None)
-        for group, (scale, low, high, middle) in enumerate(
-            zip(*(array[:, of_grid] for array in (steps.scale, steps.low, steps.high, zero)), strict=True)
-        ):
+        for group in range(len(steps.scale)):
+            its = Steps(*(array[group : group + 1, of_grid] for array in (steps.scale, steps.low, steps.high)))
+            zero = grid.zero_point[group : group + 1, of_grid]
             for rows in row_blocks(group * size, min((group + 1) * size, len(weight))):
-                nearest = in_steps(weight[rows, columns], scale)
-                np.rint(nearest, out=nearest)
-                np.maximum(nearest, low, out=nearest)
-                np.minimum(nearest, high, out=nearest)
-                np.add(nearest, middle, out=nearest)
-                np.copyto(integers[rows, columns], nearest, casting="unsafe")
+                _round(floats(weight[rows, columns]), its, zero, integers[rows, columns])
 
     spread(round_columns, column_spans(weight.shape[1]))
     return integers
+
+
+def _round(values: NDArray[np.floating], steps: Steps, zero_point: Integers, out: Integers) -> None:
+    """Write the nearest integers: those of float64, which float32 decides but for numbers near the middle of two.
+
+    Args:
+        values: [rows, columns], C-contiguous.
+        steps: Of one group: [1, columns] or [1, 1].
+        zero_point: The same shape.
+        out: [rows, columns].
+    """
+    steps32 = [array.astype(np.float32) for array in (steps.low, steps.high, zero_point)]
+    if steps.scale.max(initial=0.0) > _LARGE:
+        nearest = np.rint(in_steps(values, steps.scale))
+    else:
+        nearest, apart = _scratch.array("steps", (2, *values.shape), np.float32)
+        np.multiply(values, (1.0 / steps.scale).astype(np.float32), out=apart, casting="same_kind")
+        np.rint(apart, out=nearest)
+        np.subtract(apart, nearest, out=apart)
+        np.absolute(apart, out=apart)
+        near = np.flatnonzero(apart >= np.float32(0.5 - _NEAR * (steps.high - steps.low).max(initial=0.0)))
+        if len(near):
+            scale = np.broadcast_to(steps.scale, values.shape)[np.divmod(near, values.shape[1])]
+            nearest.reshape(-1)[near] = np.rint(values.reshape(-1)[near].astype(np.float64) / scale)
+    for step, limit in zip((np.maximum, np.minimum, np.add), steps32, strict=True):
+        step(nearest, limit, out=nearest)
+    np.copyto(out, nearest, casting="unsafe")

@@ -14,11 +14,13 @@ from quarot_onnx.emission.packing import pack, packed_columns, unsigned
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize
+from quarot_onnx.quantization.grids import Grid
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.rounding import plain
+from quarot_onnx.rounding import plain, rtn
 from quarot_onnx.rounding.blockwise import WeightJob
+from quarot_onnx.rounding.grids import find_grid
 from quarot_onnx.rounding.plain import PlainWeights
-from quarot_onnx.rounding.rtn import round_to_nearest_weight
+from quarot_onnx.rounding.rtn import nearest_integers, round_to_nearest_weight
 
 CHANNEL, GROUPS = WeightScheme(4), WeightScheme(4, group_size=32, symmetric=False, signed=False)
 
@@ -76,6 +78,44 @@ def test_16_bit_weights_as_in_float64(scheme: WeightScheme, dtype: Any, *, trans
     expected = round_to_nearest_weight(given.astype(np.float64), scheme, "w", clip=True)
     assert (found.scale == expected.scale).all()
     assert (found.integers == expected.integers).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("power", [-120, 0, 100])
+def test_nearest_as_in_float64(dtype: Any, bits: int, power: int) -> None:
+    """In the middle between integers, too, a rounding beside it, and where float32 has no reciprocal of the scale."""
+    if dtype == np.float16 and power:
+        power = -6
+    scheme, rng = WeightScheme(bits, symmetric=False), np.random.default_rng(0)
+    scale = (rng.uniform(1, 2, (1, 400)) * 2.0**power).astype(np.float32)
+    middle = rng.integers(scheme.low, scheme.high, (64, 400)) + 0.5 * rng.integers(0, 2, (64, 400))
+    weight = (middle * scale.astype(np.float64)).astype(dtype)
+    away = rng.integers(-1, 2, weight.shape)
+    weight = np.where(away, np.nextafter(weight, np.where(away > 0, np.inf, -np.inf).astype(dtype)), weight)
+    zero = rng.integers(scheme.low, scheme.high, scale.shape).astype(np.int8)
+    steps, whole = weight.astype(np.float64) / scale, zero.astype(np.float64)
+    expected = np.clip(np.rint(steps), scheme.low - whole, scheme.high - whole) + whole
+    assert (nearest_integers(weight, scheme, Grid(scale, zero)) == expected).all()
+    if dtype != np.float16:
+        assert (np.abs(steps - np.floor(steps) - 0.5) < rtn._NEAR * 2**bits).sum() > 5000
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("scheme", [GROUPS, WeightScheme(4, group_size=128), WeightScheme(3, group_size=600)])
+def test_range_search_and_rounding_of_a_part_are_those_of_the_whole(
+    scheme: WeightScheme, monkeypatch: pytest.MonkeyPatch, *, clip: bool
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((1000, 700)).astype(np.float16)
+    grid = find_grid(weight, scheme, "w", clip=clip)
+    integers = nearest_integers(weight, scheme, grid)
+    for tile in (1 << 16, 1 << 13, 1):
+        monkeypatch.setattr(rtn, "_TILE", tile)
+        found = round_to_nearest_weight(weight[:, : 700 if tile > 1 else 5], scheme, "w", clip=clip)
+        width = found.integers.shape[1]
+        assert (found.integers == integers[:, :width]).all()
+        assert (found.scale == grid.scale[:, :width]).all()
+        assert (found.zero_point == grid.zero_point[:, :width]).all()
 
 
 @pytest.mark.parametrize(("features", "block"), [(96, 32), (700, 128), (20, 16), (1, 16)])
