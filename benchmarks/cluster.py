@@ -5,11 +5,13 @@
 
 The first form prints what the model says of a shape. The second one rounds MODEL to 4 bits twice, here alone and with a
 Dask cluster of this machine, and prints what was measured of the second run beside what the model says of it, and
-whether both wrote the same bytes. What goes over the network is what the loopback device counted meanwhile (Linux), so
-nothing else should use it; what workers wrote is their wchar in /proc/PID/io, in which sockets are not.
+whether both wrote the same bytes. MODEL's shape is that of its config, or --shape and --layers. What goes over the
+network is what the loopback device counted meanwhile (Linux), so nothing else should use it; what workers wrote is
+their wchar in /proc/PID/io, in which sockets are not.
 
 Of each stage, n its inputs, and each unit of 2,048 tokens come half of a matrix n x n in float32, and for GPTAQ and
-Qronos a whole one more. Hidden states, rounded weights and the model's own are read from the storage that all share.
+Qronos a whole one more; or, where units are many or wide, these sums once, in float64. Hidden states, rounded weights
+and the model's own are read from the storage that all share.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distributed import Client, LocalCluster
@@ -29,6 +31,7 @@ from synthetic_llama import SHAPES, Sizes
 
 from quarot_onnx.calibration.hessian import PANEL
 from quarot_onnx.calibration.units import units
+from quarot_onnx.stages.spread import by_panels
 from quarot_onnx.threads import panels
 
 LARGER = {
@@ -69,6 +72,7 @@ class Work:
     method: str
     workers: int
     bytes_of_float: int
+    threads: int = 1
 
     @property
     def tokens(self) -> int:
@@ -90,16 +94,26 @@ class Work:
     def sent(self, stage: Stage) -> int:
         """Bytes of statistics over the network."""
         half = sum((panel.stop - panel.start) * panel.stop for panel in panels(stage.inputs, PANEL))
-        return 4 * self.portions() * (half + (stage.inputs**2 if self.drift else 0))
+        numbers = half + (stage.inputs**2 if self.drift else 0)
+        return 8 * numbers if self.wide(stage) else 4 * self.portions() * numbers
+
+    def wide(self, stage: Stage) -> bool:
+        """Whether workers sum panels over all units."""
+        threads = self.workers * self.threads
+        return by_panels(stage.inputs, self.portions(), follow_float=self.drift, threads=threads)
 
     def written(self, stage: Stage) -> int:
         """Bytes of hidden states on shared storage."""
         return self.paths * self.bytes_of_float * self.tokens * stage.leaves
 
     def read(self, stage: Stage) -> int:
-        """Bytes of weights from shared storage: rounded ones (a byte each), and on the float path the model's."""
-        weights = stage.inputs * stage.outputs
-        return self.workers * weights * (1 + (self.bytes_of_float if self.drift else 0))
+        """Bytes from shared storage by all workers, each of which keeps what it read for its threads.
+
+        Weights: rounded ones (a byte each), and on the float path the model's. Where panels are summed, all rows.
+        """
+        weights = stage.inputs * stage.outputs * (1 + (self.bytes_of_float if self.drift else 0))
+        rows = self.paths * self.bytes_of_float * self.tokens * stage.inputs if self.wide(stage) else 0
+        return self.workers * (weights + rows)
 
     def flops(self, stage: Stage) -> float:
         """Of all workers: products with weights on each path, and the sums; attention is left out."""
@@ -110,17 +124,25 @@ class Work:
 def held(sizes: Sizes, work: Work) -> tuple[float, float]:
     """GB of statistics where they are summed (H, D and H's factor in float64), and of one result in a worker."""
     widest = max(stage.inputs for stage in stages(sizes))
-    return 8e-9 * widest**2 * (3 if work.drift else 2), max(work.sent(s) for s in stages(sizes)) / work.portions() / 1e9
+    results = [
+        work.sent(stage) / (work.workers * work.threads if work.wide(stage) else work.portions())
+        for stage in stages(sizes)
+    ]
+    return 8e-9 * widest**2 * (3 if work.drift else 2), max(results) / 1e9
 
 
 def tell(name: str, sizes: Sizes, work: Work, gbit: float, gflops: float) -> None:
     """What the cost model says."""
-    print(f"{name}: {work.samples} x {work.seq_len} tokens, {work.method}, {work.workers} workers, per layer")
-    print(f"{'stage':9}{'inputs':>8}{'sent GB':>10}{'states written GB':>19}{'weights read GB':>17}{'Tflop':>8}")
+    who = f"{work.workers} workers of {work.threads} threads"
+    print(f"{name}: {work.samples} x {work.seq_len} tokens, {work.method}, {who}, per layer")
+    print(f"{'stage':9}{'inputs':>8}{'sums':>8}{'sent GB':>10}{'states written GB':>19}{'read GB':>10}{'Tflop':>8}")
     for stage in stages(sizes):
         row = work.sent(stage), work.written(stage), work.read(stage)
         sent, written, read = (f"{amount / 1e9:.3f}" for amount in row)
-        print(f"{stage.name:9}{stage.inputs:8}{sent:>10}{written:>19}{read:>17}{work.flops(stage) / 1e12:8.1f}")
+        sums = "panels" if work.wide(stage) else "units"
+        print(
+            f"{stage.name:9}{stage.inputs:8}{sums:>8}{sent:>10}{written:>19}{read:>10}{work.flops(stage) / 1e12:8.1f}"
+        )
     every = [
         sizes.layers * sum(map(amount, stages(sizes))) for amount in (work.sent, work.written, work.read, work.flops)
     ]
@@ -128,7 +150,7 @@ def tell(name: str, sizes: Sizes, work: Work, gbit: float, gflops: float) -> Non
     summed, result = held(sizes, work)
     print(
         f"{sizes.layers} layers: sent {sent / 1e12:.2f} TB ({sent * 8 / gbit / 1e9 / 3600:.1f} h at {gbit:g} Gbit/s), "
-        f"states {written / 1e12:.2f} TB, weights {read / 1e12:.2f} TB, {flops / 1e15:.1f} Pflop "
+        f"states {written / 1e12:.2f} TB, read {read / 1e12:.2f} TB, {flops / 1e15:.1f} Pflop "
         f"({flops / gflops / 1e9 / 3600:,.0f} core hours at {gflops:g} Gflop/s); memory: "
         f"{summed:.1f} GB of statistics where they are summed, {result:.2f} GB for each result in a worker\n"
     )
@@ -221,27 +243,33 @@ def main() -> None:
         description="What moves between the workers of a cluster, by model and by measure."
     )
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL.onnx")
-    parser.add_argument("--shape", choices=SHAPES | LARGER, action="append", default=[], help="may be repeated")
+    parser.add_argument(
+        "--shape", choices=SHAPES | LARGER, action="append", default=[], help="may be repeated; MODEL's"
+    )
+    parser.add_argument("--layers", type=int, default=1, help="of MODEL, beside its --shape (default: 1)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="to calibrate on")
     parser.add_argument("--method", choices=DRIFT, action="append", help="may be repeated (default: gptq, qronos)")
     parser.add_argument("--samples", type=int, default=128, help="windows (default: 128)")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens of each (default: 2048)")
     parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of each, in the first form (default: 1)")
     parser.add_argument("--bytes-of-float", type=int, default=0, help="of the model (default: 2 of a shape, else 4)")
     parser.add_argument("--gbit", type=float, default=25, help="of the network where sums are made (default: 25)")
     parser.add_argument("--gflops", type=float, default=25, help="of a core, as the second form measures (default: 25)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for outputs (default: the system's)")
     arguments = parser.parse_args()
     methods = arguments.method or ["gptq", "qronos"]
-    for name in arguments.shape:
+    shown = [] if arguments.model is not None else arguments.shape
+    for name in shown:
         for method in methods:
             floats = arguments.bytes_of_float or 2
-            work = Work(arguments.samples, arguments.seq_len, method, arguments.workers, floats)
+            work = Work(arguments.samples, arguments.seq_len, method, arguments.workers, floats, arguments.threads)
             tell(name, (SHAPES | LARGER)[name], work, arguments.gbit, arguments.gflops)
     if arguments.model is not None:
         arguments.bytes_of_float = arguments.bytes_of_float or 4
+        given = [replace((SHAPES | LARGER)[name], layers=arguments.layers) for name in arguments.shape]
         for method in methods:
-            measure(arguments, method, sizes_of(arguments.model))
+            measure(arguments, method, given[0] if given else sizes_of(arguments.model))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,50 @@ class Portions:
         self._take(rows, missing)
 
 
+@dataclass(frozen=True, eq=False)
+class PanelSums:
+    """H's lower half and D, not divided yet, of some panels of features over all rows.
+
+    Attributes:
+        places: Which of ``panels``.
+        hessian: For each [panel, up to its end], float64.
+        drift: For each [panel, in]; empty where it is not wanted.
+    """
+
+    places: tuple[int, ...]
+    hessian: tuple[NDArray[np.float64], ...]
+    drift: tuple[NDArray[np.float64], ...]
+
+
+class PanelAccumulator:
+    """Sums up some panels alone, to the bits that an `Accumulator` has there."""
+
+    def __init__(self, in_features: int, places: Sequence[int], *, drift: bool) -> None:
+        """Start at zero.
+
+        Args:
+            in_features: Length of a row.
+            places: Which of ``panels``.
+            drift: Whether D is wanted.
+        """
+        self._places = tuple(places)
+        self._panels = [panels(in_features, PANEL)[place] for place in places]
+        self._hessian = [np.zeros((panel.stop - panel.start, panel.stop)) for panel in self._panels]
+        self._drift = [np.zeros((panel.stop - panel.start, in_features)) for panel in self._panels if drift]
+
+    def take(self, rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> None:
+        """Add a portion, see ``Take``."""
+        for number, panel in enumerate(self._panels):
+            lower, drift = _panel_products(panel, rows, missing)
+            self._hessian[number] += lower
+            if drift is not None:
+                self._drift[number] += drift
+
+    def finish(self) -> PanelSums:
+        """The sums."""
+        return PanelSums(self._places, tuple(self._hessian), tuple(self._drift))
+
+
 def products(rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> Products:
     """The products of a portion.
 
@@ -184,6 +228,15 @@ class Accumulator:
 
             spread(add, places)
         self._tokens += tokens
+
+    def add_panels(self, given: PanelSums) -> None:
+        """Add whole sums of some panels; their rows are counted by ``add_products``, without products."""
+        every = panels(len(self._hessian), PANEL)
+        for number, place in enumerate(given.places):
+            panel = every[place]
+            self._hessian[panel, : panel.stop] += given.hessian[number]
+            if self._drift is not None:
+                self._drift[panel] += given.drift[number]
 
     def finish(self) -> Statistics:
         """The statistics of all rows. They take the sums' place: nothing can be added after."""

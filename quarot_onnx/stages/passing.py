@@ -163,12 +163,7 @@ class Passage:
         left = self._advance(self._quantized, sample, quantized, more)
         if float_ is not None and step.number == 0:
             float_.update(left)
-        stage = self._stages[step.number]
-        x = self._rows(step.number, sample, quantized)
-        if not np.isfinite(x).all():
-            raise not_finite(stage.input.name or "", sample.number)
-        exact = None if float_ is None else self._rows(step.number, sample, float_)
-        return x if step.activation is None else step.activation(x), exact
+        return entering(self._stages[step.number], step.activation, sample, quantized, float_)
 
     def _replaced(self) -> Any:
         """A session of the segment in which the stage before takes its input and weights from outside."""
@@ -207,7 +202,7 @@ class Passage:
         raw = sample.feeds[name] if name in sample.feeds else held[name]
         if replacement.activation is None:
             return raw
-        rows = self._rows(number, sample, held, hidden=True)
+        rows = _rows(stage, sample, held, hidden=True)
         changed = replacement.activation(rows).astype(raw.dtype, copy=False)
         flipped = stage.linears[0].transposed_input
         return np.ascontiguousarray(changed.T) if flipped else changed.reshape(raw.shape)
@@ -224,14 +219,36 @@ class Passage:
         held.discard(self.segment.expires)
         return left
 
-    def _rows(self, number: int, sample: Sample, held: Held, *, hidden: bool = False) -> Floats:
-        """The input of a stage as float32 [rows, in]; with ``hidden`` also what the sample's mask hides."""
-        stage = self._stages[number]
-        name, linear = stage.input.name or "", stage.linears[0]
-        array = sample.feeds[name] if name in sample.feeds else held[name]
-        array = array.T if linear.transposed_input else array
-        rows = array if hidden else sample.rows(array, name)
-        return np.ascontiguousarray(rows.reshape(-1, linear.in_features), dtype=np.float32)
+
+def entering(
+    stage: Stage, activation: Fake | None, sample: Sample, quantized: Held, float_: Held | None
+) -> tuple[Floats, Floats | None]:
+    """What comes into a stage on both paths, [rows, in], once the segment before it was run.
+
+    Args:
+        stage: The stage.
+        activation: What quantization does to its input; None leaves it.
+        sample: The sample.
+        quantized: What was left of it on the quantized path.
+        float_: The same on the float path; None where that is not followed.
+
+    Raises:
+        CalibrationError: NaN or infinity.
+    """
+    x = _rows(stage, sample, quantized)
+    if not np.isfinite(x).all():
+        raise not_finite(stage.input.name or "", sample.number)
+    exact = None if float_ is None else _rows(stage, sample, float_)
+    return x if activation is None else activation(x), exact
+
+
+def _rows(stage: Stage, sample: Sample, held: Held, *, hidden: bool = False) -> Floats:
+    """The input of a stage as float32 [rows, in]; with ``hidden`` also what the sample's mask hides."""
+    name, linear = stage.input.name or "", stage.linears[0]
+    array = sample.feeds[name] if name in sample.feeds else held[name]
+    array = array.T if linear.transposed_input else array
+    rows = array if hidden else sample.rows(array, name)
+    return np.ascontiguousarray(rows.reshape(-1, linear.in_features), dtype=np.float32)
 
 
 def _open(segment: Segment) -> Any:

@@ -1,9 +1,10 @@
 """A runner whose units of samples are taken through the stages by the workers of a cluster.
 
 Hidden states lie on storage that all share; over the network come the products of each unit (half of X̃ᵀX̃, and all of
-the drift where it is wanted), which are summed here in the order of the units, as they are where nothing is spread: the
-same bits, whatever the number of workers and whichever of them are lost. What a segment left is removed once all units
-are through the last segment that reads it, and not before.
+the drift where it is wanted), which are summed here in the order of the units, as they are where nothing is spread.
+Where there are many units, or wide ones, workers sum instead, each some panels of features over all units in that
+order. Both give the same bits, whatever the number of workers and whichever of them are lost. What a segment left is
+removed once all units are through the last segment that reads it, and not before.
 """
 
 import os
@@ -19,13 +20,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
-from quarot_onnx.calibration.hessian import Accumulator, Statistics
+from quarot_onnx.calibration.hessian import PANEL, ROWS, Accumulator, Statistics
 from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.piecewise.states import Key, read_archive, read_entry, write_archive
 from quarot_onnx.stages.blocks import Segments, Stage
 from quarot_onnx.stages.passing import Fake, Material, Replacement, Step
 from quarot_onnx.stages.runner import FLOAT, QUANTIZED, saved
-from quarot_onnx.stages.unit import FEEDS, Plan, UnitTask, graph_digest, take_unit
+from quarot_onnx.stages.shared_states import FEEDS, Plan
+from quarot_onnx.stages.unit import PanelTask, UnitTask, graph_digest, sum_panels, take_unit
+from quarot_onnx.threads import panels
+
+_BYTES, _FLOPS = 1e9, 25e9
+"""Each second, over the network or from storage, and of products in a thread: what machines of today have."""
 
 
 class SpreadRunner:
@@ -79,9 +85,14 @@ class SpreadRunner:
     def statistics(self, number: int, before: Replacement | None, activation: Fake | None) -> Statistics:
         """See ``runner.Runner``; ClusterError where the workers cannot do it."""
         step = Step(number, before, activation, self._plan.follow_float)
-        sums = Accumulator(self._stages[number].linears[0].in_features, drift=self._plan.follow_float)
-        for found in self._cluster.in_order(take_unit, self._tasks(step)):
+        width = self._stages[number].linears[0].in_features
+        sums = Accumulator(width, drift=self._plan.follow_float)
+        wide = self._panels(width)
+        for found in self._cluster.in_order(take_unit, self._tasks(step, summing=not wide)):
             sums.add_products(found.products, found.tokens)
+        every = tuple(self._tasks(step, summing=False)) if wide else ()
+        for part in self._cluster.in_order(sum_panels, (PanelTask(every, places) for places in wide)):
+            sums.add_panels(part)
         if self._segments.leaves(number):
             self._live.add(number)
         for segment in self._segments.outlived(number) & self._live:
@@ -119,7 +130,15 @@ class SpreadRunner:
             for path in self._paths:
                 yield self._plan.states(unit, path, segment)
 
-    def _tasks(self, step: Step) -> Iterator[UnitTask]:
+    def _panels(self, width: int) -> list[tuple[int, ...]]:
+        """The panels of each task where sums are made so, which is for the better where they are wide; else nothing."""
+        count, threads = len(panels(width, PANEL)), self._cluster.threads
+        if not by_panels(width, len(self._material.units), follow_float=self._plan.follow_float, threads=threads):
+            return []
+        tasks = min(count, threads)
+        return [tuple(range(first, count, tasks)) for first in range(tasks)]
+
+    def _tasks(self, step: Step, *, summing: bool = True) -> Iterator[UnitTask]:
         for number, unit in enumerate(self._material.units):
             samples = [self._material.samples[place] for place in unit]
             yield UnitTask(
@@ -129,7 +148,29 @@ class SpreadRunner:
                 unit.start,
                 tuple(sample.number for sample in samples),
                 tuple(sample.visible for sample in samples),
+                summing,
             )
+
+
+def by_panels(width: int, units: int, follow_float: bool, threads: int) -> bool:
+    """Whether sums are made panel by panel, from hidden states that are read once more, and not unit by unit.
+
+    Either way gives the same bits. Products go over the network for each unit, sums of a panel once; but each who sums
+    panels reads all rows, and there may be fewer panels than threads. What counts is seconds, roughly: those of the
+    network where sums arrive, of storage where rows are read, and of products.
+
+    Args:
+        width: The stage's inputs.
+        units: Of samples.
+        follow_float: Whether D is wanted, too.
+        threads: Of the workers.
+    """
+    matrices, paths = (3, 2) if follow_float else (1, 1)
+    flops = 1.0 * units * ROWS * width**2 * matrices / _FLOPS
+    by_units = 2.0 * units * width**2 * matrices / _BYTES + flops / min(units, threads)
+    read = 4.0 * units * ROWS * width * paths
+    summed = (4.0 * width**2 * matrices + read) / _BYTES + flops / min(len(panels(width, PANEL)), threads)
+    return summed < by_units
 
 
 def _arrays(entries: Sequence[tuple[Path, Key]]) -> Iterator[tuple[Key, NDArray[Any]]]:

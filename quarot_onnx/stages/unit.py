@@ -1,68 +1,31 @@
 """One unit of samples taken through one stage, as a task that any process can do: in a worker, on shared storage.
 
 A task is a pure function of what lies there: the model, the rounded weights of the stage before, the unit's inputs and
-what earlier segments left of it. What its own segment leaves is written whole or not at all, and its products are
-returned. Done twice, as when a worker is lost, it writes and returns the same once more::
-
-    units/000003/feeds.zip             the inputs of the unit's samples
-    units/000003/quantized-000017.zip  what segment 17 left of them on the quantized path
+what earlier segments left of it (:mod:`quarot_onnx.stages.shared_states`). What its own segment leaves is written, and
+its products are returned; or panels of the sums are made of what all units left. Done twice, as when a worker is lost,
+a task writes and returns the same once more.
 """
 
-import zipfile
-from collections.abc import Container, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.hessian import Portions, Products, products
+from quarot_onnx.calibration.hessian import PanelAccumulator, PanelSums, Portions, Products, products
 from quarot_onnx.calibration.padding import Mask, Sample
 from quarot_onnx.distributed.worker import kept
 from quarot_onnx.errors import ClusterError
 from quarot_onnx.graph.linear import Linear, linear_at
 from quarot_onnx.io import model_io
-from quarot_onnx.piecewise.states import add_entry, read_archive, read_entry
+from quarot_onnx.piecewise.states import read_archive
 from quarot_onnx.stages.blocks import Segments, Stage
-from quarot_onnx.stages.passing import Passage, Step
+from quarot_onnx.stages.passing import Passage, Step, entering
 from quarot_onnx.stages.runner import FLOAT, QUANTIZED
-
-FEEDS = "feeds.zip"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all tasks of a run have in common.
-
-    Attributes:
-        token: Of the run.
-        model: The float model's file.
-        digest: Of its graph, as ``graph_digest`` gives it.
-        stages: For each stage the places of its nodes in the graph, and its block.
-        fed: Names of inputs with a default that are fed nevertheless.
-        follow_float: Whether the float path is needed too.
-        folder: Where units lie.
-    """
-
-    token: str
-    model: Path
-    digest: str
-    stages: tuple[tuple[tuple[int, ...], int], ...]
-    fed: frozenset[str]
-    follow_float: bool
-    folder: Path
-
-    def unit(self, unit: int) -> Path:
-        """The folder of a unit."""
-        return self.folder / f"{unit:06}"
-
-    def states(self, unit: int, path: str, segment: int) -> Path:
-        """What a segment left of a unit on a path."""
-        return self.unit(unit) / f"{path}-{segment:06}.zip"
+from quarot_onnx.stages.shared_states import FEEDS, HeldStates, PathStates, Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +39,7 @@ class UnitTask:
         first: The place of its first sample among all.
         numbers: The reader's sample that each of its samples comes from.
         visible: The positions of each that count; None where all do.
+        summing: Whether its products are wanted.
     """
 
     plan: Plan
@@ -84,6 +48,20 @@ class UnitTask:
     first: int
     numbers: tuple[int, ...]
     visible: tuple[Mask | None, ...]
+    summing: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class PanelTask:
+    """Some panels of the sums of a stage, over all units, which went through it before.
+
+    Attributes:
+        units: All of them, in order.
+        places: Which panels.
+    """
+
+    units: tuple[UnitTask, ...]
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +93,37 @@ def take_unit(task: UnitTask) -> UnitSums:
         CalibrationError: A sample does not fit the model, or gives NaN or infinity.
         ClusterError: What has to lie on shared storage does not.
     """
-    try:
+    with _shared_storage():
         return _taken(task)
+
+
+def sum_panels(task: PanelTask) -> PanelSums:
+    """Sum up some panels of a stage over all units, from the hidden states that they left.
+
+    Raises:
+        CalibrationError: NaN or infinity.
+        ClusterError: What has to lie on shared storage does not.
+    """
+    plan, step = task.units[0].plan, task.units[0].step
+    with _shared_storage():
+        opened = _opened(plan)
+        stage = opened.stages[step.number]
+        sums = PanelAccumulator(stage.linears[0].in_features, task.places, drift=plan.follow_float)
+        portions = Portions(sums.take, drift=plan.follow_float)
+        for unit in task.units:
+            with _paths(unit, opened) as paths:
+                for place, sample in _samples(unit, {stage.input.name or ""}):
+                    held = {path: HeldStates(states, place) for path, states in paths.items()}
+                    portions.add(*entering(stage, step.activation, sample, held[QUANTIZED], held.get(FLOAT)))
+            portions.end_unit()
+    return sums.finish()
+
+
+@contextmanager
+def _shared_storage() -> Iterator[None]:
+    """Tell what is not there."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise ClusterError(
             f"{error.filename} is not there for a worker: model and output have to lie on storage that all workers "
@@ -124,14 +131,24 @@ def take_unit(task: UnitTask) -> UnitSums:
         ) from error
 
 
+def _opened(plan: Plan) -> "_Opened":
+    return kept("stages of a model", plan.token, lambda: _Opened.of(plan))
+
+
+@contextmanager
+def _paths(task: UnitTask, opened: "_Opened") -> Iterator[dict[str, PathStates]]:
+    """The hidden states of a unit."""
+    with ExitStack() as stack:
+        yield {
+            path: stack.enter_context(PathStates(task.plan, task.unit, task.step.number, path, opened.segments.origins))
+            for path in ((QUANTIZED, FLOAT) if task.plan.follow_float else (QUANTIZED,))
+        }
+
+
 def _taken(task: UnitTask) -> UnitSums:
     plan, number = task.plan, task.step.number
-    opened = kept("stages of a model", plan.token, lambda: _Opened.of(plan))
-    with ExitStack() as stack:
-        paths = {
-            path: stack.enter_context(_Path(task, path, opened.segments.origins))
-            for path in ((QUANTIZED, FLOAT) if plan.follow_float else (QUANTIZED,))
-        }
+    opened = _opened(plan)
+    with _paths(task, opened) as paths:
         passage = kept(
             "stage",
             (plan.token, number),
@@ -143,9 +160,10 @@ def _taken(task: UnitTask) -> UnitSums:
         portions = Portions(lambda rows, missing: found.append(products(rows, missing)), drift=plan.follow_float)
         tokens = 0
         for place, sample in _samples(task, passage.reads):
-            held = {path: _Held(states, place) for path, states in paths.items()}
+            held = {path: HeldStates(states, place) for path, states in paths.items()}
             x, exact = passage.run(sample, held[QUANTIZED], held.get(FLOAT))
-            portions.add(x, exact)
+            if task.summing:
+                portions.add(x, exact)
             tokens += len(x)
         portions.end_unit()
     return UnitSums(tuple(found), tokens)
@@ -185,64 +203,3 @@ def _samples(task: UnitTask, names: Container[str]) -> Iterable[tuple[int, Sampl
     for offset, (number, visible) in enumerate(zip(task.numbers, task.visible, strict=True)):
         place = task.first + offset
         yield place, Sample(feeds.get(place, {}), number, visible)
-
-
-class _Path:
-    """The hidden states of a unit on one path: those that earlier segments left, and those that this one leaves."""
-
-    def __init__(self, task: UnitTask, path: str, origins: Mapping[str, int]) -> None:
-        self._task, self._name, self._origins = task, path, origins
-        self._archives: dict[int, zipfile.ZipFile] = {}
-        self._target = task.plan.states(task.unit, path, task.step.number)
-        self._partial = self._target.with_suffix(f".{uuid4().hex}")
-        self._writing: zipfile.ZipFile | None = None
-
-    def __enter__(self) -> "_Path":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
-        for archive in self._archives.values():
-            archive.close()
-        if self._writing is not None:
-            self._writing.close()
-            if kind is None:
-                self._partial.replace(self._target)
-            else:
-                self._partial.unlink(missing_ok=True)
-
-    def read(self, place: int, name: str) -> NDArray[Any]:
-        """What an earlier segment left."""
-        origin = self._origins[name]
-        if origin not in self._archives:
-            path = self._task.plan.states(self._task.unit, self._name, origin)
-            self._archives[origin] = zipfile.ZipFile(path)
-        return read_entry(self._archives[origin], (place, name))
-
-    def write(self, place: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep what this segment leaves."""
-        if self._writing is None:
-            self._writing = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_STORED)
-        for name, array in arrays.items():
-            add_entry(self._writing, (place, name), array)
-
-
-@dataclass(eq=False)
-class _Held:
-    """What is held of one sample on one path, see ``passing.Held``."""
-
-    states: _Path
-    place: int
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self.arrays:
-            self.arrays[name] = self.states.read(self.place, name)
-        return self.arrays[name]
-
-    def update(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.arrays.update(arrays)
-        if arrays:
-            self.states.write(self.place, arrays)
-
-    def discard(self, names: Iterable[str]) -> None:
-        """The files go when all units are through."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from quarot_onnx.calibration.hessian import Accumulator, Portions, Products, Statistics, products
+from quarot_onnx.calibration.hessian import Accumulator, PanelAccumulator, Portions, Products, Statistics, products
 from quarot_onnx.calibration.units import units
 from quarot_onnx.threads import one_blas_thread
 
@@ -112,6 +112,28 @@ def test_a_unit_ends_where_it_is_said_to() -> None:
     assert b.drift is not None
     assert a.drift.tobytes() == b.drift.tobytes()
     assert a.hessian.tobytes() != c.hessian.tobytes(), "sums in another order"
+
+
+def test_panels_summed_apart_are_those_of_the_whole() -> None:
+    exact, moved = rows(3000, 1100, 10), rows(3000, 1100, 11)  # three panels
+    whole, put_together = (Accumulator(1100, drift=True) for _ in range(2))
+    apart = [PanelAccumulator(1100, places, drift=True) for places in ((0, 2), (1,))]
+    for start, stop in pairwise((0, 1300, 3000)):
+        whole.add(moved[start:stop], exact[start:stop])
+        whole.end_unit()
+        put_together.add_products((), stop - start)
+        for sums in apart:
+            portions = Portions(sums.take, drift=True)
+            portions.add(moved[start:stop], exact[start:stop])
+            portions.end_unit()
+    for sums in apart:
+        put_together.add_panels(sums.finish())
+    a, b = whole.finish(), put_together.finish()
+    assert a.tokens == b.tokens
+    assert a.hessian.tobytes() == b.hessian.tobytes()
+    assert a.drift is not None
+    assert b.drift is not None
+    assert a.drift.tobytes() == b.drift.tobytes()
 
 
 def test_products_hold_half_of_h() -> None:

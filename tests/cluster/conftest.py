@@ -17,5 +17,5 @@ def address() -> Iterator[str]:
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
     with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=180)
         yield client

@@ -202,10 +202,10 @@ def test_no_workers_and_workers_that_all_die(monkeypatch: pytest.MonkeyPatch, tm
             pass
         own.scale(1)
         with Client(own.scheduler_address, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=180)
             with pytest.raises(ClusterError, match="took down 1 workers, one after the other: look into their logs"):
                 list(Cluster(client).in_order(always_fatal, [Item(0, tmp_path)]))
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=180)
             tasks = Cluster(client).in_order(slow, [Item(0, tmp_path)])
             threading.Timer(0.5, lambda: own.sync(own.scheduler.close)).start()
             with pytest.raises(ClusterError, match="is lost; start it again, and run the same command"):

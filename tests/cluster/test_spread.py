@@ -86,6 +86,33 @@ def test_the_same_bytes(source: str, method: str, form: str, address: str, tmp_p
     assert here.recipe == there.recipe
 
 
+@pytest.mark.parametrize(("source", "method", "form"), [("genai", "gptq", "nbits"), ("optimum", "qronos", "fake")])
+def test_the_same_bytes_where_workers_sum(
+    source: str, method: str, form: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Panel by panel, as for many units or wide ones."""
+    model, asked = SOURCES[source](), list[int]()
+
+    def always(width: int, *_: object, **__: object) -> bool:
+        asked.append(width)
+        return True
+
+    run(model, tmp_path / "here", method, form)
+    monkeypatch.setattr(spread, "by_panels", always)
+    run(model, tmp_path / "there", method, form, scheduler=address)
+    assert files(tmp_path / "here") == files(tmp_path / "there")
+    assert asked
+
+
+def test_who_sums() -> None:
+    """Units where they are few and narrow, panels where they are many and wide."""
+    assert not spread.by_panels(576, 3, follow_float=False, threads=2)
+    assert not spread.by_panels(1536, 3, follow_float=True, threads=2)
+    assert spread.by_panels(28672, 128, follow_float=False, threads=64)
+    assert spread.by_panels(28672, 128, follow_float=True, threads=64)
+    assert not spread.by_panels(4096, 128, follow_float=False, threads=256), "eleven panels for 256 threads"
+
+
 def test_the_same_bytes_of_padded_batches(address: str, tmp_path: Path) -> None:
     source = exports.optimum_export("llama")
     samples = []
@@ -116,7 +143,7 @@ def test_a_worker_that_is_killed_is_done_without(
     run(source, tmp_path / "there", "gptaq", "w4a8", scheduler=client, progress=progress)
     assert files(tmp_path / "here") == files(tmp_path / "there")
     assert (tmp_path / "killed").exists()
-    client.wait_for_workers(2, timeout=30)
+    client.wait_for_workers(2, timeout=180)
     assert not set(killed) & set(client.run(os.getpid).values())
     assert client.status == "running", "it was given, and stays open"
 
