@@ -109,3 +109,10 @@ def test_without_the_extensions_the_pip_line_is_given(tmp_path, monkeypatch):
 def test_importing_does_not_import_onnxruntime():
     code = "import sys, quarot_onnx.sessions.runtime, quarot_onnx.io.model_io; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_threads_spin_only_where_time_counts(path):
+    key = "session.intra_op.allow_spinning"
+    assert runtime.session(path).get_session_options().get_session_config_entry(key) == "0"
+    with pytest.raises(RuntimeError, match=key):  # not set: onnxruntime's default, which is to spin
+        runtime.session(path, timed=True).get_session_options().get_session_config_entry(key)

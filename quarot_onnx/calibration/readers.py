@@ -161,6 +161,7 @@ class TextReader(TokenReader):
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
+        inputs: The model's inputs, where they are known; None to read them from the file.
 
     Attributes:
         bos: The BOS used, and why.
@@ -185,6 +186,7 @@ class TextReader(TokenReader):
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
         decode_steps: int | None = None,
+        inputs: ModelInputs | None = None,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos = choose_bos(self.tokenizer_path, bos)
@@ -193,7 +195,8 @@ class TextReader(TokenReader):
         if text is None and text_key is not None:
             raise CalibrationError(f"text_key {text_key!r} goes with JSON lines: name a text, or leave it out")
         content = default_text() if text is None else read_text(text, text_key)
-        inputs, tokenizer = ModelInputs.from_path(model_path), load_tokenizer(self.tokenizer_path)
+        inputs = ModelInputs.from_path(model_path) if inputs is None else inputs
+        tokenizer = load_tokenizer(self.tokenizer_path)
         length = default_window(inputs) if seq_len is None else seq_len
         too_long = position_note(Path(model_path).parent, length)
         rows = inputs.lengths.batch or 1

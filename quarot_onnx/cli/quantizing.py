@@ -147,7 +147,7 @@ def _reader(
 ) -> tuple[DataReader, tuple[str, ...]]:
     """A reader of text, or of the feeds that were given where a text cannot be fed, and what to say of it."""
     try:
-        reader = _text_reader(calibration, source)
+        reader = _text_reader(calibration, source, model)
     except FeedError as error:
         if options.feeds is None:
             way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
@@ -160,9 +160,10 @@ def _reader(
     return reader, (f"calibrated on windows of {length} tokens: the graph does not take {usual}",) if fixed else ()
 
 
-def _text_reader(calibration: Calibration, source: Path) -> TextReader:
+def _text_reader(calibration: Calibration, source: Path, model: ir.Model) -> TextReader:
     """A reader of text."""
-    require_ids(ModelInputs.from_path(source))  # before a tokenizer is asked for
+    inputs = ModelInputs.from_model(model, folder=source.parent)
+    require_ids(inputs)  # before a tokenizer is asked for
     tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
     return TextReader(
         source,
@@ -173,4 +174,5 @@ def _text_reader(calibration: Calibration, source: Path) -> TextReader:
         bos=Bos.of(calibration.bos),
         text_key=calibration.text_key,
         decode_steps=calibration.decode_steps,
+        inputs=inputs,
     )

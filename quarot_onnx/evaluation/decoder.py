@@ -38,7 +38,7 @@ class Decoder:
             ModelError: It cannot be read or run, or is none that text can be generated with.
         """
         self.model = _decodable(Path(path))
-        self._session = runtime.session(path, threads=threads, exact_products=exact)
+        self._session = runtime.session(path, threads=threads, exact_products=exact, timed=True)
         self.start()
 
     def start(self) -> None:

@@ -206,7 +206,7 @@ def prefill_speed(path: str | Path, *, length: int = 256, repeats: int = 5, thre
         ModelError: The model cannot be run.
     """
     inputs = ModelInputs.from_path(path)
-    session = runtime.session(path, threads=threads)
+    session = runtime.session(path, threads=threads, timed=True)
     length = inputs.lengths.seq or length
     feeds = inputs.feed(np.random.default_rng(0).integers(0, inputs.id_range, (1, length)))
     seconds = []

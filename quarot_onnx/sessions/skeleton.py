@@ -52,8 +52,6 @@ def open_augmented(
     )
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
-    # Between two runs NumPy works on the same cores; threads that spin until the next run would slow it down.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
