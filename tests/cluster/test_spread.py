@@ -11,6 +11,7 @@ from typing import Any
 import exports
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import tiny_decoders as tiny
 import worker_tasks
@@ -20,6 +21,7 @@ from stage_runs import decoder_stages, feeds_of, plain_stages
 
 from quarot_onnx.calibration import units
 from quarot_onnx.calibration.elsewhere import Elsewhere, Shared
+from quarot_onnx.calibration.hessian import Accumulator
 from quarot_onnx.calibration.ranges import RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.config import QConfig
@@ -30,12 +32,14 @@ from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.quantization.activations import per_token
 from quarot_onnx.quantizer import ModelQuantizer
 from quarot_onnx.stages import spread
+from quarot_onnx.stages.blocks import Stage
 from quarot_onnx.stages.passing import Replacement
 from quarot_onnx.stages.runner import StageRunner
 from quarot_onnx.stages.spread import SpreadRunner
@@ -61,6 +65,31 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def two_products(folder: Path, width: int) -> tuple[Path, ir.Model]:
+    """A graph of two Linears with a Relu between them, which takes floats."""
+    make, rng = onnx.helper.make_node, np.random.default_rng(1)
+    nodes = [
+        make("MatMul", ["x", "A"], ["a"], name="a"),
+        make("Relu", ["a"], ["r"]),
+        make("MatMul", ["r", "B"], ["y"], name="b"),
+    ]
+    arrays = {name: rng.standard_normal((width, width)).astype(np.float32) / 8 for name in "AB"}
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, "s", width]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    path = folder / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path, model_io.load(path)
+
+
+def before_of(number: int, stages: tuple[Stage, ...]) -> Replacement | None:
+    """Rounded weights of the stage before."""
+    if number == 0:
+        return None
+    weights = tuple(np.round(seen(linear.weight) * 24) / np.float32(24) for linear in stages[number - 1].linears)
+    return Replacement(partial(worker_tasks.given, weights), per_token)
+
+
 SOURCES: dict[str, Callable[[], Path]] = {
     "genai": lambda: exports.genai_like(layers=3),
     "optimum": lambda: exports.optimum_export("llama"),
@@ -71,7 +100,6 @@ SOURCES: dict[str, Callable[[], Path]] = {
 @pytest.mark.parametrize(
     ("source", "method", "form"),
     [
-        ("genai", "gptq", "nbits"),
         ("genai", "qronos", "w4a8"),
         ("optimum", "gptaq", "fake"),
         ("float16", "gptaq", "w4a8"),
@@ -86,22 +114,45 @@ def test_the_same_bytes(source: str, method: str, form: str, address: str, tmp_p
     assert here.recipe == there.recipe
 
 
-@pytest.mark.parametrize(("source", "method", "form"), [("genai", "gptq", "nbits"), ("optimum", "qronos", "fake")])
-def test_the_same_bytes_where_workers_sum(
-    source: str, method: str, form: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_bytes_where_workers_sum(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Panel by panel, as for many units or wide ones."""
-    model, asked = SOURCES[source](), list[int]()
-
-    def always(width: int, *_: object, **__: object) -> bool:
-        asked.append(width)
-        return True
-
-    run(model, tmp_path / "here", method, form)
-    monkeypatch.setattr(spread, "by_panels", always)
-    run(model, tmp_path / "there", method, form, scheduler=address)
+    model = SOURCES["optimum"]()
+    run(model, tmp_path / "here", "qronos", "fake")
+    monkeypatch.setattr(spread, "by_panels", lambda *_, **__: True)
+    monkeypatch.setattr(Accumulator, "add_panels", counted := Counting(Accumulator.add_panels))
+    run(model, tmp_path / "there", "qronos", "fake", scheduler=address)
     assert files(tmp_path / "here") == files(tmp_path / "there")
-    assert asked
+    assert counted.calls == 8, "once for each stage, as these models have one panel"
+
+
+class Counting:
+    """A method that counts its calls."""
+
+    def __init__(self, method: Callable[..., None]) -> None:
+        self.calls, self._method = 0, method
+
+    def __get__(self, owner: object, _kind: type) -> Callable[..., None]:
+        self.calls += 1
+        return partial(self._method, owner)
+
+
+@pytest.mark.parametrize("drift", [False, True])
+def test_panels_of_several_tasks(drift: bool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them for two threads."""
+    monkeypatch.setattr(spread, "by_panels", lambda *_, **__: True)
+    path, model = two_products(tmp_path, 800)
+    rng = np.random.default_rng(0)
+    samples = [{"x": rng.standard_normal((1, 60, 800)).astype(np.float32)} for _ in range(5)]
+    stages = plain_stages(model)
+    here = StageRunner(model, stages, samples, follow_float=drift, scratch=tmp_path / "here", limit=1 << 30)
+    there = SpreadRunner(Cluster(client), path, model, stages, samples, follow_float=drift, scratch=tmp_path / "there")
+    assert there._panels(800) == [(0, 2), (1,)]
+    for number in range(2):
+        a, b = (runner.statistics(number, before_of(number, stages), per_token) for runner in (here, there))
+        assert a.tokens == b.tokens == 300
+        assert a.hessian.tobytes() == b.hessian.tobytes()
+        assert (a.drift is None) == (b.drift is None) == (not drift)
+        assert a.drift is None or b.drift is None or a.drift.tobytes() == b.drift.tobytes()
 
 
 def test_who_sums() -> None:
@@ -204,23 +255,10 @@ def test_hidden_states_go_when_nobody_needs_them(client: Client, tmp_path: Path)
 
 def test_nan_names_the_sample(address: str, tmp_path: Path) -> None:
     """An error of a task is that of a run without workers, and nothing is left."""
-    width = 8
-    nodes = [
-        onnx.helper.make_node("MatMul", ["x", "A"], ["a"], name="a"),
-        onnx.helper.make_node("Relu", ["a"], ["r"]),
-        onnx.helper.make_node("MatMul", ["r", "B"], ["y"], name="b"),
-    ]
+    path, model = two_products(tmp_path, 8)
     rng = np.random.default_rng(0)
-    weights = [
-        onnx.numpy_helper.from_array(rng.standard_normal((width, width)).astype(np.float32), name) for name in "AB"
-    ]
-    ends = [onnx.helper.make_tensor_value_info(name, 1, [1, "s", width]) for name in ("x", "y")]
-    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    path = tmp_path / "m.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
-    samples = [{"x": rng.standard_normal((1, 30, width)).astype(np.float32)} for _ in range(6)]
+    samples = [{"x": rng.standard_normal((1, 30, 8)).astype(np.float32)} for _ in range(6)]
     samples[5]["x"][0, 3, 2] = np.inf
-    model = model_io.load(path)
     with Client(address, set_as_default=False) as client:
         runner = SpreadRunner(
             Cluster(client), path, model, plain_stages(model), samples, follow_float=True, scratch=tmp_path / "s"
@@ -276,11 +314,11 @@ def test_ranges_are_put_together_in_any_number_of_groups(
 ) -> None:
     source = exports.optimum_export("llama")
     samples = feeds_of(source, count=9)
-    names = [linear.input.name or "" for linear in linears(model_io.load(source).graph)]
+    names = [linear.input.name or "" for linear in linears(model_io.load(source).graph)][:5]
     rule = RangeRule(CalibMethod.Percentile, 99)
     expected = collect_ranges(source, names, SampleReader(samples), rule=rule)
     shared = Shared(source, source.parent, 0, Memory())
-    for groups in (1, 3, 9):  # the third is more than are sent before any comes back
+    for groups in (3, 9):  # the second is more than are sent before any comes back
         counts = chain([groups], repeat(1))
         monkeypatch.setattr(Cluster, "threads", property(lambda _, counts=counts: next(counts)))
         elsewhere = Elsewhere(Cluster(client), shared, tmp_path)
