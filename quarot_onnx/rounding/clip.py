@@ -14,9 +14,9 @@ the factors are tried in falling order, a few at a time. What lies beyond the ra
 and more the narrower the range: once that alone is above the smallest error so far, no factor to come can win, and the
 column is done. Either way the choice is the one that trying all would make.
 
-The search is made fast by staying inside the processor's cache, in float32, and on all cores; its sums are off by 1e-5
-at most, so that of two factors whose errors are nearer than that either may be taken: always the same one, whatever
-the number of cores.
+The search is made fast by few passes over arrays that are used again, in float32, and on all cores; its sums are off by
+1e-5 at most, so that of two factors whose errors are nearer than that either may be taken: always the same one,
+whatever the number of cores.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ from quarot_onnx.threads import spread
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 
 _TILE = 65536
-"""Weights looked at together: with two buffers, 384 kB of float32, which a core's own cache holds."""
+"""Weights looked at together: enough that NumPy's loops take longer than their calls, and so few that what lies beside
+them, 2 MB, stays near a core."""
 
 _STEP = 6
 """Factors tried before it is asked which columns are done; the question costs as much as one factor."""
@@ -40,7 +41,7 @@ _ROUNDING = 1.0 + 1e-4
 """By what factor a bound must lie above an error, both being sums in float32."""
 
 _TINY = 2.0**-96
-"""Scales from this to its reciprocal are divided by in float32."""
+"""By scales below, and above its reciprocal, weights are divided in float64: float32 does not hold what they become."""
 
 _NARROW, _SHARED = 32, 2
 """Bounds pay for grids of so many integers at most, and for so many weights for each of them at least."""
@@ -93,7 +94,8 @@ def best_factors(
                 errors[:, columns] = _all(tile)
             elif narrow:
                 order = np.argsort(tile.low[:, 0], kind="stable")  # Columns with equal limits share a table of bounds.
-                numbers[left + order] = _promising(tile.pick(order), levels, single)
+                same = tile.low[order[0]] == tile.low[order[-1]]
+                numbers[left + order] = _promising(tile if same else tile.pick(order), levels, single)
             else:
                 numbers[columns] = _falling(tile)
 
