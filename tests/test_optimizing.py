@@ -10,7 +10,7 @@ import pytest
 from exports import EXPORTS
 from onnx import numpy_helper
 
-from quarot_onnx import Int8Spec, KVCacheConfig, QConfig, QLayerConfig, SinkPrefixConfig
+from quarot_onnx import Int8Spec, KVCacheConfig, QConfig, QLayerConfig, SinkPrefixConfig, UInt8Spec
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.readers import TokenReader
 from quarot_onnx.errors import VerificationError
@@ -82,14 +82,34 @@ def test_a_copy_that_computes_something_else_leaves_nothing(monkeypatch: pytest.
     other = EXPORTS["dynamo cache"]()
     real = optimizing.runtime.write_optimized
 
-    def wrong(path: Path, target: Path, data_name: str) -> None:
+    def wrong(path: Path, target: Path, data_name: str, **options: bool) -> None:
         changed = onnx.load(path)
         table = next(tensor for tensor in changed.graph.initializer if len(tensor.dims) == 2)
         table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table) * np.float32(1.01), table.name))
         onnx.save(changed, target.with_name("changed.onnx"))
-        real(target.with_name("changed.onnx"), target, data_name)
+        real(target.with_name("changed.onnx"), target, data_name, **options)
 
     monkeypatch.setattr(optimizing.runtime, "write_optimized", wrong)
     with pytest.raises(VerificationError, match="computes something else here: 'logits' is off by"):
         optimize(other, tmp_path / "out" / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_products_that_saturate_here_are_exact_in_the_copy(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The option is for when the graph is rewritten, and the copy is opened without."""
+    source, target = EXPORTS["optimum llama"](), tmp_path / "int8" / "model.onnx"
+    config = QConfig(QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()))
+    quantize(source, target, config, TokenReader(ModelInputs.from_path(source), IDS), verify=False, check=None)
+    monkeypatch.setattr("quarot_onnx.graph.saturation.saturates", lambda: saturates)
+    opened, usual = [], optimizing.runtime.session_options
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        opened.append((options.get("optimized_path") is not None, options["exact_products"]))
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(optimizing.runtime, "session_options", seen)
+    optimize(target, tmp_path / "copy" / "model.onnx")
+    assert opened == [(True, saturates), (False, saturates), (False, False)]

@@ -16,6 +16,7 @@ from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.errors import VerificationError
 from quarot_onnx.evaluation.outputs import random_feeds, run
 from quarot_onnx.evaluation.tolerance import TOLERANCES, weight_type
+from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io import model_io
 from quarot_onnx.io.delivery import Delivery
 from quarot_onnx.processor import described
@@ -31,6 +32,9 @@ _TOKENS = 16
 
 def optimize(source: str | Path, target: str | Path, *, overwrite: bool | None = None) -> model_io.SavedModel:
     """Write onnxruntime's optimised copy of a model for this processor, with a report of which that is.
+
+    Where 8-bit products of the model saturate on this processor, those of the copy are exact: what the session option
+    ``session.x64quantprecision`` rewrites, cannot be rewritten any more when the copy is opened.
 
     Open it without optimisation: ``SessionOptions.graph_optimization_level = ORT_DISABLE_ALL``; the genai_config.json
     that is copied along says so to onnxruntime-genai.
@@ -58,28 +62,29 @@ def optimize(source: str | Path, target: str | Path, *, overwrite: bool | None =
         beside=prefix_files(Lead.of(model, folder)),
         overwrite=overwrite,
     )
-    written = 0
+    data = delivery.outputs.data
+    assert data is not None, "asked for"
+    exact = saturating_here(model) > 0
 
     def write(model_file: Path, data_file: Path | None) -> Mapping[str, object]:
-        nonlocal written
-        assert data_file is not None
+        assert data_file is not None, "as there is a place for it"
         data_file.touch()  # a model of a few numbers has none
-        runtime.write_optimized(source, model_file, data_file.name)
-        _require_same(source, model_file, model, folder)
-        written = model_file.stat().st_size + data_file.stat().st_size
+        runtime.write_optimized(source, model_file, data_file.name, exact_products=exact)
+        _require_same(source, model_file, model, folder, exact=exact)
         return {"optimized": {"from": Path(source).name, "processor": described(), **version_record()}}
 
     delivery.make(sum(file.stat().st_size for file in inputs), write, {})
-    return model_io.SavedModel(path, delivery.outputs.data, written, delivery.outputs.report)
+    written = sum(file.stat().st_size for file in (path, data))
+    return model_io.SavedModel(path, data, written, delivery.outputs.report)
 
 
-def _require_same(source: str | Path, copy: Path, model: ir.Model, folder: Path) -> None:
+def _require_same(source: str | Path, copy: Path, model: ir.Model, folder: Path, *, exact: bool) -> None:
     """Compare a copy, opened as it is meant to be, with its model, on random inputs."""
     feeds, tolerance = _feeds(model, folder), TOLERANCES[weight_type(model)]
     names = [str(value.name) for value in model.graph.outputs]
-    exact = run(runtime.session(source), names, feeds)
+    wanted = run(runtime.session(source, exact_products=exact), names, feeds)
     found = run(runtime.session(copy, optimize=False), names, feeds)
-    for name, a, b in zip(names, exact, found, strict=True):
+    for name, a, b in zip(names, wanted, found, strict=True):
         if not np.issubdtype(a.dtype, np.floating) or not a.size:
             continue  # integers of a cache may lie a step apart
         apart = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max() / max(np.abs(a).max(), 1e-30))

@@ -65,20 +65,21 @@ def session(
     return _open(str(source), options)
 
 
-def write_optimized(path: str | Path, target: Path, data_name: str) -> None:
+def write_optimized(path: str | Path, target: Path, data_name: str, *, exact_products: bool = False) -> None:
     """Write a model as onnxruntime rewrites it for this processor, its weights packed for the CPU's kernels as well.
 
     Args:
         path: The ``.onnx`` file.
         target: The ``.onnx`` file to write, in an existing folder.
         data_name: The file of the weights, beside it; there is none where all are small.
+        exact_products: As for ``session``; it cannot be had later, of a graph that is rewritten already.
 
     Raises:
         ModelError: If onnxruntime cannot load it.
         MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
     """
     source = model_file(path)
-    options = session_options(_domains(source), optimized_path=target)
+    options = session_options(_domains(source), optimized_path=target, exact_products=exact_products)
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", data_name),
         ("session.optimized_model_external_initializers_min_size_in_bytes", _EXTERNAL_FROM),
