@@ -12,6 +12,7 @@ from typing import Any
 import exports
 import onnxruntime as ort
 import pytest
+from command_line import Shell
 from hypothesis import settings
 
 from quarot_onnx.sessions import runtime
@@ -42,6 +43,18 @@ def _one_thread() -> Iterator[None]:
         patch.setattr(runtime, "session_options", one)
         patch.setattr(ort.InferenceSession, "__init__", plain)
         yield
+
+
+@pytest.fixture
+def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capfd)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    return path
 
 
 @pytest.fixture(scope="session")

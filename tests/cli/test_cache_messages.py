@@ -67,11 +67,6 @@ WAYS = [
 ]
 
 
-@pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
 @pytest.mark.parametrize(("options", "exporter", "named"), [*OF_OPTIONS, *WAYS])
 def test_options_are_named_as_they_were_typed(
     shell: Shell, options: str, exporter: str, named: str, tmp_path: Path

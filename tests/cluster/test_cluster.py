@@ -26,20 +26,8 @@ pytestmark = [pytest.mark.xdist_group("cluster")]
 
 
 @pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
-@pytest.fixture
 def model() -> Path:
     return exports.optimum_export("llama")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    return path
 
 
 @pytest.fixture

@@ -41,11 +41,6 @@ def totals(found: list[tuple[float, bool]]) -> np.ndarray:
 
 
 @pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
-@pytest.fixture
 def plain(tmp_path: Path) -> Path:
     return tiny.save(tiny.build(tiny.Spec(cache=False)), tmp_path / "plain")
 

@@ -18,11 +18,6 @@ from quarot_onnx.pipeline import quantize, rotate
 KINDS = {"genai": "auto", "optimum": "head", "optimum, scales of tokens": "token"}
 
 
-@pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
 def kept_in_integers(kind: str, folder: Path, *, bare: bool = True) -> Path:
     """A float model with a cache of integers; bare: as another tool writes it, nothing is recorded."""
     source = exports.genai_like() if kind == "genai" else exports.optimum_export("llama")

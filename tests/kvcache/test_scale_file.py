@@ -27,11 +27,6 @@ GROWING = np.linspace(0.01, 0.2, 2 * LAYERS * CHANNELS, dtype=np.float32).reshap
 """Scales of keys and of values, by layer and channel; none equals another."""
 
 
-@pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
 def reader(source: Path) -> TokenReader:
     return TokenReader(ModelInputs.from_path(source), np.random.default_rng(0).integers(5, 100, (4, 24)))
 

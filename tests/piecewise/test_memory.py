@@ -54,11 +54,6 @@ def test_the_system_tells_what_it_has() -> None:
     assert found is None or found > 1 << 20
 
 
-@pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
 @pytest.mark.parametrize("command", ["rotate", "verify", "quantize", "compare"])
 def test_commands_take_a_limit(shell: Shell, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = exports.genai_like(tied_transposed=False)

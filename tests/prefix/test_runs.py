@@ -45,11 +45,6 @@ STATIC = QLayerConfig(UInt8Spec(), Int8Spec())
 FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
 
 
-@pytest.fixture
-def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capfd)
-
-
 @pytest.fixture(scope="module", params=["optimum", "genai"])
 def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model in which one token makes the down projections' inputs some hundred times as large."""
