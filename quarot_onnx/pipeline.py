@@ -20,8 +20,9 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
+from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.lengths import check_lengths
-from quarot_onnx.kvcache.plan import check_cache
+from quarot_onnx.kvcache.plan import GROWING, check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
@@ -219,8 +220,9 @@ def quantize(
             )
         )
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
-        genai = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else model_io.NO_OPTIONS
-        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, session_options=genai)
+        exact = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else {}
+        genai = GenaiSettings(exact, GROWING if of_cache is not None and of_cache.grows else {})
+        model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, genai=genai)
         rotation = None if plan is None or rotating is None else (plan, rotating)
         check_scales(of_cache, model, rotation)
         begin = Start(source, selection, work.reader, work.samples, config.calib_data_size, given_inputs)
@@ -244,7 +246,7 @@ def quantize(
             forbid=protected,
             check=partial(complete, run, start, fix_shapes or {}),
             beside={**prefix_files(start.lead), **cached.beside},
-            session_options=genai,
+            genai=genai,
         )
         clock.lap("save")
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)

@@ -7,7 +7,7 @@ import pytest
 
 from quarot_onnx.errors import ConfigError, OutputError
 from quarot_onnx.io import model_io
-from quarot_onnx.io.companions import companion_bytes, companion_files
+from quarot_onnx.io.companions import GenaiSettings, companion_bytes, companion_files
 
 GENAI = {
     "model": {"bos_token_id": 1, "decoder": {"filename": "in.onnx", "head_size": 64}},
@@ -85,21 +85,25 @@ def test_existing_companions_count_as_outputs(folder, tmp_path):
 
 def test_a_genai_config_that_already_fits_is_kept_byte_for_byte(folder):
     path = folder / "genai_config.json"
-    assert companion_bytes(path, model_name="in.onnx", session_options={}) == path.read_bytes()
+    assert companion_bytes(path, model_name="in.onnx", genai=GenaiSettings()) == path.read_bytes()
     for odd in ("[]", '{"model": 1}', '{"model": {"decoder": {}}}'):
         path.write_text(odd)
-        assert companion_bytes(path, model_name="out.onnx", session_options={}) == odd.encode()
+        assert companion_bytes(path, model_name="out.onnx", genai=GenaiSettings()) == odd.encode()
 
 
 def test_a_broken_genai_config_is_a_config_error(folder):
     path = folder / "genai_config.json"
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"genai_config\.json is not valid JSON"):
-        companion_bytes(path, model_name="out.onnx", session_options={})
+        companion_bytes(path, model_name="out.onnx", genai=GenaiSettings())
 
 
-def test_session_options_join_those_that_are_there(folder):
+def test_settings_join_those_that_are_there(folder):
     path = folder / "genai_config.json"
-    path.write_text('{"model": {"decoder": {"filename": "in.onnx", "session_options": {"log_id": "x"}}}}')
-    made = json.loads(companion_bytes(path, model_name="in.onnx", session_options={"session.a": "1"}))
+    decoder = {"filename": "in.onnx", "session_options": {"log_id": "x"}}
+    path.write_text(json.dumps({"model": {"decoder": decoder}, "search": {"a": 1, "b": True}}))
+    made = json.loads(
+        companion_bytes(path, model_name="in.onnx", genai=GenaiSettings({"session.a": "1"}, {"b": False}))
+    )
     assert made["model"]["decoder"]["session_options"] == {"log_id": "x", "session.a": "1"}
+    assert made["search"] == {"a": 1, "b": False}

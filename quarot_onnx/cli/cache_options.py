@@ -82,7 +82,7 @@ class CacheOptions:
             metavar="SCALES",
             parser=CacheScales.parse,
             help="token: found at run time; tensor, head or channel: calibrated. Default: token; "
-            "where GroupQueryAttention takes none, fixed ones.",
+            "fixed ones for 8 bits in GroupQueryAttention.",
             rich_help_panel=CACHE,
         ),
         Key("kv_cache.scales"),

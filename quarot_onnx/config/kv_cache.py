@@ -89,8 +89,8 @@ class KVCacheConfig(AlgoConfig):
             each head or fixed ones.
         scales: One for each ``token`` and head, found at run time and kept beside the integers; or fixed by
             calibration: one for each ``channel``, ``head``, or cache (``tensor``). ``auto``: ``token``; for
-            GroupQueryAttention, which takes fixed ones, ``head`` for keys that are not balanced and ``channel`` for
-            others and values.
+            8 bits in GroupQueryAttention, which takes fixed ones, ``head`` for keys that are not balanced and
+            ``channel`` for others and values. Of 4 bits there, the graph keeps those of tokens.
         scale_file: Fixed scales in onnxruntime-genai's format in place of calibrated ones (`kvcache.scale_file`).
         name: ``"kv_cache"``.
     """

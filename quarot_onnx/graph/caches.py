@@ -26,9 +26,9 @@ FUSED_CACHES: Mapping[tuple[str, str], Mapping[int, int]] = {
 
 _LAYOUTS = frozenset(
     {
-        "Clip", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "Pad", "QuantizeLinear", "Reshape",
-        "Scatter", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "TensorScatter", "Transpose",
-        "Unsqueeze",
+        "Clip", "DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Pad",
+        "QuantizeLinear", "Reshape", "Scatter", "ScatterElements", "ScatterND", "Slice", "Split", "Squeeze",
+        "TensorScatter", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
 """Operators that put their first input in another layout, or put what is new into it."""

@@ -6,6 +6,7 @@ models are never companions.
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,23 @@ _PATTERNS = (
 )
 
 
+@dataclass(frozen=True)
+class GenaiSettings:
+    """What onnxruntime-genai is to set, in a genai_config.json that is copied along.
+
+    Attributes:
+        session_options: onnxruntime's, by name, of the decoder.
+        search: Of how it generates.
+    """
+
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    search: Mapping[str, object] = field(default_factory=dict)
+
+
+NO_SETTINGS = GenaiSettings()
+"""All as it is."""
+
+
 def companion_files(folder: Path, *, exclude: Iterable[Path]) -> list[Path]:
     """The companion files of a model folder, sorted by name.
 
@@ -50,11 +68,11 @@ def companion_files(folder: Path, *, exclude: Iterable[Path]) -> list[Path]:
     ]
 
 
-def companion_bytes(path: Path, *, model_name: str, session_options: Mapping[str, str]) -> bytes:
+def companion_bytes(path: Path, *, model_name: str, genai: GenaiSettings) -> bytes:
     """The content of a companion file for a folder whose model has the file name ``model_name``.
 
-    Files are kept byte for byte, except that ``model.decoder`` of a ``genai_config.json`` names the new model and sets
-    ``session_options``, onnxruntime's by name.
+    Files are kept byte for byte, except that a ``genai_config.json`` names the new model and has the settings
+    ``genai``.
 
     Raises:
         ConfigError: If a ``genai_config.json`` is not valid JSON.
@@ -72,13 +90,17 @@ def companion_bytes(path: Path, *, model_name: str, session_options: Mapping[str
     decoder = model.get("decoder") if isinstance(model, dict) else None
     if not isinstance(decoder, dict):
         return content
-    before = json.dumps(decoder)
+    before = json.dumps(config)
     if decoder.get("filename") is not None:
         decoder["filename"] = model_name
-    if session_options:
-        options = decoder.get("session_options")
-        decoder["session_options"] = (options if isinstance(options, dict) else {}) | dict(session_options)
-    if json.dumps(decoder) == before:
+    for section, name, settings in (
+        (decoder, "session_options", genai.session_options),
+        (config, "search", genai.search),
+    ):
+        if settings:
+            earlier = section.get(name)
+            section[name] = (earlier if isinstance(earlier, dict) else {}) | dict(settings)
+    if json.dumps(config) == before:
         return content
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from quarot_onnx.errors import OutputError
-from quarot_onnx.io.companions import companion_bytes, companion_files
+from quarot_onnx.io.companions import NO_SETTINGS, GenaiSettings, companion_bytes, companion_files
 from quarot_onnx.io.replacing import RECORD, Earlier, Outputs, report_file
 from quarot_onnx.io.staging import check_free_space, check_targets, free_bytes, same_file, staged
-
-NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 _SLACK = 1 << 16
 """Folder entries and file system blocks, in the estimate of the space that an output needs."""
@@ -47,7 +45,7 @@ class Delivery:
         data: bool,
         report: bool,
         companions_from: Path | None,
-        session_options: Mapping[str, str] = NO_OPTIONS,
+        genai: GenaiSettings = NO_SETTINGS,
         beside: Mapping[str, bytes] = MappingProxyType({}),
         overwrite: bool | None,
     ) -> "Delivery":
@@ -59,7 +57,7 @@ class Delivery:
             data: Whether it has a data file, ``<file name>.data``.
             report: Whether it gets a report, ``<stem>.quarot.json``.
             companions_from: A model folder whose configs and tokenizer are copied along.
-            session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
+            genai: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
             beside: Further files that go with the model, by name.
             overwrite: Whether existing files may be replaced; None: the file that was named with its data, and what an
                 earlier run to it wrote (see ``replacing``).
@@ -68,7 +66,7 @@ class Delivery:
             OutputError: A target is an input, a folder, or not to be replaced.
         """
         inputs = list(inputs)
-        companions = _companions(companions_from, target, exclude=inputs, session_options=session_options)
+        companions = _companions(companions_from, target, exclude=inputs, genai=genai)
         outputs = Outputs(
             target,
             target.with_name(f"{target.name}.data") if data else None,
@@ -112,14 +110,14 @@ class Delivery:
 
 
 def _companions(
-    folder: Path | None, target: Path, *, exclude: Iterable[Path], session_options: Mapping[str, str]
+    folder: Path | None, target: Path, *, exclude: Iterable[Path], genai: GenaiSettings
 ) -> dict[Path, bytes]:
     """The companion files to write beside ``target``: none that is the source's own."""
     if folder is None:
         return {}
     pairs = {target.with_name(file.name): file for file in companion_files(folder, exclude=exclude)}
     return {
-        copy: companion_bytes(file, model_name=target.name, session_options=session_options)
+        copy: companion_bytes(file, model_name=target.name, genai=genai)
         for copy, file in pairs.items()
         if not same_file(copy, file)
     }

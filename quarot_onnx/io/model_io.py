@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from quarot_onnx.errors import ModelError, OutputError
 from quarot_onnx.io import wire
-from quarot_onnx.io.delivery import NO_OPTIONS, Delivery
+from quarot_onnx.io.companions import NO_SETTINGS, GenaiSettings
+from quarot_onnx.io.delivery import Delivery
 from quarot_onnx.io.external import Binder, damaged, model_file
 from quarot_onnx.io.layout import Layout, lay_out, streamed_weights
 from quarot_onnx.io.spellings import lift_constants, name_standard_domain, respell
@@ -24,7 +25,6 @@ from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
 from quarot_onnx.progress import Progress
 
 __all__ = [
-    "NO_OPTIONS",
     "SavedModel",
     "check_target",
     "input_files",
@@ -108,7 +108,7 @@ def save(
     report: Mapping[str, object] | None = None,
     forbid: Iterable[Path] = (),
     check: Callable[[Path], Mapping[str, object]] | None = None,
-    session_options: Mapping[str, str] = NO_OPTIONS,
+    genai: GenaiSettings = NO_SETTINGS,
     beside: Mapping[str, bytes] | None = None,
 ) -> SavedModel:
     """Write a model, one weight in memory at a time, all files at once or none.
@@ -125,7 +125,7 @@ def save(
         forbid: Further files that must not be overwritten.
         check: Called with the complete model among its companions, before any file is at its place; it may rewrite the
             ``.onnx`` file. What it returns is added to the report; what it raises leaves everything as it was.
-        session_options: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
+        genai: What onnxruntime-genai is to set, in the genai_config.json that is copied along.
         beside: Further files that go with the model, by name; what holds for its companions holds for them.
 
     Returns:
@@ -146,7 +146,7 @@ def save(
         data=external,
         report=report is not None,
         companions_from=companions_from,
-        session_options=session_options,
+        genai=genai,
         beside=beside or {},
         overwrite=overwrite,
     )
@@ -171,7 +171,7 @@ def check_target(
     *,
     overwrite: bool | None = None,
     companions_from: Path | None = None,
-    session_options: Mapping[str, str] = NO_OPTIONS,
+    genai: GenaiSettings = NO_SETTINGS,
 ) -> None:
     """Refuse early what ``save`` would refuse: a target that is an input, a folder, or not to be replaced.
 
@@ -180,7 +180,7 @@ def check_target(
         path: The ``.onnx`` file to be written.
         overwrite: As for ``save``.
         companions_from: The model folder whose companions, and a report, will go beside the output.
-        session_options: As for ``save``.
+        genai: As for ``save``.
 
     Raises:
         OutputError: Naming the target and the way out.
@@ -191,7 +191,7 @@ def check_target(
         data=True,
         report=companions_from is not None,
         companions_from=companions_from,
-        session_options=session_options,
+        genai=genai,
         overwrite=overwrite,
     )
 

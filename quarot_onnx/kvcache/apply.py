@@ -7,6 +7,7 @@ from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config.choices import CacheForm, CacheScales
 from quarot_onnx.config.kv_cache import FEW_BITS
 from quarot_onnx.errors import first_and_more
+from quarot_onnx.kvcache.codec import HeadGrid
 from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Floats
@@ -14,6 +15,7 @@ from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import ODD, Cache
 from quarot_onnx.kvcache.plan import CachePlan, require_reader
 from quarot_onnx.kvcache.scales import Observed, fixed_scales, observe_caches
+from quarot_onnx.kvcache.tokens import TokenCache
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.sites.detect import Survey
@@ -76,13 +78,17 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen, balanced: Collectio
     if config.resolved_form is CacheForm.FAKE:
         FakeCache(model, config).write(places)
         return
-    joined, fused = JoinedCache(model), FusedCache(model)
+    joined, fused, tokens = JoinedCache(model), FusedCache(model), TokenCache(model)
     for place in places.joined:
         if config.grid(keys=place.keys).bits is not None:
             halves = UNLIKE if plan.halved and place.present.name in balanced else ALIKE
             joined.write(place, config.grid(keys=place.keys), _fixed(plan, place, seen), halves)
     for operator in places.fused:
         assert config.k_bits is not None, "K and V alike"
+        if not plan.fixed:
+            halves = UNLIKE if plan.halved and operator.keys.present.name in balanced else ALIKE
+            tokens.write(operator, HeadGrid(halves, config.k_clip_ratio), HeadGrid(ALIKE, config.v_clip_ratio))
+            continue
         keys, values = (_fixed(plan, cache, seen) for cache in (operator.keys, operator.values))
         assert keys is not None
         assert values is not None
@@ -118,5 +124,9 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
         scales = _SCALE_BYTES * heads if of_tokens else 0
         after += entries * cache.past.dtype.itemsize if bits is None else entries * bits / 8 + scales
     kind = "scales for each token and head beside them" if of_tokens else "fixed scales"
+    if plan.grows:
+        kind = (
+            "and behind those of a head its scales; onnxruntime-genai is to hold it without past_present_share_buffer"
+        )
     what = f"the key/value cache takes {after:.0f} bytes a position in place of {before:.0f}: integers, {kind}"
     return (f"{what}{', where it is quantized' if odd else ''}", *odd)

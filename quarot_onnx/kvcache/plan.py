@@ -1,11 +1,12 @@
 """What can be done to the key/value cache of a graph, and what that needs; nothing is changed here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig, SmoothQuantConfig
 from quarot_onnx.config.choices import CacheForm, CacheScales, PrefixForm
-from quarot_onnx.config.kv_cache import WHOLE_TOKEN, KVCacheConfig
+from quarot_onnx.config.kv_cache import FEW_BITS, WHOLE_TOKEN, KVCacheConfig
 from quarot_onnx.config.saying import Said, Setting, SettingError
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.graph.metadata import prefix_of, recorded
@@ -14,6 +15,9 @@ from quarot_onnx.kvcache.balance import require_balanceable
 from quarot_onnx.kvcache.given import GivenScales, read_scales
 from quarot_onnx.kvcache.places import Cache, CachePlaces, FusedPlace, find_cache_places
 from quarot_onnx.sites.detect import Survey
+
+GROWING: Mapping[str, object] = {"past_present_share_buffer": False}
+"""How onnxruntime-genai is to hold a cache that the graph turns into float: at its own length, not the greatest."""
 
 _FAKE = Setting("kv_cache.form", "fake", advised=True)
 
@@ -44,6 +48,11 @@ class CachePlan:
     def fixed(self) -> bool:
         """Whether integers are kept on fixed scales."""
         return self.key_scales is not CacheScales.TOKEN
+
+    @property
+    def grows(self) -> bool:
+        """Whether the caches of operators are rows of bytes, which the graph joins and turns into float."""
+        return bool(self.places.fused) and self.config.resolved_form is CacheForm.INT and not self.fixed
 
     @property
     def halved(self) -> bool:
@@ -83,20 +92,21 @@ def plan_cache(survey: Survey, config: KVCacheConfig) -> CachePlan:
     if config.scale_file is not None:
         given = read_scales(config.scale_file, config, places)
         return CachePlan(config, places, CacheScales.CHANNEL, CacheScales.CHANNEL, given)
-    if config.scales is CacheScales.AUTO and places.fused:
+    few = config.k_bits is not None and config.k_bits <= FEW_BITS
+    if config.scales is CacheScales.AUTO and places.fused and not few:
         # After R3 one scale for a head of keys holds at every position; RoPE lets those of channels drift, but where
         # keys are balanced over all positions.
         keys = CacheScales.CHANNEL if config.k_balance else CacheScales.HEAD
         return CachePlan(config, places, keys, CacheScales.CHANNEL)
     scales = CacheScales.TOKEN if config.scales is CacheScales.AUTO else config.scales
-    if places.fused and scales is CacheScales.TOKEN:
+    if places.fused and scales is CacheScales.TOKEN and not few:
         text = (
-            f"{{}}: {label(places.fused[0].node)} is a GroupQueryAttention, which takes fixed scales: use {{}}, {{}} "
-            "or {}, or round it in float, for studies: {}"
+            f"{{}}: {label(places.fused[0].node)} is a GroupQueryAttention, whose tokens can have scales of their own "
+            "with 4 bits alone: use {}, {}, {} or {}, or round it in float, for studies: {}"
         )
         ways = [Setting("kv_cache.scales", each, advised=True) for each in ("head", "channel", "tensor")]
-        asked = Setting("kv_cache.scales", "token")
-        raise SettingError(Said(text, (asked, *ways, _FAKE)))
+        four = Setting("kv_cache.bits", FEW_BITS, advised=True)
+        raise SettingError(Said(text, (Setting("kv_cache.scales", "token"), four, *ways, _FAKE)))
     return CachePlan(config, places, scales, scales)
 
 
@@ -149,10 +159,10 @@ def require_reader(plan: CachePlan, reader: DataReader | None) -> None:
         CalibrationError: There are none.
     """
     if plan.calibrated and reader is None:
+        tokens = ", or use scales=token" if not plan.places.fused or plan.config.k_bits == FEW_BITS else ""
         raise CalibrationError(
             "the fixed scales of the key/value cache need calibration data: pass a CalibrationDataReader"
-            f"{', or use scales=token' if not plan.places.fused else ''}, or round it in float, for studies "
-            "(form='fake')"
+            f"{tokens}, or round it in float, for studies (form='fake')"
         )
 
 

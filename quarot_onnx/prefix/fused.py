@@ -23,14 +23,14 @@ from quarot_onnx.graph.caches import FUSED_CACHES
 from quarot_onnx.graph.query import attribute_int, data_input, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, has, set_input
-from quarot_onnx.rotation.rope import POSITIONS, SEQLENS
+from quarot_onnx.rotation.rope import POSITIONS, SEQLENS, TOTAL
 from quarot_onnx.sites.attention import K_SCALE
 from quarot_onnx.sites.model import Attention
 
 Seen = Mapping[str, NDArray[Any]]
 
-_TOTAL, _BIAS = 6, 10
-"""Inputs of GroupQueryAttention."""
+_BIAS = 10
+"""An input of GroupQueryAttention."""
 
 
 def _pasts(node: ir.Node) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class GroupQueryPlace:
             past = data_input(node, index)
             own = graft.first(self._room(graft, past), own, 2, node)
             node.replace_input_with(index, graft.joined(own, past, 2, node))
-        for index in (SEQLENS, _TOTAL):
+        for index in (SEQLENS, TOTAL):
             node.replace_input_with(index, graft.added(data_input(node, index), ir.DataType.INT32))
         if has(node, POSITIONS):
             given = data_input(node, POSITIONS)
@@ -97,7 +97,7 @@ class GroupQueryPlace:
         node = self.node
         whole = graft.op("Shape", [data_input(node, 0)], node)
         fed = graft.op("Slice", [whole, graft.ints(1), graft.ints(2)], node)
-        total = graft.op("Cast", [data_input(node, _TOTAL)], node, to=ir.DataType.INT64)
+        total = graft.op("Cast", [data_input(node, TOTAL)], node, to=ir.DataType.INT64)
         total = graft.op("Reshape", [total, graft.ints(1)], node)
         first = graft.op("Cast", [graft.op("Equal", [fed, total], node)], node, to=ir.DataType.INT64)
         return graft.op("Mul", [first, graft.ints(graft.length)], node)

@@ -23,7 +23,7 @@ from quarot_onnx.sites.model import Attention
 
 ROPE = "RotaryEmbedding"
 
-SEQLENS, POSITIONS = 5, 9
+SEQLENS, TOTAL, POSITIONS = 5, 6, 9
 """Inputs of GroupQueryAttention."""
 
 

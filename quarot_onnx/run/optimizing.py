@@ -18,13 +18,14 @@ from quarot_onnx.evaluation.outputs import random_feeds, run
 from quarot_onnx.evaluation.tolerance import TOLERANCES, weight_type
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io import model_io
+from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.delivery import Delivery
 from quarot_onnx.processor import described
 from quarot_onnx.run.prefixing import prefix_files
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.providers import version_record
 
-_GENAI = {"graph_optimization_level": "ORT_DISABLE_ALL"}
+_GENAI = GenaiSettings(session_options={"graph_optimization_level": "ORT_DISABLE_ALL"})
 """What onnxruntime-genai is told: the graph is optimised already."""
 
 _TOKENS = 16
@@ -58,7 +59,7 @@ def optimize(source: str | Path, target: str | Path, *, overwrite: bool | None =
         data=True,
         report=True,
         companions_from=folder,
-        session_options=_GENAI,
+        genai=_GENAI,
         beside=prefix_files(Lead.of(model, folder)),
         overwrite=overwrite,
     )

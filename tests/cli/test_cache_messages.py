@@ -49,7 +49,7 @@ OF_OPTIONS = [
     (
         "--kv-bits 8 --kv-scales token",
         "genai",
-        f"--kv-scales token: {GQA}, which takes fixed scales: use --kv-scales h",
+        f"--kv-scales token: {GQA}, whose tokens can have scales of their own with 4 bits alone: use --kv-bits 4, --kv",
     ),
     ("--k-bits 8 --v-bits 4", "genai", f"--k-bits 8 and --v-bits 4: {GQA}, which keeps K and V in one type; give both"),
     ("--k-bits 8", "genai", f"--k-bits 8 alone: {GQA}, which keeps K and V in one type; add --v-bits 8, or round them"),
@@ -63,7 +63,11 @@ OF_OPTIONS = [
 WAYS = [
     ("--kv-bits 3 --kv-format int", "optimum", "; use --kv-format fake"),
     ("--k-bits 8 --v-bits 4", "genai", "for studies: --kv-format fake"),
-    ("--kv-bits 8 --kv-scales token", "genai", "use --kv-scales head, --kv-scales channel or --kv-scales tensor, or "),
+    (
+        "--kv-bits 8 --kv-scales token",
+        "genai",
+        "use --kv-bits 4, --kv-scales head, --kv-scales channel or --kv-scales tensor, or round",
+    ),
 ]
 
 

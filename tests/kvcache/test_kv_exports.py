@@ -202,9 +202,15 @@ def test_scales_of_two_kinds_are_written_as_one(tmp_path: Path) -> None:
     assert np.array_equal(mixed, outputs(tmp_path / "same.onnx", IDS[:1])[0])
 
 
-@pytest.mark.parametrize(("case", "bits"), [*((case, 4) for case in CACHED), ("optimum llama", 8), ("genai", 8)])
-def test_decoding_computes_what_the_prefill_does(case: str, bits: int, tmp_path: Path) -> None:
-    path = cached(case, tmp_path, bits=bits)
+FIXED = [(case, 4, "channel") for case in FUSED]
+
+
+@pytest.mark.parametrize(
+    ("case", "bits", "scales"),
+    [*((case, 4, "auto") for case in CACHED), ("optimum llama", 8, "auto"), ("genai", 8, "auto"), *FIXED],
+)
+def test_decoding_computes_what_the_prefill_does(case: str, bits: int, scales: str, tmp_path: Path) -> None:
+    path = cached(case, tmp_path, bits=bits, scales=scales)
     whole, _ = outputs(path, IDS[:1])
     decoded, past = outputs(path, IDS[:1], tuple(range(12, 24)))
     assert near(decoded, whole, 2e-3 if "fp16" in case else 1e-4)
@@ -234,7 +240,7 @@ def test_a_batch_padded_on_the_left(case: str, bits: int, tmp_path: Path) -> Non
 )
 def test_a_batch_padded_on_the_right(case: str, bits: int, tmp_path: Path) -> None:
     """GroupQueryAttention takes a mask for a length."""
-    path = cached(case, tmp_path, bits=bits)
+    path = cached(case, tmp_path, bits=bits, scales="channel")
     inputs = ModelInputs.from_path(path)
     rows = [IDS[number, :length] for number, length in enumerate((9, 4, 7))]
     feeds = inputs.feed(np.stack([np.pad(row, (0, 9 - len(row))) for row in rows]))
@@ -247,11 +253,19 @@ def test_a_batch_padded_on_the_right(case: str, bits: int, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("case", "bits"),
-    [("optimum llama", 4), ("dynamo cache", 8), ("genai", 4), ("genai packed bias", 8), ("genai fp16", 4)],
+    ("case", "bits", "scales"),
+    [
+        ("optimum llama", 4, "auto"),
+        ("dynamo cache", 8, "auto"),
+        ("genai", 4, "auto"),
+        ("genai RoPE outside", 4, "auto"),
+        ("genai packed bias", 8, "auto"),
+        ("genai fp16", 4, "auto"),
+        ("genai", 4, "channel"),
+    ],
 )
-def test_behind_a_prefix_in_the_graph(case: str, bits: int, tmp_path: Path) -> None:
-    path = cached(case, tmp_path, prefix=True, bits=bits)
+def test_behind_a_prefix_in_the_graph(case: str, bits: int, scales: str, tmp_path: Path) -> None:
+    path = cached(case, tmp_path, prefix=True, bits=bits, scales=scales)
     whole, past = outputs(path, IDS[:1])
     decoded, _ = outputs(path, IDS[:1], tuple(range(16, 24)))
     loose = 2e-3 if "fp16" in case else 1e-4
@@ -349,6 +363,6 @@ def test_what_a_caller_holds_is_smaller(case: str, bits: int, least: float, tmp_
     _, after = outputs(cached(case, tmp_path, bits=bits), IDS[:1])
     sizes = [sum(array.nbytes for array in past.values()) for past in (before, after)]
     head_dim = next(iter(before.values())).shape[-1]
-    if case == "optimum llama":  # the scale of a head weighs more than with the usual 64 and 128 entries
+    if case == "optimum llama" or bits == 4:  # the scale of a head weighs more than with the usual 64 and 128 entries
         least = 4 * head_dim / (head_dim * bits / 8 + 4)
     assert sizes[0] >= least * sizes[1]

@@ -77,7 +77,7 @@ def test_what_is_written_is_read_again(bits: int, scales: str, size: int, tmp_pa
 
 def test_scales_of_balanced_keys_are_not_taken_for_others(tmp_path: Path) -> None:
     source, first = exports.genai_like(), tmp_path / "a" / "model.onnx"
-    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(bits=4)])
+    config = QConfig(None, algo_config=[QuarotConfig(), KVCacheConfig(bits=4, scales="channel")])
     quantize(source, first, config, reader(source), check=None)
     path = first.with_name("model.kv_scales.json")
     with pytest.raises(ConfigError, match=r"its scales are of keys that are rotated or scaled, and R3\[32\] was done"):
