@@ -5,15 +5,18 @@ of more processor time than the products themselves. So work that is spread here
 ``OMP_NUM_THREADS`` says, and takes the cores itself. What comes out does not depend on the number of threads.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
-from typing import TypeVar
+from threading import Lock, local
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 from threadpoolctl import ThreadpoolController
 
 from quarot_onnx.errors import ConfigError
@@ -79,6 +82,21 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result
 
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(alone, items))
+
+
+class Scratch(local):
+    """Arrays of a thread that are used again, part after part: new memory costs more than a pass over it."""
+
+    def __init__(self) -> None:
+        """Nothing is held yet."""
+        self._held = dict[str, NDArray[Any]]()
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array that holds anything; the one that was asked for by the same name before is gone."""
+        size, held = math.prod(shape), self._held.get(name)
+        if held is None or held.size < size or held.dtype != dtype:
+            held = self._held[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
 
 
 def panels(size: int, width: int) -> list[slice]:

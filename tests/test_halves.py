@@ -1,4 +1,4 @@
-"""float16 and float32 into each other: NumPy's own results, bit for bit."""
+"""float16 and float32 into each other: NumPy's own results, bit for bit; NaN stays NaN, whichever."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.io import halves as module
 from quarot_onnx.io.halves import narrow, widen
+from quarot_onnx.threads import limited_to, spread
 
 ALL = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 FINITE = np.sort(ALL[np.isfinite(ALL)]).astype(np.float32)
@@ -30,7 +31,9 @@ def folded(numbers: NDArray, columns: int) -> NDArray:
 
 
 def same(a: NDArray, b: NDArray) -> bool:
-    return a.dtype == b.dtype and bool((a.view(np.uint8) == b.view(np.uint8)).all())
+    bits = f"u{b.itemsize}"
+    equal = (a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))
+    return a.dtype == b.dtype and a.shape == b.shape and bool(equal.all())
 
 
 @pytest.mark.parametrize("which", ["all", "finite"])
@@ -44,7 +47,7 @@ def test_widening_is_exact(which: str, columns: int) -> None:
     assert same(out, numbers.astype(np.float32))
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # as NumPy warns
+@pytest.mark.filterwarnings("ignore:overflow")  # NumPy's, of what is expected
 @pytest.mark.parametrize("case", NUMBERS)
 @pytest.mark.parametrize("columns", [4, 64])
 def test_narrowing_rounds_as_numpy_does(case: str, columns: int) -> None:
@@ -54,10 +57,34 @@ def test_narrowing_rounds_as_numpy_does(case: str, columns: int) -> None:
     assert same(out.copy(), numbers.astype(np.float16))
 
 
+@pytest.mark.parametrize("size", range(1, 70))
+def test_every_length_is_converted_whole(size: int) -> None:
+    """Vectors of the processor's width, and what is left of them."""
+    numbers = NUMBERS["weights"][None, :size]
+    narrowed, widened = np.zeros((2, 1, size + 1), np.float16), np.zeros((1, size + 1), np.float32)
+    narrow(numbers, narrowed[0, :, :size])
+    assert same(narrowed[0, :, :size], numbers.astype(np.float16))
+    widen(narrowed[0, :, :size], widened[:, :size])
+    assert same(widened[:, :size], narrowed[0, :, :size].astype(np.float32))
+    assert narrowed[0, 0, size] == widened[0, size] == 0
+
+
+def test_threads_do_not_get_into_each_others_way() -> None:
+    def back_and_forth(seed: int) -> bool:
+        numbers = np.random.default_rng(seed).standard_normal((300, 70), np.float32)
+        halves, wide = np.empty((70, 300), np.float16).T, np.empty((300, 70), np.float32)
+        narrow(numbers, halves)
+        widen(halves, wide)
+        return same(halves, numbers.astype(np.float16)) and same(wide, halves.astype(np.float32))
+
+    with limited_to(4):
+        assert all(spread(back_and_forth, range(40)))
+
+
 def test_slices_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SLICE", 100)
     numbers = folded(NUMBERS["weights"], 24)
-    out = np.empty(numbers.shape, np.float16)
+    out = np.empty(numbers.T.shape, np.float16).T
     narrow(numbers.copy(), out)
     assert same(out, numbers.astype(np.float16))
     widened = np.empty(numbers.shape, np.float32)

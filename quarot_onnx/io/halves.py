@@ -1,33 +1,40 @@
-"""float16 to float32 and back, with NumPy's own results at a fraction of its time.
+"""float16 to float32 and back: NumPy's results, by onnxruntime's Cast, on a processor's own instructions.
 
-NumPy converts float16 number by number. Here a few passes over integers and floats do it, each a vector loop:
+NumPy converts float16 number by number. onnxruntime's kernels convert sixteen at a time where the processor can, and
+round as NumPy does: to nearest, ties to even, subnormal numbers kept, beyond the range to infinity. On a processor with
+AVX512 all 2³² numbers came out with NumPy's bits, but for NaN: NaN it stays, which one is the processor's affair.
 
-* widen: the bits of a float16, shifted to their place in a float32, are those of x · 2⁻¹¹² (the biases of the
-  exponents differ by 112), subnormal numbers included; a product with 2¹¹² is exact.
-* narrow: for 2^e ≤ |x| < 2^(e+1), float32's sum x + 1.5 · 2^(e+13) keeps 10 bits behind the leading one of x, rounded
-  to nearest, ties to even; with e ≥ −14 that is float16's grid, subnormal numbers included. Taking the same off again
-  and multiplying by 2⁻¹¹² is exact, and leaves float16's bits, shifted.
-
-Numbers beyond float16's range, infinity and NaN are left to NumPy.
+A session of one Cast serves all threads: it has no threads of its own, and works on the arrays themselves. Arrays that
+are not contiguous go through a small one that is, which stays in the cache.
 """
 
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from quarot_onnx.threads import Scratch
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 """The floats of 16 bits, which onnxruntime computes with as 32-bit ones on a CPU."""
 
-_SLICE = 1 << 16
-"""Elements at a time: what a pass writes is still in the cache for the next one."""
+_SLICE = 1 << 17
+"""Elements at a time that go through a small array."""
 
-_SHIFT, _BIAS = 13, np.float32(2.0**112)
-_PLACE = np.int32(~0x7FFFFFFF | 0x0FFFE000)  # sign, exponent and fraction of a shifted float16
-_EXPONENT = np.int32(0x7F800000)
-_SMALLEST_NORMAL = np.int32((127 - 14) << 23)
-_RAISE = np.int32((13 << 23) | (1 << 22))  # times 2^13, and times 1.5
-_SIGN = np.int32(0x8000)
-_BEYOND = np.float32(2.0**16)
+_OPSET, _IR_VERSION = 13, 8
+"""Of the graph of a Cast: older than any onnxruntime that is supported."""
+
+_FATAL = 4
+
+_scratch = Scratch()
+_opening = Lock()
 
 
 def widen(halves: NDArray[np.float16], out: NDArray[np.float32]) -> None:
@@ -37,55 +44,64 @@ def widen(halves: NDArray[np.float16], out: NDArray[np.float32]) -> None:
         halves: [rows, columns], in any layout.
         out: The same shape, C-contiguous.
     """
-    stored = halves.view(np.int16)
-    for start, stop in _slices(out.shape):
-        part = out[start:stop]
-        bits = part.view(np.int32)
-        np.copyto(bits, stored[start:stop])
-        np.left_shift(bits, _SHIFT, out=bits)
-        np.bitwise_and(bits, _PLACE, out=bits)
-        np.multiply(part, _BIAS, out=part)
-        if not _within(part, _BEYOND):
-            np.copyto(part, halves[start:stop])
+    if halves.flags.c_contiguous:
+        _cast(halves, out)
+        return
+    for part in _slices(out.shape):
+        held = _scratch.array("halves", out[part].shape, np.float16)
+        np.copyto(held, halves[part])
+        _cast(held, out[part])
 
 
 def narrow(x: NDArray[np.float32], out: NDArray[np.float16]) -> None:
     """Round float32 numbers to float16: to nearest, ties to even, to infinity beyond the range.
 
     Args:
-        x: [rows, columns], C-contiguous; overwritten.
+        x: [rows, columns], C-contiguous.
         out: The same shape, in any layout.
     """
-    stored = out.view(np.int16)
-    slices = _slices(x.shape)
-    scratch = np.empty((2, max((stop - start for start, stop in slices), default=0), x.shape[1]), np.int32)
-    for start, stop in slices:
-        part = x[start:stop]
-        if not _within(part, _BEYOND):
-            np.copyto(out[start:stop], part, casting="same_kind")
-            continue
-        bits, (sign, other) = part.view(np.int32), scratch[:, : stop - start]
-        np.right_shift(bits, 16, out=sign)
-        np.bitwise_and(sign, _SIGN, out=sign)  # rounded to nothing, a negative number keeps it
-        grid = other.view(np.float32)
-        np.bitwise_and(bits, _EXPONENT, out=other)
-        np.maximum(other, _SMALLEST_NORMAL, out=other)
-        np.add(other, _RAISE, out=other)
-        np.add(part, grid, out=part)
-        np.subtract(part, grid, out=part)
-        np.multiply(part, 1 / _BIAS, out=part)
-        np.right_shift(bits, _SHIFT, out=bits)
-        np.bitwise_or(bits, sign, out=bits)
-        np.copyto(stored[start:stop], bits, casting="same_kind")
+    if out.flags.c_contiguous:
+        _cast(x, out)
+        return
+    for part in _slices(x.shape):
+        held = _scratch.array("halves", x[part].shape, np.float16)
+        _cast(x[part], held)
+        np.copyto(out[part], held)
 
 
-def _slices(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def _slices(shape: tuple[int, ...]) -> list[slice]:
     """Rows that are converted together."""
     rows, columns = shape
     step = max(1, _SLICE // max(1, columns))
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _within(x: NDArray[np.float32], limit: np.float32) -> bool:
-    """Whether all numbers are below the limit in size, and none is NaN."""
-    return bool(x.max(initial=0.0) < limit and x.min(initial=0.0) > -limit)
+def _cast(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Convert numbers, from one contiguous array into another one of the same shape."""
+    if not source.size:
+        return
+    with _opening:
+        session = _session(source.dtype, target.dtype)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, source.dtype.type, [source.size], source.ctypes.data)
+    binding.bind_output("y", "cpu", 0, target.dtype.type, [target.size], target.ctypes.data)
+    session.run_with_iobinding(binding)
+
+
+@cache
+def _session(source: "np.dtype[Any]", target: "np.dtype[Any]") -> "ort.InferenceSession":
+    """A graph of one Cast, in the thread that calls it."""
+    import onnxruntime as ort  # noqa: PLC0415 - a tenth of a second that most commands can do without
+
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(kind) for kind in (source, target)]
+    ends = [onnx.helper.make_tensor_value_info(name, kind, ["n"]) for name, kind in zip("xy", kinds, strict=True)]
+    node = onnx.helper.make_node("Cast", ["x"], ["y"], to=kinds[1])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "cast", ends[:1], ends[1:]),
+        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

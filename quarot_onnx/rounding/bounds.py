@@ -23,7 +23,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.rounding.tiles import Scratch
+from quarot_onnx.threads import Scratch
 
 _NOISE = 2.0**-20
 """What float32 may add to the cost of an element within the range, here and in the search, for each integer."""

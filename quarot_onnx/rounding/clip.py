@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.rounding.bounds import Family, cost_bounds
-from quarot_onnx.rounding.tiles import Scratch, in_steps, turn
-from quarot_onnx.threads import spread
+from quarot_onnx.rounding.tiles import in_steps, turn
+from quarot_onnx.threads import Scratch, spread
 
 _STEPS, _MAX_SHRINK, _NORM = 100, 0.8, 2.4
 

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.grids import Steps, find_grid
-from quarot_onnx.rounding.tiles import Scratch, column_spans, floats, in_steps, row_blocks
-from quarot_onnx.threads import spread
+from quarot_onnx.rounding.tiles import column_spans, floats, in_steps, row_blocks
+from quarot_onnx.threads import Scratch, spread
 
 _TILE = 65536
 """Weights of a group that are read once for their range, the search of it, and rounding: 256 kB as float32."""

@@ -1,14 +1,11 @@
 """Parts of a weight that stay in a core's cache while passes go over them, as floats that NumPy is fast with."""
 
-import math
-import threading
-from typing import Any
-
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from quarot_onnx.io.halves import widen
+from quarot_onnx.threads import Scratch
 
 _COLUMNS, _ROWS = 512, 128
 """Of a part at most: 256 kB as float32, and a row fills cache lines."""
@@ -67,21 +64,6 @@ def in_steps(part: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[
     """
     steps: NDArray[np.float64] = floats(part).astype(np.float64)
     return np.divide(steps, scale, out=steps)
-
-
-class Scratch(threading.local):
-    """Arrays of a thread that are used again, part after part: new memory costs more than a pass over it."""
-
-    def __init__(self) -> None:
-        """Nothing is held yet."""
-        self._held = dict[str, NDArray[Any]]()
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array that holds anything; the one that was asked for by the same name before is gone."""
-        size, held = math.prod(shape), self._held.get(name)
-        if held is None or held.size < size or held.dtype != dtype:
-            held = self._held[name] = np.empty(size, dtype)
-        return held[:size].reshape(shape)
 
 
 _scratch = Scratch()
