@@ -9,9 +9,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from threading import Lock, local
 from typing import Any, TypeVar
 
@@ -80,8 +81,22 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result
             with limited_to(1):
                 return work(item)
 
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(alone, items))
+        tasks = [_pool(thread_count()).submit(alone, item) for item in items]
+        try:
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            wait(tasks)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, and with them their scratch arrays; what is spread within one of them is done by itself."""
+    return ThreadPoolExecutor(threads, "spread")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # A child has none of its parent's threads.
 
 
 class Scratch(local):

@@ -101,6 +101,15 @@ def test_read_rows_is_a_slice_of_read_array(tmp_path, dtype, start, stop):
         assert rows.flags.writeable
 
 
+def test_rows_are_read_into_an_array_that_is_there(tmp_path):
+    tensor, into = external(tmp_path, ir.DataType.FLOAT), np.empty((2, 3), np.float32)
+    assert read_rows(tensor, 1, 3, into) is into
+    np.testing.assert_array_equal(into, ARRAYS[ir.DataType.FLOAT][1:3])
+    for wrong in (np.empty((3, 3), np.float32), np.empty((2, 3), np.float64), np.empty((3, 2), np.float32).T):
+        with pytest.raises(AssertionError):
+            read_rows(tensor, 1, 3, wrong)
+
+
 def test_scalars_and_empty_tensors_are_read(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(np.float32(2.5).tobytes())

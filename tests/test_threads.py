@@ -1,5 +1,6 @@
 """Work is spread over as many threads as were asked for, and BLAS keeps to one in each meanwhile."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.threads import asked_for, limited_to, one_blas_thread, spread, thread_count
+from quarot_onnx.threads import Scratch, asked_for, limited_to, one_blas_thread, spread, thread_count
 
 
 def blas_threads() -> set[int]:
@@ -97,6 +98,54 @@ def test_a_task_starts_no_more_threads() -> None:
     with limited_to(2):
         assert all(len(found) == 1 for found in spread(inner, range(4)))
         assert thread_count() == 2
+
+
+def test_threads_and_their_scratch_arrays_stay() -> None:
+    scratch, meeting = Scratch(), Barrier(2, timeout=30)
+
+    def place(_: int) -> tuple[int, int]:
+        meeting.wait()
+        array = scratch.array("x", (1000,), np.float32)
+        return threading.get_ident(), array.__array_interface__["data"][0]
+
+    with limited_to(2):
+        first = set(spread(place, range(2)))
+        assert len({where for _, where in first}) == 2
+        assert set(spread(place, range(2))) == first
+
+
+def test_nothing_is_left_at_work_when_something_goes_wrong() -> None:
+    begun, ended = [], []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        time.sleep(0.05)
+        if item == 0:
+            raise KeyError(item)
+        ended.append(item)
+
+    with limited_to(2):
+        with pytest.raises(KeyError):
+            spread(work, range(50))
+        assert len(begun) < 10
+        assert sorted([0, *ended]) == sorted(begun)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    program = """
+import os, sys
+from quarot_onnx.threads import limited_to, spread
+with limited_to(2):
+    spread(abs, range(4))
+    child = os.fork()
+    if not child:
+        os._exit(sum(spread(abs, range(4))))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "6\n"
 
 
 def test_the_first_items_exception_is_raised() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.hadamard.orders import Construction, Part, Series
+from quarot_onnx.threads import Scratch
 
 Floats = NDArray[np.floating[Any]]
 
@@ -33,6 +34,8 @@ _NARROWEST = 16
 _COLUMNS_PER_FACTOR = 32
 _CHUNK_ELEMENTS = 1 << 18
 """Numbers that are mixed together: with what is made of them they stay in a processor's cache."""
+
+_scratch = Scratch()
 
 
 @lru_cache(maxsize=64)
@@ -77,7 +80,7 @@ def mix_in_place(x: Floats, factors: Sequence[Floats], *, before: Floats, after:
     outer, size, inner = x.shape
     across = min(inner, max(1, _CHUNK_ELEMENTS // size))
     deep = min(outer, max(1, _CHUNK_ELEMENTS // (size * max(1, across))))
-    room = np.empty((2, deep * size * across), x.dtype)
+    room = _scratch.array("room", (2, deep * size * across), x.dtype)
     for start in range(0, outer, max(1, deep)):
         for column in range(0, inner, max(1, across)):
             chunk = x[start : start + deep, :, column : column + across]

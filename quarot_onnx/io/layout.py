@@ -49,10 +49,9 @@ class Layout:
         total = sum(tensor.nbytes for tensor in self.tensors)
         done = 0
         with path.open("wb") as file, closing(computed_ahead(self.tensors)) as tensors:
-            for tensor, offset in zip(tensors, self.offsets, strict=True):
+            for offset in self.offsets:
                 file.write(bytes(offset - file.tell()))
-                _write_tensor(file, tensor)
-                done += tensor.nbytes
+                done += _write_tensor(file, next(tensors))  # none is held while the next but one is begun
                 if progress is not None:
                     progress(done, total)
 
@@ -66,8 +65,7 @@ class Layout:
                 if isinstance(piece, bytes):
                     file.write(piece)
                     continue
-                _write_tensor(file, next(tensors))
-                done += piece.nbytes
+                done += _write_tensor(file, next(tensors))
                 if progress is not None:
                     progress(done, total)
 
@@ -153,7 +151,8 @@ def _swapped(model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]) -
             value.const_value = tensor
 
 
-def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> int:
+    """Write a tensor; its bytes."""
     start = file.tell()
     if isinstance(tensor, (ir.Tensor, ir.ExternalTensor, ir.LazyTensor)):
         tensor.tofile(file)
@@ -161,3 +160,4 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
         file.write(tensor.tobytes())
     written = file.tell() - start
     assert written == tensor.nbytes, f"tensor {tensor.name!r} wrote {written} bytes, declared {tensor.nbytes}"
+    return written

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io.memory import large_array, reused
 from quarot_onnx.threads import one_blas_thread
 
 Array = npt.NDArray[Any]
@@ -59,7 +60,7 @@ def computed_ahead(tensors: Iterable[ir.TensorProtocol]) -> Generator[ir.TensorP
 
     So two of them are in memory at a time. BLAS keeps to one thread meanwhile, as what computes spreads itself.
     """
-    with ThreadPoolExecutor(1) as worker, one_blas_thread():
+    with ThreadPoolExecutor(1) as worker, one_blas_thread(), reused():
         coming: Future[ir.TensorProtocol] | None = None
         for tensor in tensors:
             ready, coming = coming, worker.submit(copy_context().run, _computed, tensor)
@@ -94,8 +95,14 @@ def read_array(tensor: ir.TensorProtocol) -> Array:
     return array
 
 
-def read_rows(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
+def read_rows(tensor: ir.TensorProtocol, start: int, stop: int, into: Array | None = None) -> Array:
     """``read_array(tensor)[start:stop]``, reading only those rows of an external tensor.
+
+    Args:
+        tensor: The tensor.
+        start: The first row.
+        stop: The one behind the last.
+        into: A contiguous array of the result's shape and type that may be overwritten, and returned.
 
     Raises:
         ModelError: If the data file no longer holds the tensor.
@@ -105,12 +112,14 @@ def read_rows(tensor: ir.TensorProtocol, start: int, stop: int) -> Array:
         return read_array(tensor)[start:stop].copy()
     start, stop, _ = slice(start, stop).indices(dims[0])
     row = int(np.prod(dims[1:], dtype=np.int64))
-    return _read_elements(tensor, start * row, (max(stop - start, 0), *dims[1:]))
+    dims = (max(stop - start, 0), *dims[1:])
+    return _read_elements(tensor, start * row, dims, into)
 
 
-def _read_elements(tensor: ir.ExternalTensor, first: int, dims: tuple[int, ...]) -> Array:
+def _read_elements(tensor: ir.ExternalTensor, first: int, dims: tuple[int, ...], into: Array | None = None) -> Array:
     """An array of ``dims`` from the tensor's file, from element ``first`` on."""
-    array = np.empty(dims, tensor.dtype.numpy())
+    array = large_array(dims, tensor.dtype.numpy()) if into is None else into
+    assert (array.shape, array.dtype, array.flags.c_contiguous) == (dims, tensor.dtype.numpy(), True)
     offset = (tensor.offset or 0) + first * array.itemsize
     with open(tensor.path, "rb", buffering=0) as file:  # noqa: PTH123 - onnx-ir gives a string
         file.seek(offset)

@@ -27,7 +27,8 @@ from quarot_onnx.hadamard.factoring import Floats
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.io import model_io
 from quarot_onnx.io.halves import narrow, widen
-from quarot_onnx.threads import spread
+from quarot_onnx.io.memory import large_array
+from quarot_onnx.threads import Scratch, spread
 
 _BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block: what a step makes of them is still in a processor's cache for the next one."""
@@ -36,6 +37,8 @@ _NARROWEST = 64
 """Columns in a block, at least: a row's part of it fills cache lines."""
 
 _SMALL = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+_scratch = Scratch()
 
 Array = NDArray[Any]
 Dtype = np.dtype[np.floating[Any]]
@@ -92,10 +95,13 @@ class Rotate:
                 mix(x[self.start : self.stop].reshape(-1, n, x.shape[1]))
                 return
             part = x[:, self.start : self.stop]
-            whole = np.ascontiguousarray(part)
+            if part.flags.c_contiguous:
+                mix(part.reshape(-1, n, 1))
+                return
+            whole = _scratch.array("part", part.shape, x.dtype)
+            np.copyto(whole, part)
             mix(whole.reshape(-1, n, 1))
-            if whole is not part:
-                part[...] = whole
+            np.copyto(part, whole)
 
         return rotate
 
@@ -137,7 +143,7 @@ class WeightTransform:
 
         Steps on the two axes commute. Between them the weight as a whole is in the precision of the arithmetic.
         """
-        result = np.empty(self.shape, self.source.dtype.numpy())
+        result = large_array(self.shape, self.source.dtype.numpy())
         target = result.reshape(-1, result.shape[-1])
         # Rows and columns, here, are those of the source as it is stored.
         if self.stored_transposed != self.source.transposed:
@@ -150,7 +156,7 @@ class WeightTransform:
         read = self._rows()
         rows, columns = target.shape
         row_spans = _spans(rows, max(1, _BLOCK_ELEMENTS // max(1, columns)))
-        first = np.empty(target.shape, dtype) if within_rows and within_columns else target
+        first = large_array(target.shape, dtype) if within_rows and within_columns else target
         if within_rows or not within_columns:
             spread(lambda span: _take(within_rows, read(*span), first[slice(*span)], dtype), row_spans)
         if within_columns:
@@ -160,10 +166,18 @@ class WeightTransform:
         return result
 
     def _rows(self) -> Callable[[int, int], Array]:
-        """What gives rows of the source as it is stored; from a file only those that are asked for."""
+        """What gives a few rows of the source as it is stored, until it is asked by the same thread again, or all."""
         tensor = self.source.tensor
-        if isinstance(tensor, ir.ExternalTensor) and len(self.source.shape) == 2:
-            return lambda start, stop: model_io.read_rows(tensor, start, stop)
+        if isinstance(tensor, ir.ExternalTensor) and len(self.source.shape) == 2 and tensor.dtype.bitwidth >= 8:
+            rows, columns = tensor.shape.numpy()
+
+            def read(start: int, stop: int) -> Array:
+                if stop - start == rows:
+                    return model_io.read_array(tensor)
+                into = _scratch.array("rows", (stop - start, columns), tensor.dtype.numpy())
+                return model_io.read_rows(tensor, start, stop, into)
+
+            return read
         stored: Array = model_io.read_array(tensor)
         matrix = stored.reshape(-1, stored.shape[-1])
         return lambda start, stop: matrix[start:stop]
@@ -175,7 +189,7 @@ def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> N
     A target that can hold the block meanwhile does.
     """
     held = target.dtype == dtype and target.flags.c_contiguous
-    x: Array = target if held else np.empty(target.shape, dtype)
+    x: Array = target if held else _scratch.array("block", target.shape, dtype)
     if source.dtype == np.float16 and dtype == np.float32:
         widen(source, x)
     else:
