@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quarot_onnx.io.memory import large_array
 from quarot_onnx.quantization.grids import Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.store import RoundedWeight
@@ -60,7 +61,7 @@ def packed_columns(weight: QuantizedWeight, block: int, bits: int) -> Bytes:
     """
     features, outputs = weight.integers.shape
     per_byte, blocks = 8 // bits, -(-features // block)
-    packed = np.empty((outputs, blocks * block // per_byte), np.uint8)
+    packed = large_array((outputs, blocks * block // per_byte), np.uint8)
     beyond = unsigned(weight.zero_point[-1:], weight.scheme, bits)
 
     def turn(columns: slice) -> None:

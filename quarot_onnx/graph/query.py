@@ -131,9 +131,15 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
     return None
 
 
-def seen(constant: Constant, factor: float = 1.0) -> NDArray[np.floating]:
-    """A constant as its user sees it, times ``factor``: a matrix as [in, out], in the type that the user sees."""
-    stored = model_io.read_array(constant.tensor)
+def seen(constant: Constant, factor: float = 1.0, *, own: bool = True) -> NDArray[np.floating]:
+    """A constant as its user sees it, times ``factor``: a matrix as [in, out], in the type that the user sees.
+
+    Args:
+        constant: The constant.
+        factor: What it is multiplied by.
+        own: False where nothing is written into the array.
+    """
+    stored = model_io.read_array(constant.tensor, own=own)
     array = (stored.T if constant.transposed else stored).astype(constant.dtype.numpy(), copy=False)
     return array if factor == 1.0 else array * np.float32(factor)
 

@@ -77,11 +77,15 @@ def _computed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def read_array(tensor: ir.TensorProtocol) -> Array:
+def read_array(tensor: ir.TensorProtocol, *, own: bool = True) -> Array:
     """A tensor's value as an array of its own: writable, and holding no file open.
 
     An external tensor is read from its file, not mapped, so the array is all the memory that it takes. 4-bit tensors
     come unpacked, one ``ml_dtypes`` element per byte.
+
+    Args:
+        tensor: The tensor.
+        own: False where nothing is written into the array: what a lazy tensor computes need not be copied then.
 
     Raises:
         ModelError: If the data file no longer holds the tensor.
@@ -89,6 +93,8 @@ def read_array(tensor: ir.TensorProtocol) -> Array:
     dims = tuple(tensor.shape.numpy())
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
         return _read_elements(tensor, 0, dims)
+    if isinstance(tensor, ir.LazyTensor) and not own:
+        return tensor.numpy()
     array = np.array(tensor.numpy())
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()

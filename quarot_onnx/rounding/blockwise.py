@@ -55,9 +55,9 @@ class WeightJob:
     linear: Linear | None = None
     activation: Activation = None
 
-    def read(self) -> NDArray[np.floating]:
-        """W: [in, out]."""
-        return seen(self.weight, self.alpha)
+    def read(self, *, own: bool = True) -> NDArray[np.floating]:
+        """W: [in, out]; ``own`` is False where nothing is written into it."""
+        return seen(self.weight, self.alpha, own=own)
 
 
 @dataclass(eq=False)

@@ -21,6 +21,9 @@ from quarot_onnx.rounding.clip import best_factors
 from quarot_onnx.rounding.tiles import column_spans, floats, row_blocks
 from quarot_onnx.threads import spread
 
+_AT_HAND = 1 << 18
+"""Numbers that lie in a core's cache: one look at all of them is the fastest."""
+
 
 @dataclass(frozen=True, eq=False)
 class Steps:
@@ -59,10 +62,10 @@ def find_grid(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, 
         ModelError: The weight holds NaN or infinity.
     """
     if not scheme.per_channel:
-        return _grid_of_range(weight, scheme, name, clip=clip)
+        return group_grid(weight, scheme, name, clip=clip)
     size = scheme.group_size or max(len(weight), 1)
     groups = [weight[top : top + size] for top in range(0, len(weight), size)]
-    grids = spread(lambda group: _grid_of_range(group, scheme, name, clip=clip), groups)
+    grids = spread(lambda group: group_grid(group, scheme, name, clip=clip), groups)
     return Grid(np.concatenate([grid.scale for grid in grids]), np.concatenate([grid.zero_point for grid in grids]))
 
 
@@ -89,14 +92,17 @@ def _range(weight: NDArray[np.floating], name: str) -> tuple[NDArray[np.float64]
         low[columns] = np.min([least for least, _ in ends], axis=0)
         high[columns] = np.max([most for _, most in ends], axis=0)
 
-    spread(find, column_spans(weight.shape[1]))
+    if weight.dtype == np.float32 and weight.size <= _AT_HAND:
+        low[:], high[:] = weight.min(axis=0), weight.max(axis=0)
+    else:
+        spread(find, column_spans(weight.shape[1]))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ModelError(f"the weight of {name!r} holds NaN or infinity and cannot be quantized; exclude its node")
     return low, high
 
 
-def _grid_of_range(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, clip: bool) -> Grid:
-    """The grid of one group of rows: [1, out], or [1, 1] for the whole matrix."""
+def group_grid(weight: NDArray[np.floating], scheme: WeightScheme, name: str, *, clip: bool) -> Grid:
+    """The grid of one group of rows: [1, out], or [1, 1] for the whole matrix; as for ``find_grid``."""
     low, high = _range(weight, name)
     if not scheme.per_channel:
         low, high = low.min(keepdims=True), high.max(keepdims=True)

@@ -42,10 +42,12 @@ class PlainWeights:
         found = _Found()
 
         def grid() -> Grid:
-            return found.grid or self._keep(found, find_grid(job.read(), job.scheme, job.name, clip=self._clip))
+            return found.grid or self._keep(
+                found, find_grid(job.read(own=False), job.scheme, job.name, clip=self._clip)
+            )
 
         def load() -> QuantizedWeight:
-            weight, kept = job.read(), found.grid
+            weight, kept = job.read(own=False), found.grid
             if kept is not None:
                 integers = nearest_integers(weight, job.scheme, kept)
                 return QuantizedWeight(job.scheme, integers, kept.scale, kept.zero_point)

@@ -3,14 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from quarot_onnx.io.memory import large_array
 from quarot_onnx.quantization.grids import Grid, Integers
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
-from quarot_onnx.rounding.grids import Steps, find_grid
+from quarot_onnx.rounding.grids import Steps, find_grid, group_grid
 from quarot_onnx.rounding.tiles import column_spans, floats, in_steps, row_blocks
 from quarot_onnx.threads import Scratch, spread
 
-_TILE = 65536
-"""Weights of a group that are read once for their range, the search of it, and rounding: 256 kB as float32."""
+_TILE = 1 << 18
+"""Weights of a group that are read once for their range, the search of it, and rounding: 1 MB as float32, and so many
+that NumPy's loops take longer than what is between them."""
+
+_CHUNK = 32768
+"""Weights that are rounded together: a few passes over them stay near a core."""
 
 _LONGEST = 512
 """Rows of such a group at most."""
@@ -22,6 +27,8 @@ _LARGE = 2.0**96
 """Scales above have no reciprocal in float32 that is exact enough."""
 
 _scratch = Scratch()
+
+Limit = NDArray[np.float32] | np.float32
 
 
 def round_to_nearest_weight(
@@ -46,7 +53,7 @@ def round_to_nearest_weight(
     if not scheme.per_channel or size is None or size > _LONGEST:
         grid = find_grid(weight, scheme, name, clip=clip)
         return QuantizedWeight(scheme, nearest_integers(weight, scheme, grid), grid.scale, grid.zero_point)
-    integers = np.empty(weight.shape, scheme.dtype)
+    integers = large_array(weight.shape, scheme.dtype)
     scale = np.empty((scheme.groups(rows), columns), np.float32)
     zero_point = np.empty(scale.shape, scheme.dtype)
     width = max(1, _TILE // size)
@@ -54,8 +61,8 @@ def round_to_nearest_weight(
     def round_part(at: tuple[int, int]) -> None:
         group, left = at
         part = np.s_[group * size : (group + 1) * size, left : left + width]
-        values = floats(weight[part])
-        grid = find_grid(values, scheme, name, clip=clip)
+        values = floats(weight[part], _scratch)
+        grid = group_grid(values, scheme, name, clip=clip)
         scale[group, part[1]], zero_point[group, part[1]] = grid.scale[0], grid.zero_point[0]
         _round(values, Steps.of(grid, scheme), grid.zero_point, integers[part])
 
@@ -72,7 +79,7 @@ def nearest_integers(weight: NDArray[np.floating], scheme: WeightScheme, grid: G
         grid: One of them.
     """
     steps = Steps.of(grid, scheme)
-    integers = np.empty(weight.shape, scheme.dtype)
+    integers = large_array(weight.shape, scheme.dtype)
     size = scheme.group_size or max(len(weight), 1)
 
     def round_columns(columns: slice) -> None:
@@ -96,19 +103,39 @@ def _round(values: NDArray[np.floating], steps: Steps, zero_point: Integers, out
         zero_point: The same shape.
         out: [rows, columns].
     """
-    steps32 = [array.astype(np.float32) for array in (steps.low, steps.high, zero_point)]
+    low, high, zero = (_one_of(array.astype(np.float32)) for array in (steps.low, steps.high, zero_point))
     if steps.scale.max(initial=0.0) > _LARGE:
-        nearest = np.rint(in_steps(values, steps.scale))
-    else:
-        nearest, apart = _scratch.array("steps", (2, *values.shape), np.float32)
-        np.multiply(values, (1.0 / steps.scale).astype(np.float32), out=apart, casting="same_kind")
+        _finish(np.rint(in_steps(values, steps.scale)), low, high, zero, out)
+        return
+    per_step = (1.0 / steps.scale).astype(np.float32)
+    near = np.float32(0.5 - _NEAR * (steps.high - steps.low).max(initial=0.0))
+    some = max(1, _CHUNK // values.shape[1])
+    for top in range(0, len(values), some):
+        part = values[top : top + some]
+        nearest, apart = _scratch.array("steps", (2, *part.shape), np.float32)
+        np.multiply(part, per_step, out=apart, casting="same_kind")
         np.rint(apart, out=nearest)
         np.subtract(apart, nearest, out=apart)
         np.absolute(apart, out=apart)
-        near = np.flatnonzero(apart >= np.float32(0.5 - _NEAR * (steps.high - steps.low).max(initial=0.0)))
-        if len(near):
-            scale = np.broadcast_to(steps.scale, values.shape)[np.divmod(near, values.shape[1])]
-            nearest.reshape(-1)[near] = np.rint(values.reshape(-1)[near].astype(np.float64) / scale)
-    for step, limit in zip((np.maximum, np.minimum, np.add), steps32, strict=True):
-        step(nearest, limit, out=nearest)
+        close = np.flatnonzero(apart >= near)
+        if len(close):
+            scale = np.broadcast_to(steps.scale, part.shape)[np.divmod(close, part.shape[1])]
+            nearest.reshape(-1)[close] = np.rint(part.reshape(-1)[close].astype(np.float64) / scale)
+        _finish(nearest, low, high, zero, out[top : top + some])
+
+
+def _finish(nearest: NDArray[np.floating], low: Limit, high: Limit, zero: Limit, out: Integers) -> None:
+    """Limit rounded numbers, add the zero point, and write them."""
+    if isinstance(low, np.ndarray) or isinstance(high, np.ndarray):
+        np.minimum(np.maximum(nearest, low, out=nearest), high, out=nearest)
+    else:
+        np.clip(nearest, low, high, out=nearest)
+    if isinstance(zero, np.ndarray) or zero:
+        np.add(nearest, zero, out=nearest)
     np.copyto(out, nearest, casting="unsafe")
+
+
+def _one_of(values: NDArray[np.float32]) -> Limit:
+    """Values of columns, or the number that all of them are: NumPy is faster with one."""
+    first: np.float32 = values.flat[0]
+    return first if (values == first).all() else values

@@ -25,10 +25,15 @@ def row_blocks(start: int, stop: int) -> list[slice]:
     return [slice(top, min(top + _ROWS, stop)) for top in range(start, stop, _ROWS)]
 
 
-def floats(part: NDArray[np.floating]) -> NDArray[np.floating]:
-    """A part of a weight, [rows, columns], exactly: 16-bit floats as float32, others as they are; C-contiguous."""
+def floats(part: NDArray[np.floating], scratch: Scratch | None = None) -> NDArray[np.floating]:
+    """A part of a weight, exactly: 16-bit floats as float32, others as they are; C-contiguous.
+
+    Args:
+        part: [rows, columns].
+        scratch: Holds it until it is asked for the next part, if given.
+    """
     if part.dtype == np.float16:
-        wide = np.empty(part.shape, np.float32)
+        wide = np.empty(part.shape, np.float32) if scratch is None else scratch.array("wide", part.shape, np.float32)
         widen(part.view(np.float16), wide)
         return wide
     return np.ascontiguousarray(part, np.float32 if part.dtype == _BFLOAT16 else part.dtype)

@@ -54,6 +54,19 @@ def test_integers_and_grid_from_one_reading(scheme: WeightScheme, *, clip: bool)
     assert (grid.zero_point == expected.zero_point).all()
 
 
+@pytest.mark.parametrize(
+    "scheme", [CHANNEL, GROUPS, WeightScheme(4, group_size=32), WeightScheme(8, per_channel=False)]
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("clip", [False, True])
+def test_what_is_read_is_left_as_it_is(scheme: WeightScheme, dtype: Any, *, clip: bool) -> None:
+    """A lazy tensor's array is not copied."""
+    given = Counted(scheme, dtype=dtype)
+    given.weight.setflags(write=False)
+    weight = PlainWeights(clip=clip).rounded(given.job)
+    assert weight.load().integers.shape == given.weight.shape
+
+
 def test_large_grids_are_kept_until_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "_SMALL", 4 * 40)
     weights = PlainWeights(clip=False)
@@ -83,8 +96,10 @@ def test_16_bit_weights_as_in_float64(scheme: WeightScheme, dtype: Any, *, trans
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("power", [-120, 0, 100])
-def test_nearest_as_in_float64(dtype: Any, bits: int, power: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 4700, 1 << 15])
+def test_nearest_as_in_float64(dtype: Any, bits: int, power: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle between integers, too, a rounding beside it, and where float32 has no reciprocal of the scale."""
+    monkeypatch.setattr(rtn, "_CHUNK", chunk)
     if dtype == np.float16 and power:
         power = -6
     scheme, rng = WeightScheme(bits, symmetric=False), np.random.default_rng(0)
