@@ -44,7 +44,9 @@ class RoundingConfig(AlgoConfig):
         group_size: Consecutive input features that share a scale; None, or Quark's -1, as the spec says.
         per_channel: A scale for each output channel; False for one for the whole weight (Quark: False).
         mse: Search the grid for a factor of the range with the smallest error |w - q|^2.4, and cut off what is
-            beyond. On by default, where Quark has it off: at 4 bits rounding is poor without it.
+            beyond. On by default, where Quark has it off: at 4 bits rounding is poor without it. GPTQ, GPTAQ and Qronos
+            round each column below 8 bits with a few multiples of that scale and keep the one that costs its output
+            least; not where a scale serves a whole weight, nor with groups that are not static.
         weight_symmetric: The zero point is the middle of the integers (Quark: True).
     """
 

@@ -8,6 +8,10 @@ With U the upper Cholesky factor of the inverse Hessian, row i of W: [in, out] i
 are our columns: each is a problem of its own. The updates are lazy, on two levels: inside a strip of a few rows each
 row collects what it is owed when its turn comes; a strip gets what the rest of its block owes it in one matrix product,
 and so do the rows after the block. All in float64, in tiles of columns, side by side.
+
+With the clip search on, a column is rounded with some multiples of the scale that the search finds, and keeps the one
+whose own errors are least in the end: Σ_i (e_i / U_ii)² is (w - q)ᵀ(H + λI)(w - q), what the search, which knows no H,
+is a guess at.
 """
 
 from dataclasses import dataclass
@@ -25,11 +29,14 @@ from quarot_onnx.rounding.factor import Factors, factorise
 from quarot_onnx.rounding.grids import Steps, find_grid
 from quarot_onnx.threads import spread
 
-_TILE = 1536
+_TILE = 768
 """Columns of W worked on together, at most: bounds the memory of the float64 copies."""
 
 _STRIP, _PIECE = 16, 64
 """Rows of a strip, and of a piece of what is updated after a block: they stay in a core's cache."""
+
+MULTIPLES = (1.0, 0.95, 0.9)
+"""Of the scale that the clip search finds: what a column is rounded with, one after the other; of equals the first."""
 
 _Due = tuple[NDArray[np.float64], NDArray[np.float64]]
 """A row takes up its row of the first matrix times the second, whose rows have had their turn."""
@@ -122,11 +129,24 @@ def round_in_order(
     """
     grid = find_grid(weight, scheme, name, clip=_early_clip(scheme, options))
     integers = np.empty(weight.shape, scheme.dtype)
+    multiples = MULTIPLES if _searched(scheme, options) else MULTIPLES[:1]
 
     def round_tile(columns: slice) -> None:
         part = Grid(grid.scale[:, columns], grid.zero_point[:, columns]) if scheme.per_channel else grid
-        tile = weight[problem.order, columns].astype(np.float64)
-        _Tile(tile, integers[:, columns], part, problem, scheme, options, name, carried).round()
+        exact = weight[problem.order, columns].astype(np.float64)
+        if len(multiples) == 1:
+            _Tile(exact, integers[:, columns], part, problem, scheme, options, name, carried).round()
+            return
+        found, tried = part.scale.copy(), np.empty(exact.shape, scheme.dtype)
+        least = np.full(exact.shape[1], np.inf)
+        for number, multiple in enumerate(multiples):
+            scale = np.maximum((found * multiple).astype(np.float32), np.finfo(np.float32).tiny)
+            other = Grid(scale, part.zero_point)
+            costs = _Tile(exact.copy(), tried, other, problem, scheme, options, name, carried).round()
+            better = (costs < least) | (number == 0)  # also where a cost is beyond all numbers
+            least[better] = costs[better]
+            part.scale[:, better] = scale[:, better]
+            integers[:, columns][:, better] = tried[:, better]
 
     spread(round_tile, column_tiles(weight.shape[1], _TILE))
     return Rounded(QuantizedWeight(scheme, integers, grid.scale, grid.zero_point), problem.factors.damping)
@@ -149,6 +169,11 @@ def _early_clip(scheme: WeightScheme, options: HessianConfig) -> bool:
     return options.mse and not _moving(scheme, options)
 
 
+def _searched(scheme: WeightScheme, options: HessianConfig) -> bool:
+    """Whether scales are chosen by what rounding with them costs."""
+    return _early_clip(scheme, options) and scheme.per_channel and scheme.bits < 8
+
+
 @dataclass(frozen=True, eq=False)
 class _Tile:
     """Some columns of W on their way; all arrays but ``problem`` and ``carried`` are views that are written to.
@@ -168,8 +193,9 @@ class _Tile:
     name: str
     carried: NDArray[np.float64] | None
 
-    def round(self) -> None:
-        """Block after block."""
+    def round(self) -> NDArray[np.float64]:
+        """Block after block; gives what each column costs, [columns]."""
+        costs = np.zeros(self.rows.shape[1])
         moving, size = _moving(self.scheme, self.options), self.scheme.group_size or len(self.rows)
         starts = set(range(0, len(self.rows), self.options.block_size))
         if moving:  # A group's first row must find W up to date: it begins a block.
@@ -178,7 +204,8 @@ class _Tile:
         for start, stop in pairwise(stops):
             if moving and start % size == 0:
                 self._find_group(start // size, self.rows[start : start + size])
-            self._block(start, stop)
+            costs += self._block(start, stop)
+        return costs
 
     def _find_group(self, group: int, rows: NDArray[np.float64]) -> None:
         """Set the grid of a group from its rows as they are now."""
@@ -186,8 +213,8 @@ class _Tile:
         grid = find_grid(rows, whole, self.name, clip=self.options.mse)
         self.grid.scale[group], self.grid.zero_point[group] = grid.scale[0], grid.zero_point[0]
 
-    def _block(self, start: int, stop: int) -> None:
-        """Round the rows of a block and pass their errors on to those after it."""
+    def _block(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Round the rows of a block and pass their errors on to those after it; gives what these cost the columns."""
         rows, block = self.rows[start:stop], slice(start, stop)
         errors = np.empty_like(rows)
         inverse = self.problem.factors.inverse
@@ -205,6 +232,8 @@ class _Tile:
             piece = slice(top, top + _PIECE)
             for share, source in dues:
                 self.rows[piece] += share[top - start : top - start + _PIECE] @ source
+        costs: NDArray[np.float64] = np.square(errors / np.diagonal(inverse)[block, None]).sum(axis=0)
+        return costs
 
     def _strip(
         self, first: int, rows: NDArray[np.float64], errors: NDArray[np.float64], dues: list[_Due], steps: Steps

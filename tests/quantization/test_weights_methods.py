@@ -134,6 +134,23 @@ def test_at_eight_bits_qronos_comes_near_the_bound_and_gptq_does_not() -> None:
     assert gptq > 1.3 * bound
 
 
+def test_a_scale_is_taken_where_it_costs_its_column_less_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, _ = inputs(400, 64)
+    found, weight = statistics(exact, exact), weights(64, 200)
+
+    def rounded() -> tuple[np.ndarray, np.ndarray]:
+        result = round_weight(weight, found, WeightScheme(4), GPTQConfig(perc_damp=1e-6), "w").weight
+        return result.scale[0], np.linalg.norm(exact @ (weight - result.dequantized()), axis=0)
+
+    scales, errors_ = rounded()
+    monkeypatch.setattr(solve, "MULTIPLES", (1.0,))
+    alone, more = rounded()
+    same = scales == alone
+    assert 20 < same.sum() < 180
+    assert (errors_[same] == more[same]).all()
+    assert (errors_[~same] < more[~same]).all()
+
+
 @pytest.mark.parametrize(
     "options", [GPTAQConfig(perc_damp=0.01, alpha=1.0), QronosConfig(perc_damp=0.01, alpha=1.0)], ids=repr
 )
@@ -152,8 +169,8 @@ def test_a_diagonal_hessian_makes_gptq_round_to_nearest() -> None:
     found = Statistics(np.diag(np.geomspace(1, 1e6, 20)), None, 7)
     weight = weights(20, 9)
     for scheme in (WeightScheme(4), WeightScheme(4, group_size=4, symmetric=False)):
-        rounded = round_weight(weight, found, scheme, GPTQConfig(), "w").weight
-        nearest = round_weight(weight, None, scheme, RTNConfig(), "w").weight
+        rounded = round_weight(weight, found, scheme, GPTQConfig(mse=False), "w").weight
+        nearest = round_weight(weight, None, scheme, RTNConfig(mse=False), "w").weight
         assert (rounded.integers == nearest.integers).all()
 
 

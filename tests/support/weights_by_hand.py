@@ -1,5 +1,8 @@
 """The rounding methods once more: unblocked, one row at a time, with explicit inverses, as in the papers."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,12 +52,13 @@ def clipped_scale(column: Matrix, scheme: WeightScheme, *, clip: bool) -> tuple[
 class Grids:
     """The grid of every input row, found when and where a method asks for it."""
 
-    def __init__(self, weight: Matrix, scheme: WeightScheme, options: HessianConfig) -> None:
+    def __init__(self, weight: Matrix, scheme: WeightScheme, options: HessianConfig, multiple: float) -> None:
         self.scheme, self.clip = scheme, options.mse
         self.size = scheme.group_size or len(weight)
         self.moving = scheme.group_size is not None and not options.static_groups
         grid = find_grid(weight, scheme, "w", clip=self.clip)
-        self.scale, self.zero = grid.scale.astype(np.float64), grid.zero_point.astype(np.float64)
+        scale = (grid.scale * np.float32(multiple)).astype(np.float32)
+        self.scale, self.zero = scale.astype(np.float64), grid.zero_point.astype(np.float64)
 
     def round(self, weight: Matrix, row: int) -> tuple[Matrix, Matrix]:
         """The integers and values of ``weight[row]``; ``weight`` has what is not rounded yet up to date."""
@@ -78,22 +82,42 @@ def ordered(found: Statistics, options: HessianConfig) -> tuple[list[int], Matri
     return list(order), hessian, found.drift
 
 
+Once = Callable[[float], tuple[Matrix, Matrix]]
+"""A method with a multiple of the scales that the clip search finds: integers, and what each column costs."""
+
+
+def cheapest(once: Once, scheme: WeightScheme, options: HessianConfig) -> Matrix:
+    """The integers of each column with the multiple that costs it least, where scales are chosen that way."""
+    moving = scheme.group_size is not None and not options.static_groups
+    chosen = options.mse and scheme.per_channel and scheme.bits < 8 and not moving
+    tries = [once(multiple) for multiple in ((1.0, 0.95, 0.9) if chosen else (1.0,))]
+    best = np.argmin([costs for _, costs in tries], axis=0)
+    return np.stack([tries[number][0][:, column] for column, number in enumerate(best)], axis=1)
+
+
 def gptq_by_hand(
     weight: Matrix, found: Statistics, scheme: WeightScheme, options: HessianConfig, alpha: float = 0.0
 ) -> Matrix:
     """OBQ's elimination in a fixed order (Frantar 2022, equation 2) with GPTAQ's term (Li 2025, section 3)."""
+    return cheapest(partial(_gptq_once, weight, found, scheme, options, alpha), scheme, options)
+
+
+def _gptq_once(
+    weight: Matrix, found: Statistics, scheme: WeightScheme, options: HessianConfig, alpha: float, multiple: float
+) -> tuple[Matrix, Matrix]:
     order, hessian, drift = ordered(found, options)
-    weight, grids = weight.copy(), Grids(weight, scheme, options)
-    integers = np.empty_like(weight)
+    weight, grids = weight.copy(), Grids(weight, scheme, options, multiple)
+    integers, costs = np.empty_like(weight), np.zeros(weight.shape[1])
     for step, row in enumerate(order):
         left, later = order[step:], order[step + 1 :]
         inverse = np.linalg.inv(hessian[np.ix_(left, left)])
         integers[row], rounded = grids.round(weight, row)
+        costs += (weight[row] - rounded) ** 2 / inverse[0, 0]
         if later:
             carried = drift[row, later] @ np.linalg.inv(hessian[np.ix_(later, later)])
             weight[later] += alpha * np.outer(carried, weight[row])
             weight[later] -= np.outer(inverse[1:, 0] / inverse[0, 0], weight[row] - rounded)
-    return integers
+    return integers, costs
 
 
 def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, options: QronosConfig) -> Matrix:
@@ -101,12 +125,18 @@ def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, opti
 
     G is H + α Dᵀ, that of inputs whose error is α times as large.
     """
+    return cheapest(partial(_qronos_once, weight, found, scheme, options), scheme, options)
+
+
+def _qronos_once(
+    weight: Matrix, found: Statistics, scheme: WeightScheme, options: QronosConfig, multiple: float
+) -> tuple[Matrix, Matrix]:
     order, damped, drift = ordered(found, options)
     features = len(weight)
     hessian = damped[np.ix_(order, order)]
     target = (hessian + options.alpha * drift[np.ix_(order, order)].T) @ weight[order]  # G w
     current, integers, rounded = weight[order].copy(), np.empty_like(weight), np.empty_like(weight)
-    corrected, grids = np.empty_like(current), None
+    corrected, grids, start = np.empty_like(current), None, current
     for row in range(features):
         later, earlier = slice(row + 1, features), slice(0, row)
         known = hessian[row, earlier] @ rounded[earlier] + hessian[row, later] @ current[later]
@@ -117,11 +147,12 @@ def qronos_by_hand(weight: Matrix, found: Statistics, scheme: WeightScheme, opti
             gap = target[later] - np.outer(hessian[later, row], current[row])
             start[later] = np.linalg.solve(hessian[later, later], gap)
             corrected[order] = start
-            grids = Grids(corrected, scheme, options)
+            grids = Grids(corrected, scheme, options, multiple)
         else:
             corrected[order] = current
         integers[order[row]], rounded[row] = grids.round(corrected, order[row])
         if row + 1 < features:
             gap = target[later] - hessian[later, : row + 1] @ rounded[: row + 1]
             current[later] = np.linalg.solve(hessian[later, later], gap)
-    return integers
+    missed = start - rounded
+    return integers, np.einsum("ij,ij->j", missed, hessian @ missed)
