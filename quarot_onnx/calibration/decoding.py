@@ -2,27 +2,22 @@
 
 A causal model makes the same of a token in a decode step and in a prefill, up to rounding. What attention reads is
 another tensor then, and in some graphs other nodes run; ranges are those of both. Samples stay as they are. Behind each
-of them some tokens are decoded that follow its first part, an eighth, which is run for its cache beforehand: a fraction
-of the sample's own cost. The caches of all samples are kept, so that no second session has the weights in memory while
-ranges are taken.
+of them some tokens are decoded that follow its first part, an eighth, on the cache that the sample's own run leaves:
+what comes later changes nothing in it. Where a sample is fed in another way, or the graph has branches, which may go by
+the number of tokens, the first part is run for its cache: a fraction of the sample's own cost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from quarot_onnx.calibration.checked import DataReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.padding import Sample
-from quarot_onnx.calibration.sample import cache_after
-from quarot_onnx.io import model_io
-from quarot_onnx.piecewise.memory import WHOLE, Memory
-from quarot_onnx.sessions import runtime
+from quarot_onnx.io.nodes import subgraphs
 
 DEFAULT_STEPS = 4
 """Decode steps behind every sample where nobody says how many."""
@@ -37,62 +32,30 @@ class Decoding:
     Attributes:
         inputs: Of the model, whose lengths are free.
         steps: Decode steps behind every sample; fewer where it is short.
-        caches: Of every sample, the cache behind its last but one step; None where it has no step. None for all where
-            the first parts are run between the samples.
+        apart: The first part of a sample is always run by itself, as the graph may compute in another way where there
+            are more tokens.
     """
 
     inputs: ModelInputs
     steps: int
-    caches: tuple[Feeds | None, ...] | None
+    apart: bool = False
 
-    @classmethod
-    def on(
-        cls, file: str | Path, inputs: ModelInputs, steps: int, reader: DataReader, limit: int | None = None
-    ) -> "Decoding":
-        """Run the first part of every sample.
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The outputs that later runs take over."""
+        return tuple(present for _, present in self.inputs.presents)
 
-        Args:
-            file: The model's file.
-            inputs: Its inputs.
-            steps: Decode steps behind every sample.
-            reader: The samples: token ids ``[rows, tokens]`` without padding, on the cache that they bring.
-            limit: How many of them count; None for all.
-
-        Raises:
-            CalibrationError: onnxruntime cannot run a sample.
-        """
-        session, caches = runtime.session(file, low_memory=True), []
-        for number, feeds in enumerate(islice(wrap(reader), limit)):
-            ids, held = feeds[inputs.tokens], _held(inputs, feeds)
-            positions = _decoded(ids.shape[1], steps)
-            whole = inputs.feed(ids[:, : positions.stop - 1], held, _length(held)) if positions else None
-            caches.append(None if whole is None else cache_after(session, inputs, whole, number))
-        return cls(inputs, steps, tuple(caches))
-
-    def after(self, feeds: Feeds, number: int) -> Iterator[Feeds]:
-        """The feeds of the decode steps that follow a sample, on the cache of its first part.
+    def samples(self, feeds: Feeds, number: int, parts: Sequence[Sample]) -> Iterator[Sample]:
+        """What is run behind a sample, each with how many runs before it its cache is made.
 
         Args:
-            feeds: The sample.
+            feeds: The sample: token ids ``[rows, tokens]`` without padding, on the cache that it brings.
             number: Its number.
+            parts: What is run of the sample itself.
         """
-        cache = None if self.caches is None else self.caches[number]
-        if cache is None:
-            return
-        ids, before = feeds[self.inputs.tokens], _length(_held(self.inputs, feeds))
-        for position in _decoded(ids.shape[1], self.steps):
-            length = before + position
-            past = {name: np.ascontiguousarray(array[:, :, :length]) for name, array in cache.items()}
-            yield self.inputs.feed(ids[:, position : position + 1], past, length)
-
-    def samples(self, feeds: Feeds, number: int) -> Iterator[Sample]:
-        """The same as samples; the first of them is the first part, where it is yet to be run for its cache."""
-        if self.caches is not None:
-            yield from (Sample(step, number) for step in self.after(feeds, number))
-            return
         ids, held = feeds[self.inputs.tokens], _held(self.inputs, feeds)
         before, positions = _length(held), _decoded(ids.shape[1], self.steps)
-        if positions:
+        if positions and not self._leaves_cache(parts, self.inputs.feed(ids, held, before)):
             yield Sample(self.inputs.feed(ids[:, : positions.stop - 1], held, before), number, silent=True)
         for back, position in enumerate(positions, 1):
             length = before + position
@@ -102,6 +65,13 @@ class Decoding:
                 name: replace(item, columns=columns, back=back) for name, item in self.inputs.carried(step).items()
             }
             yield Sample({name: step[name] for name in step if name not in carried}, number, carried=carried)
+
+    def _leaves_cache(self, parts: Sequence[Sample], whole: Feeds) -> bool:
+        """Whether what is run of a sample is the sample as it would be fed here."""
+        if self.apart or len(parts) != 1 or parts[0].visible is not None or parts[0].carried:
+            return False
+        fed = parts[0].feeds
+        return fed.keys() == whole.keys() and all(np.array_equal(fed[name], whole[name]) for name in fed)
 
 
 def _decoded(tokens: int, steps: int) -> range:
@@ -120,33 +90,16 @@ def _length(cache: Feeds) -> int:
     return length
 
 
-def decoding_on(
-    file: str | Path,
-    model: ir.Model,
-    inputs: ModelInputs,
-    steps: int,
-    reader: DataReader,
-    *,
-    limit: int | None = None,
-    memory: Memory = WHOLE,
-) -> Decoding:
+def decoding_on(model: ir.Model, inputs: ModelInputs, steps: int) -> Decoding:
     """What makes decode steps.
 
     Args:
-        file: The model's file.
-        model: What was loaded of it.
+        model: The model.
         inputs: Its inputs.
         steps: Decode steps behind every sample.
-        reader: The samples.
-        limit: How many of them count; None for all.
-        memory: Whether the model is run piece by piece; the first parts of samples then go with the samples.
-
-    Raises:
-        CalibrationError: onnxruntime cannot run a sample.
     """
-    if memory.divides(model):
-        return Decoding(inputs, steps, None)
-    return Decoding.on(file, inputs, steps, reader, limit)
+    branches = any(True for node in model.graph for _ in subgraphs(node))
+    return Decoding(inputs, steps, apart=branches)
 
 
 def decode_steps(
@@ -173,38 +126,21 @@ def decode_steps(
 
 
 def find_decoding(
-    file: str | Path,
-    folder: Path,
-    reader: DataReader | None,
-    asked: int | None,
-    *,
-    limit: int | None = None,
-    calibrated: bool = True,
-    memory: Memory = WHOLE,
+    model: ir.Model, folder: Path, asked: int | None, *, calibrated: bool = True
 ) -> tuple[Decoding | None, tuple[str, ...]]:
     """What makes the decode steps of a model.
 
     Args:
-        file: The model's file.
+        model: The model.
         folder: Where the original's config files lie.
-        reader: The samples.
         asked: Decode steps; None for the default where the graph allows them.
-        limit: How many samples count; None for all.
         calibrated: Whether any range is taken.
-        memory: Whether the model is run piece by piece; the first parts of samples then go with the samples.
 
     Returns:
         None where there are none; and what the user should know.
-
-    Raises:
-        CalibrationError: onnxruntime cannot run a sample.
     """
     if not calibrated or asked == 0:
         return None, decode_steps(None, asked, calibrated=calibrated)[1]
-    assert reader is not None, "refused before"
-    model = model_io.load(file)
     inputs = ModelInputs.from_model(model, folder=folder)
     steps, notes = decode_steps(inputs, asked)
-    if not steps:
-        return None, notes
-    return decoding_on(file, model, inputs, steps, reader, limit=limit, memory=memory), notes
+    return (decoding_on(model, inputs, steps) if steps else None), notes

@@ -142,7 +142,7 @@ def show_group(group: Group) -> Shown:
     reader, decoding = SampleReader(list(samples.values())), None
     if of.steps:
         inputs = ModelInputs.from_model(model, folder=of.folder)
-        decoding = decoding_on(of.file, model, inputs, of.steps, reader, memory=of.memory)
+        decoding = decoding_on(model, inputs, of.steps)
     first = group.numbers.start
     observe_samples(group.observer, model, reader, decoding=decoding, memory=of.memory, first=first, name=group.reader)
     return Shown(group.observer, len(samples))

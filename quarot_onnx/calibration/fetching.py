@@ -39,9 +39,9 @@ class Fetched:
         """The activations."""
         return list(self._takers)
 
-    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = (), *, part: bool = False) -> Observation:
         """Open a model; every sample is run once for each group of activations."""
-        groups = _Groups(model, names, kept, self._threads)
+        groups = _Groups(model, names, kept, self._threads, part=part)
 
         def observe(sample: Sample) -> list[Any]:
             left: list[Any] = []
@@ -64,18 +64,21 @@ class _Groups:
     piece of a model computes is little, and is fetched at once.
     """
 
-    def __init__(self, model: ir.Model, names: Sequence[str], kept: Sequence[str], threads: int | None) -> None:
+    def __init__(
+        self, model: ir.Model, names: Sequence[str], kept: Sequence[str], threads: int | None, *, part: bool
+    ) -> None:
         self._model, self._names, self._kept, self._threads = model, list(names), kept, threads
         self._sizes: dict[object, list[int]] = {}
         self._sessions: list[tuple[list[str], Any]] = []
-        if kept:
+        self._part = part
+        if part:
             self._sessions = [(self._names, self._open(self._names, kept))]
         else:
             self._sizing = observing_session(model, self._names, ("Size",), threads)
 
     def fitting(self, sample: Sample) -> list[tuple[list[str], Any]]:
         """The groups for a sample, each with its session; what is kept comes out of the first."""
-        if self._kept:
+        if self._part:
             return self._sessions
         shapes = tuple((name, array.shape) for name, array in sorted(sample.feeds.items()))
         if shapes not in self._sizes:
@@ -84,7 +87,8 @@ class _Groups:
         fits = all(len(group) == 1 or sum(map(sizes.__getitem__, group)) <= _BUDGET for group, _ in self._sessions)
         if not self._sessions or not fits:
             self._sessions = []  # the old ones go before the new ones come
-            self._sessions = [(group, self._open(group, ())) for group in _groups(sizes)]
+            groups = _groups(sizes)
+            self._sessions = [(group, self._open(group, () if i else self._kept)) for i, group in enumerate(groups)]
         return self._sessions
 
     def _open(self, names: Sequence[str], kept: Sequence[str]) -> Any:

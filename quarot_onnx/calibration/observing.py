@@ -42,13 +42,14 @@ class Observer(Protocol):
     def names(self) -> Sequence[str]:
         """The activations."""
 
-    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = (), *, part: bool = False) -> Observation:
         """Open a model, or a piece of one.
 
         Args:
             model: The model.
             names: What is looked at here.
             kept: Outputs of it that are given back.
+            part: It is a piece, so that little is computed in it.
         """
 
 
@@ -86,10 +87,14 @@ def observe_samples(
     if memory.divides(model):
         _observe_pieces(observer, model, samples, progress, memory)
         return
-    observe = observer.on(model, observer.names)
+    kept = () if decoding is None else decoding.kept
+    observe = observer.on(model, observer.names, kept)
     for count, parts in enumerate(samples, 1):
+        left: list[Arrays] = []
         for part in parts:
-            observe(part)
+            taken = {name: item.of(left[-item.back][item.output]) for name, item in part.carried.items()}
+            found = observe(replace(part, feeds={**part.feeds, **taken}))
+            left.append({} if part.carried else dict(zip(kept, found, strict=True)))
         if progress is not None:
             progress(count, samples.total)
 
@@ -124,9 +129,12 @@ class _Samples:
             raise self._reader.empty()
 
     def _parts(self, feeds: Feeds, number: int) -> Iterator[Sample]:
-        yield from self._padding.samples(feeds, self._first + number)
-        for step in () if self._decoding is None else self._decoding.samples(feeds, number):
-            yield replace(step, number=self._first + number)
+        number += self._first
+        if self._decoding is None:
+            yield from self._padding.samples(feeds, number)
+            return
+        parts = list(self._padding.samples(feeds, number))
+        yield from (*parts, *self._decoding.samples(feeds, number, parts))
 
 
 def _observe_pieces(
@@ -139,7 +147,7 @@ def _observe_pieces(
     done = 0
 
     def visit(piece: Piece) -> Callable[[int, Arrays], list[Any]]:
-        observe = observer.on(piece.model, piece.observed, piece.outputs)
+        observe = observer.on(piece.model, piece.observed, piece.outputs, part=True)
 
         def run(number: int, feeds: Arrays) -> list[Any]:
             nonlocal done

@@ -149,7 +149,7 @@ class MinMax:
         self.parts = Counted(names, threads, RangeRule())
         self.found = dict.fromkeys(names, (np.inf, -np.inf))
 
-    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = (), *, part: bool = False) -> Observation:
         """Open a model; a sample that hides something is run for the activations themselves."""
         session = observing_session(model, names, ("ReduceMin", "ReduceMax", "ReduceSum"), self._threads, kept)
         parts: list[Observation] = []
@@ -157,7 +157,7 @@ class MinMax:
         def observe(sample: Sample) -> list[Any]:
             if sample.visible is not None:
                 if not parts:
-                    parts.append(self.parts.on(model, names, kept))
+                    parts.append(self.parts.on(model, names, kept, part=part))
                 return parts[0](sample)
             seen, handed = run_observing(session, sample, 3 * len(names), kept)
             if not sample.silent:

@@ -21,7 +21,7 @@ from quarot_onnx.errors import FeedError, QuarotError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Piece, Wanted
 from quarot_onnx.piecewise.memory import Memory, give_back, opened_bytes
-from quarot_onnx.piecewise.states import States
+from quarot_onnx.piecewise.states import Key, States
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.skeleton import open_augmented
@@ -167,7 +167,10 @@ class Sweep:
             memory: How large pieces and states may be.
         """
         self._model, self._runs, self._memory = model, runs, memory
-        self._taken = {(i - item.back, item.output) for i, run in enumerate(runs) for item in run.carried.values()}
+        self._taken: dict[Key, list[tuple[slice, ...]]] = {}
+        for i, run in enumerate(runs):
+            for item in run.carried.values():
+                self._taken.setdefault((i - item.back, item.output), []).append(item.columns)
         self._folder = tempfile.TemporaryDirectory(prefix="quarot-states-")
         self._states = States(Path(self._folder.name) / "states", memory.states)
 
@@ -224,9 +227,10 @@ class Sweep:
         """Keep what a run through a piece leaves, as far as anybody needs it."""
         skips = self._runs[number].skips
         for name, array in zip(piece.outputs, arrays, strict=True):
-            asked = name in wanted and name not in skips
-            if asked or name in piece.read or (number, name) in self._taken:
+            if (name in wanted and name not in skips) or name in piece.read:
                 self._states[number, name] = array
+            elif (number, name) in self._taken:
+                self._states[number, name] = _reached(array, self._taken[number, name])
 
     def _forget(self, piece: Piece, wanted: Sequence[str]) -> None:
         """Forget what nobody needs any more."""
@@ -254,6 +258,13 @@ class Sweep:
             if value.type is None and self._runs:
                 array = self._input(str(value.name), 0, self._runs[0])
                 value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+
+
+def _reached(array: NDArray[Any], taken: Sequence[tuple[slice, ...]]) -> NDArray[Any]:
+    """What later runs take of an output, where that is its beginning."""
+    if any(not columns or columns[-1].start is not None for columns in taken):
+        return array
+    return np.ascontiguousarray(array[max(taken, key=lambda columns: columns[-1].stop)])
 
 
 def opened(

@@ -157,7 +157,14 @@ class _RowPeaks:
         self._found: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._latest: tuple[ir.Model, Any] | None = None
 
-    def on(self, model: ir.Model, names: Sequence[str], kept: Sequence[str] = ()) -> Observation:
+    def on(
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        kept: Sequence[str] = (),
+        *,
+        part: bool = False,  # noqa: ARG002 - a sample is run once anyhow
+    ) -> Observation:
         """Open a model, or a piece of one; the latest stays open, as the whole one is asked for with every prefix."""
         if self._latest is None or self._latest[0] is not model:
             self._latest = None  # before the new one takes its room

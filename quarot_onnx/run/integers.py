@@ -34,15 +34,7 @@ def put_integers(start: Start, run: Run, target: str | Path) -> tuple[tuple[str,
     elsewhere, of_decoding = _elsewhere(start, run) if spread else (None, ())
     decoding = None
     if elsewhere is None:
-        decoding, of_decoding = find_decoding(
-            start.file,
-            run.folder,
-            start.reader,
-            work.decode_steps,
-            limit=start.limit,
-            calibrated=calibrated,
-            memory=run.memory,
-        )
+        decoding, of_decoding = find_decoding(start.model, run.folder, work.decode_steps, calibrated=calibrated)
     ranges = static_ranges.calibrate(
         start.file,
         selection,

@@ -1,5 +1,6 @@
 """Ranges see decode steps on the model's own cache, where a graph has one and its lengths are free."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import exports
@@ -8,17 +9,20 @@ import onnx
 import onnx_ir as ir
 import pytest
 from command_line import Shell
+from decode_feeds import decode_feeds
 from onnx import TensorProto, helper, numpy_helper
 
 from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, SinkPrefixConfig, UInt8Spec
-from quarot_onnx.calibration.decoding import DEFAULT_STEPS, Decoding, find_decoding
+from quarot_onnx.calibration.decoding import DEFAULT_STEPS, Decoding, decoding_on, find_decoding
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.ranges import RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import NpzReader, SampleReader, TextReader, TokenReader, wrap
 from quarot_onnx.config import Int8Spec
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import rotate
 from quarot_onnx.sessions import runtime
 
@@ -31,21 +35,22 @@ CACHED = {
 }
 
 
-def decoding_of(path: Path, samples: list[Feeds] | TextReader, steps: int | None = None) -> Decoding:
-    reader = SampleReader(samples) if isinstance(samples, list) else samples
-    found, notes = find_decoding(path, path.parent, reader, steps)
+def decoding_of(path: Path, steps: int | None = None) -> Decoding:
+    found, notes = find_decoding(model_io.load(path), path.parent, steps)
     assert found is not None
     assert not notes
     return found
 
 
-def logits_match(path: Path, sample: Feeds, ids: np.ndarray, steps_asked: int | None = None) -> int:
+def logits_match(
+    path: Path, sample: Feeds, ids: np.ndarray, steps_asked: int | None = None, *, apart: bool = False
+) -> int:
     """Compare the logits of the decode steps with those of the prefill; how many there were."""
-    decoding = decoding_of(path, [sample], steps_asked)
+    decoding = replace(decoding_of(path, steps_asked), apart=apart)
     session = runtime.session(path)
     inputs = decoding.inputs
     [whole] = session.run([inputs.logits], sample)
-    steps = list(decoding.after(sample, 0))
+    steps = list(decode_feeds(decoding, session, sample))
     for number, feeds in enumerate(steps):
         at = ids.shape[1] // 8 + number
         assert feeds[inputs.tokens].tolist() == ids[:, at : at + 1].tolist()
@@ -59,7 +64,57 @@ def logits_match(path: Path, sample: Feeds, ids: np.ndarray, steps_asked: int | 
 def test_steps_stand_on_the_cache_of_what_precedes_them(exporter: str) -> None:
     path = CACHED[exporter]()
     ids = np.random.default_rng(0).integers(0, 256, (1, LENGTH))
-    assert logits_match(path, ModelInputs.from_path(path).feed(ids), ids) == DEFAULT_STEPS
+    for apart in (False, True):
+        assert logits_match(path, ModelInputs.from_path(path).feed(ids), ids, apart=apart) == DEFAULT_STEPS
+
+
+@pytest.mark.parametrize("exporter", CACHED)
+@pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.Percentile])
+def test_the_cache_is_that_of_the_first_part_alone(exporter: str, method: CalibMethod) -> None:
+    path = CACHED[exporter]()
+    reader = TextReader(path, samples=2, seq_len=LENGTH)
+    loaded, decoding = model_io.load(path), decoding_of(path)
+    names = [
+        value.name or "" for node in loaded.graph if node.op_type == "MatMul" for value in node.inputs[:1] if value
+    ]
+    found = [
+        collect_ranges(path, names, reader, rule=RangeRule(method), decoding=replace(decoding, apart=apart), memory=how)
+        for apart in (False, True)
+        for how in (Memory(by_stages=False), Memory(200_000, by_stages=True))
+    ]
+    assert all(other == found[0] for other in found[1:])
+
+
+def test_a_sample_that_is_fed_in_another_way_leaves_no_cache() -> None:
+    path = exports.optimum_export("llama")
+    decoding = decoding_of(path)
+    ids = np.arange(16)[None]
+    plain = decoding.inputs.feed(ids)
+    masked = {**plain, "attention_mask": np.array([[0] * 3 + [1] * 13])}
+    for feeds, silent in ((plain, 0), (masked, 1)):
+        parts = [Sample(feeds, 0)]
+        assert sum(part.silent for part in decoding.samples(feeds, 0, parts)) == silent
+    seen = Sample(plain, 0, visible=np.ones((1, 16), bool))
+    assert sum(part.silent for part in decoding.samples(plain, 0, [seen])) == 1
+
+
+def test_where_a_graph_branches_the_first_part_is_run_by_itself(tmp_path: Path) -> None:
+    model = onnx.load(exports.optimum_export("llama"))
+    assert not decoding_of(exports.optimum_export("llama")).apart
+    output = model.graph.output[0].name
+    node = next(node for node in model.graph.node if output in node.output)
+    node.output[list(node.output).index(output)] = "before"
+    ways = [
+        helper.make_graph(
+            [helper.make_node("Identity", ["before"], [name])], name, [], [helper.make_empty_tensor_value_info(name)]
+        )
+        for name in ("then", "else")
+    ]
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((), bool), "way"))
+    model.graph.node.append(helper.make_node("If", ["way"], [output], then_branch=ways[0], else_branch=ways[1]))
+    onnx.save(model, tmp_path / "model.onnx")
+    loaded = model_io.load(tmp_path / "model.onnx")
+    assert decoding_on(loaded, ModelInputs.from_model(loaded), 1).apart
 
 
 def test_all_rows_of_a_batch_are_decoded() -> None:
@@ -91,7 +146,7 @@ def test_behind_a_prefix_that_is_fed(exporter: str) -> None:
 def test_a_short_sample_has_few(tokens: int, steps: int) -> None:
     path = exports.optimum_export("llama")
     sample = ModelInputs.from_path(path).feed(np.arange(tokens)[None])
-    assert len(list(decoding_of(path, [sample]).after(sample, 0))) == steps
+    assert len(list(decoding_of(path).samples(sample, 0, [Sample(sample, 0)]))) == steps
 
 
 @pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.MinMSE])
@@ -102,7 +157,7 @@ def test_what_only_a_decode_step_has_is_in_the_ranges(method: CalibMethod) -> No
     rule = RangeRule(method, percentile=100)
     with pytest.raises(CalibrationError, match="empty in every sample"):
         collect_ranges(path, [past], reader, rule=rule)
-    found = collect_ranges(path, [past], reader, rule=rule, decoding=decoding_of(path, reader, 2))
+    found = collect_ranges(path, [past], reader, rule=rule, decoding=decoding_of(path, 2))
     assert found[past].min < 0 < found[past].max
 
 
@@ -195,10 +250,10 @@ def test_fixed_lengths_are_told_of(tmp_path: Path) -> None:
     model = model_io.load(source)
     model.graph.inputs[0].shape = ir.Shape([1, 16])
     model_io.save(model, fixed, companions_from=source.parent)
-    assert find_decoding(fixed, fixed.parent, SampleReader([]), None)[1] == (
+    assert find_decoding(model_io.load(fixed), fixed.parent, None)[1] == (
         "the graph fixes its lengths: no decode step is calibrated on beside the windows",
     )
-    assert find_decoding(fixed, fixed.parent, None, 0) == (None, ())
+    assert find_decoding(model_io.load(fixed), fixed.parent, 0) == (None, ())
 
 
 def test_steps_without_a_fixed_scale_are_told_of(tmp_path: Path) -> None:
@@ -222,6 +277,6 @@ def test_from_the_command_line(capfd: pytest.CaptureFixture[str], tmp_path: Path
     Shell(capfd).ok("quantize", source, target, "--scheme", "w8a8-static", "--no-rotate", "--no-check", *few)
     ids = TextReader(source, samples=1, seq_len=LENGTH)
     name = "decode/input"
-    found = collect_ranges(source, [name], ids, decoding=decoding_of(source, ids, steps) if steps else None)[name]
+    found = collect_ranges(source, [name], ids, decoding=decoding_of(source, steps) if steps else None)[name]
     expected = (max(found.max, 0) - min(found.min, 0)) / 255
     assert down_scale(target) == pytest.approx(expected, rel=1e-5)

@@ -14,6 +14,7 @@ import numpy as np
 import odd_decoders as odd
 import onnx
 import pytest
+from decode_feeds import decode_feeds
 from onnx import numpy_helper
 
 from quarot_onnx import GPTQConfig, QConfig, QLayerConfig, QuarotConfig, SinkPrefixConfig, SmoothQuantConfig, UInt8Spec
@@ -145,7 +146,7 @@ class Spy:
         for number, feeds in enumerate(samples):
             row, piece = divmod(number, pieces)
             self.compare(feeds, row, self.first + 8 * piece)
-            for step, more in enumerate([] if decoding is None else decoding.after(feeds, number)):
+            for step, more in enumerate([] if decoding is None else decode_feeds(decoding, self.session, feeds)):
                 self.compare(more, row, self.first + (TEXT.shape[1] - self.first * (self.way == "pasts")) // 8 + step)
 
     def calibrate(self, file: Path, selection: Selection, reader: DataReader, **options: Any) -> Any:
