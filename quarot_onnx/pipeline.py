@@ -120,7 +120,7 @@ def rotate(
             # What is written is what is proved.
             change = past_change(plan, model)
             own = None if given is None or change is None else [change(feed) for feed in given]
-            equivalence = prove(source, file, given, progress, own_feeds=own, memory=memory)
+            equivalence = prove(source, file, given, progress, own_feeds=own, memory=memory, model=model)
             clock.lap("verify")
             report["equivalence"] = equivalence_record(equivalence)
         saved = model_io.save(

@@ -128,7 +128,7 @@ def collect_ranges(
     """
     if not 0 < rule.percentile <= 100:
         raise CalibrationError(f"percentile {rule.percentile} is outside (0, 100]")
-    loaded = model.clone() if isinstance(model, ir.Model) else model_io.load(model)
+    loaded = model if isinstance(model, ir.Model) else model_io.load(model)
     names = list(dict.fromkeys(tensor_names))
     find_values(loaded, names)
     observer = MinMax(names, threads) if rule.method is CalibMethod.MinMax else Counted(names, threads, rule)

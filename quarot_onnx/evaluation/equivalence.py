@@ -112,6 +112,7 @@ def compare(
     then: Callable[[Model], None] | None = None,
     lead: Lead | None = None,
     memory: Memory | None = None,
+    model_b: ir.Model | None = None,
 ) -> Equivalence:
     """Compare two models.
 
@@ -134,6 +135,7 @@ def compare(
         then: Called with ``path_a``'s model after its last run; not where ``feeds`` are given.
         lead: The prefix of ``path_b``, where the file that holds it does not lie beside it.
         memory: How the models are run; None: whole where they fit into what the machine has.
+        model_b: What was loaded of ``path_b``, where it was.
 
     Raises:
         FeedError: An input is not known, or onnxruntime cannot run the inputs that were made.
@@ -141,7 +143,8 @@ def compare(
             are not finite.
         CalibrationError: Token ids that do not fit, or nothing to compare on.
     """
-    model_a, model_b = model_io.load(path_a), model_io.load(path_b)
+    model_a = model_io.load(path_a)
+    model_b = model_io.load(path_b) if model_b is None else model_b
     open_a, open_b = (
         partial(opened, path, memory or Memory(), model=model, threads=threads, low_memory=True)
         for path, model in ((path_a, model_a), (path_b, model_b))

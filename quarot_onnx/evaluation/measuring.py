@@ -13,6 +13,7 @@ from quarot_onnx.evaluation.kept import kept
 from quarot_onnx.evaluation.measures import Measures
 from quarot_onnx.evaluation.outputs import Outputs
 from quarot_onnx.evaluation.pairing import Compared, Pairing
+from quarot_onnx.threads import one_blas_thread
 
 Rows = npt.NDArray[Any]
 
@@ -71,7 +72,7 @@ def measure(
     """
     main, found, left = Measures(), dict[int, Measured](), dict[str, str]()
     kinds: list[tuple[int, np.dtype[Any]]] = []
-    with kept() as first:
+    with kept() as first, one_blas_thread():  # caches are turned back in products too small to share
         for place, output in _floats(runs_a):
             rows = pairing.outputs[place].rows(output, 0)
             if (place == 0 or not decoder) and not np.isfinite(rows).all():

@@ -227,10 +227,9 @@ class Sweep:
         """Keep what a run through a piece leaves, as far as anybody needs it."""
         skips = self._runs[number].skips
         for name, array in zip(piece.outputs, arrays, strict=True):
-            if (name in wanted and name not in skips) or name in piece.read:
-                self._states[number, name] = array
-            elif (number, name) in self._taken:
-                self._states[number, name] = _reached(array, self._taken[number, name])
+            whole = (name in wanted and name not in skips) or name in piece.read
+            if whole or (number, name) in self._taken:
+                self._states[number, name] = array if whole else _reached(array, self._taken[number, name])
 
     def _forget(self, piece: Piece, wanted: Sequence[str]) -> None:
         """Forget what nobody needs any more."""
@@ -262,9 +261,8 @@ class Sweep:
 
 def _reached(array: NDArray[Any], taken: Sequence[tuple[slice, ...]]) -> NDArray[Any]:
     """What later runs take of an output, where that is its beginning."""
-    if any(not columns or columns[-1].start is not None for columns in taken):
-        return array
-    return np.ascontiguousarray(array[max(taken, key=lambda columns: columns[-1].stop)])
+    begins = all(columns and columns[-1].start is None for columns in taken)
+    return np.ascontiguousarray(array[max(taken, key=lambda columns: columns[-1].stop)]) if begins else array
 
 
 def opened(
@@ -292,9 +290,11 @@ def opened(
         ModelError: It cannot be loaded.
         MissingPackageError: It uses onnxruntime-extensions and that is not installed.
     """
-    if memory.by_stages is not False:
+    opening = partial(open_augmented, threads=threads, low_memory=low_memory, exact_products=exact_products)
+    if low_memory or memory.by_stages is not False:
         model = model_io.load(path) if model is None else model
         if memory.divides(model):
-            opening = partial(open_augmented, threads=threads, low_memory=low_memory, exact_products=exact_products)
             return ByPieces(model, memory, opening, progress)
+        if low_memory:
+            return Whole(opening(model))  # weights stay in their file, of which onnxruntime would copy a single one
     return Whole(runtime.session(path, threads=threads, low_memory=low_memory, exact_products=exact_products))

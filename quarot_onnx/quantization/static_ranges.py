@@ -9,7 +9,6 @@ the Hadamards and attention's MatMuls unless told otherwise.
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,6 @@ from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import seen
-from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
@@ -63,7 +61,6 @@ def require_reader(selection: Selection, reader: DataReader | None) -> None:
 
 
 def calibrate(
-    model: str | Path,
     selection: Selection,
     reader: DataReader | None,
     *,
@@ -76,8 +73,7 @@ def calibrate(
     """The ranges that the selection needs.
 
     Args:
-        model: The float model's file, the one that the selection was made on.
-        selection: What will be quantized.
+        selection: What will be quantized, of a model that was loaded; its graph is as its file holds it.
         reader: Any onnxruntime calibration reader.
         max_samples: Stop after so many samples.
         progress: Called with samples done and, where known, their number.
@@ -90,6 +86,7 @@ def calibrate(
     """
     checked = None if reader is None else wrap(reader)
     require_reader(selection, checked)
+    loaded = selection.survey.model
     observed = _observed(selection)
     if checked is None or not observed:
         return {}
@@ -107,13 +104,12 @@ def calibrate(
         if number:
             checked.rewind()
         if rule.method is CalibMethod.Auto:
-            loaded = model_io.load(model)
             takers = {name: SampledRows() for name in wanted}
             observe(Fetched(takers), loaded, checked)
             found = {name: _best(name, takers[name], rule, readers) for name, readers in wanted.items()}
         else:
             names = list(wanted)
-            found = ranges_of(model, names, checked, rule=rule)
+            found = ranges_of(loaded, names, checked, rule=rule)
         ranges |= {(name, rule): found[name] for name in wanted}
     return ranges
 

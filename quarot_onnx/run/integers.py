@@ -36,7 +36,6 @@ def put_integers(start: Start, run: Run, target: str | Path) -> tuple[tuple[str,
     if elsewhere is None:
         decoding, of_decoding = find_decoding(start.model, run.folder, work.decode_steps, calibrated=calibrated)
     ranges = static_ranges.calibrate(
-        start.file,
         selection,
         start.reader,
         max_samples=start.limit,

@@ -247,6 +247,7 @@ def _proved(start: Start, run: Run) -> Start:
         then=run.checking.observe,
         lead=start.lead,
         memory=run.memory,
+        model=start.model,
     )
     run.clock.lap("verify")
     return replace(start, equivalence=equivalence)

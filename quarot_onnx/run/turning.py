@@ -102,11 +102,14 @@ def prove(
     then: Callable[[Model], None] | None = None,
     lead: Lead | None = None,
     memory: Memory | None = None,
+    model: ir.Model | None = None,
 ) -> Equivalence:
     """Compare the two; raises VerificationError when they differ. Options are as for ``compare``."""
     progress("verify", 0, None)
     try:
-        equivalence = compare(source, rotated, feeds=feeds, own_feeds=own_feeds, then=then, lead=lead, memory=memory)
+        equivalence = compare(
+            source, rotated, feeds=feeds, own_feeds=own_feeds, then=then, lead=lead, memory=memory, model_b=model
+        )
     except FeedError as error:
         what = "give other inputs" if feeds is not None else "give inputs for the proof"
         raise FeedError(

@@ -24,6 +24,7 @@ from quarot_onnx.calibration.leading import behind
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TokenReader, wrap
 from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.config import Int8Spec
+from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import fix_lengths
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization import static_ranges
@@ -149,10 +150,12 @@ class Spy:
             for step, more in enumerate([] if decoding is None else decode_feeds(decoding, self.session, feeds)):
                 self.compare(more, row, self.first + (TEXT.shape[1] - self.first * (self.way == "pasts")) // 8 + step)
 
-    def calibrate(self, file: Path, selection: Selection, reader: DataReader, **options: Any) -> Any:
+    def calibrate(self, selection: Selection, reader: DataReader, **options: Any) -> Any:
+        file = model_io.source_of(selection.survey.model)
+        assert file is not None
         self.session = runtime.session(file)
         self.samples(wrap(reader), options["decoding"])
-        return calibrate(file, selection, reader, **options)
+        return calibrate(selection, reader, **options)
 
     def round(self, task: Task, *rest: Any) -> Any:
         self.samples(task.samples, None)

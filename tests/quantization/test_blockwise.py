@@ -53,7 +53,7 @@ class Work:
         model = model_io.load(source)
         selection = select(Survey(model), config)
         self.samples = feeds_of(source, count=4, length=40) if samples is None else samples
-        ranges = static_ranges.calibrate(source, selection, SampleReader(self.samples))
+        ranges = static_ranges.calibrate(selection, SampleReader(self.samples))
         self.task = lowbit.Task(selection, config, ranges, self.samples, source)
         self.checkpoint, self.scratch = Checkpoint(folder), folder / "scratch"
         self.scratch.mkdir(exist_ok=True)

@@ -54,7 +54,7 @@ def test_linears_that_share_a_static_grid_share_the_object(llama_optimum: Path) 
     model = model_io.load(llama_optimum)
     selection = select(Survey(model), config)
     reader = text_reader(llama_optimum, samples=2, seq_len=16)
-    ranges = static_ranges.calibrate(llama_optimum, selection, reader)
+    ranges = static_ranges.calibrate(selection, reader)
     jobs = lowbit.Task(selection, config, ranges, [], llama_optimum).jobs()
     assert [job.linear for job in jobs] == [job.linear for job in selection.linears]
     q, k, v, o = jobs[:4]
