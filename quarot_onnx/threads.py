@@ -96,7 +96,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "spread")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # A child has none of its parent's threads.
+if hasattr(os, "register_at_fork"):  # A child has none of its parent's threads; on Windows there are no such children.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class Scratch(local):
