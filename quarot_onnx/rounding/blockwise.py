@@ -24,7 +24,9 @@ from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation, round_trip
 from quarot_onnx.quantization.scheme import QuantizedWeight, WeightScheme
 from quarot_onnx.rounding.checkpoint import DAMAGE, Checkpoint, notes_of
+from quarot_onnx.rounding.elsewhere import Workers
 from quarot_onnx.rounding.methods import round_weight
+from quarot_onnx.rounding.solve import Helpers
 from quarot_onnx.rounding.store import RoundedWeight
 from quarot_onnx.stages.blocks import Stage, find_stages
 from quarot_onnx.stages.runner import Fake, Replacement, Runner, StageRunner
@@ -102,7 +104,7 @@ class BlockwiseInputs:
         scratch: A folder for hidden states that do not fit into memory.
         memory: How many of them do.
         file: The model's file.
-        cluster: Workers that take the samples through the model; None where that is done here.
+        cluster: Workers that take the samples through the model and round; None where that is done here.
     """
 
     model: ir.Model
@@ -113,6 +115,11 @@ class BlockwiseInputs:
     memory: Memory
     file: Path
     cluster: Cluster | None = None
+
+    @property
+    def helpers(self) -> Helpers | None:
+        """Who may round some columns: the workers."""
+        return None if self.cluster is None else Workers(self.cluster, self.scratch)
 
     def runner(self, stages: Sequence[Stage], *, follow_float: bool) -> Runner:
         """What takes the samples through the stages, here or on the workers."""
@@ -163,7 +170,7 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         if number == 0 and isinstance(rounding.method, HessianConfig):
             few = few_tokens(statistics.tokens, widest.linears[0], rounding.method.perc_damp)
             rounding.notes += [] if few is None else [few]
-        _round_stage(members, statistics, rounding)
+        _round_stage(members, statistics, rounding, inputs.helpers)
         before = _replacement(members, rounding, fake)
         del statistics
         give_back()
@@ -217,7 +224,9 @@ def _replacement(jobs: Sequence[WeightJob], rounding: Rounding, fake: Fake | Non
     return Replacement(partial(rounding.checkpoint.store.dequantized, places), fake)
 
 
-def _round_stage(jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding) -> None:
+def _round_stage(
+    jobs: Sequence[WeightJob], statistics: Statistics, rounding: Rounding, helpers: Helpers | None
+) -> None:
     """Round the Linears of a stage, those with the same grids together."""
     method = rounding.method
     for scheme, group in groupby(jobs, key=lambda job: job.scheme):
@@ -226,7 +235,7 @@ def _round_stage(jobs: Sequence[WeightJob], statistics: Statistics, rounding: Ro
         for batch in [members] if together else [[job] for job in members]:
             name = " + ".join(job.name for job in batch)
             stacked = batch[0].read() if len(batch) == 1 else np.concatenate([job.read() for job in batch], axis=1)
-            result = round_weight(stacked, statistics, scheme, method, name)
+            result = round_weight(stacked, statistics, scheme, method, name, helpers=helpers)
             if isinstance(method, HessianConfig) and result.damping > method.perc_damp:
                 rounding.notes.append(
                     f"the Hessian of {name} could not be factorised with the damping {method.perc_damp:g}: "

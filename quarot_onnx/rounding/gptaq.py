@@ -7,13 +7,15 @@ their inputs can express it: row i of P is α · D_{i,>i} (H_{>i,>i})⁻¹ (sect
 authors' code takes 0.25.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import GPTAQConfig
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.solve import Rounded, pose, round_in_order
+from quarot_onnx.rounding.solve import Helpers, Rounded, pose, round_in_order
 from quarot_onnx.threads import panels, spread
 
 _PANEL = 256
@@ -21,7 +23,13 @@ _PANEL = 256
 
 
 def gptaq(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GPTAQConfig, name: str
+    weight: NDArray[np.floating],
+    statistics: Statistics,
+    scheme: WeightScheme,
+    options: GPTAQConfig,
+    name: str,
+    *,
+    helpers: Helpers | None = None,
 ) -> Rounded:
     """Round a weight with GPTAQ.
 
@@ -32,6 +40,7 @@ def gptaq(
         scheme: The family of grids.
         options: Damping, order, groups, clip search and α.
         name: The Linear, for messages.
+        helpers: Who may round some of its columns.
 
     Returns:
         The integers, their grid, and the damping that was used.
@@ -44,7 +53,7 @@ def gptaq(
     problem = pose(statistics, scheme, options, name)
     assert problem.drift is not None, name
     carried = _carried(problem.drift, problem.factors.inverse, options.alpha)
-    return round_in_order(weight, problem, scheme, options, name, carried=carried)
+    return round_in_order(weight, replace(problem, drift=None, carried=carried), scheme, options, name, helpers=helpers)
 
 
 def _carried(drift: NDArray[np.float64], factor: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:

@@ -9,11 +9,17 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import GPTQConfig
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding.solve import Rounded, pose, round_in_order
+from quarot_onnx.rounding.solve import Helpers, Rounded, pose, round_in_order
 
 
 def gptq(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: GPTQConfig, name: str
+    weight: NDArray[np.floating],
+    statistics: Statistics,
+    scheme: WeightScheme,
+    options: GPTQConfig,
+    name: str,
+    *,
+    helpers: Helpers | None = None,
 ) -> Rounded:
     """Round a weight with GPTQ.
 
@@ -24,6 +30,7 @@ def gptq(
         scheme: The family of grids.
         options: Damping, order, groups and clip search.
         name: The Linear, for messages.
+        helpers: Who may round some of its columns.
 
     Returns:
         The integers, their grid, and the damping that was used.
@@ -33,4 +40,4 @@ def gptq(
         ModelError: The weight holds NaN or infinity.
         CalibrationError: The statistics do, or H cannot be factorised.
     """
-    return round_in_order(weight, pose(statistics, scheme, options, name), scheme, options, name)
+    return round_in_order(weight, pose(statistics, scheme, options, name), scheme, options, name, helpers=helpers)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,9 @@ from quarot_onnx.rounding.gptaq import gptaq
 from quarot_onnx.rounding.gptq import gptq
 from quarot_onnx.rounding.qronos import qronos
 from quarot_onnx.rounding.rtn import round_to_nearest_weight
-from quarot_onnx.rounding.solve import Rounded
+from quarot_onnx.rounding.solve import Helpers, Rounded
 
-METHODS: Mapping[type[RoundingConfig], Callable[[NDArray[np.floating], Statistics, WeightScheme, Any, str], Rounded]]
+METHODS: Mapping[type[RoundingConfig], Callable[..., Rounded]]
 METHODS = MappingProxyType({GPTQConfig: gptq, GPTAQConfig: gptaq, QronosConfig: qronos})
 """The methods that want statistics, by the type of their configuration."""
 
@@ -27,6 +26,8 @@ def round_weight(
     scheme: WeightScheme,
     config: RoundingConfig,
     name: str,
+    *,
+    helpers: Helpers | None = None,
 ) -> Rounded:
     """Round a weight with the method that the configuration belongs to.
 
@@ -36,6 +37,7 @@ def round_weight(
         scheme: The family of grids.
         config: The method and its options; its grid (``bits`` and the like) is not looked at, ``scheme`` is.
         name: The Linear, for messages.
+        helpers: Who may do some of it, where a method wants statistics.
 
     Returns:
         The integers, their grid, and the damping that was used.
@@ -48,4 +50,4 @@ def round_weight(
     if isinstance(config, RTNConfig):
         return Rounded(round_to_nearest_weight(weight, scheme, name, clip=config.mse), 0.0)
     assert statistics is not None, name
-    return METHODS[type(config)](weight, statistics, scheme, config, name)
+    return METHODS[type(config)](weight, statistics, scheme, config, name, helpers=helpers)

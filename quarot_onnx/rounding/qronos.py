@@ -14,10 +14,12 @@ so Qronos is GPTQ on w'. The paper takes w' whole. It is a regression on the inp
 their noise, and it shrinks what quantized activations blur, layer after layer. A part α of w' - w is better on held-out
 text, and far better on text of another kind (docs/accuracy.md).
 
-The systems are solved with the factor of the inverse that rounding needs anyway. The grids, too, are those of w', which
-is what is rounded: on correlated random inputs with a drift of 5 % to 30 %, ||XW - X̃Q|| was 1 % to 3 % smaller with
-them than with the grids of W at 4 bits and clip search, 1 % to 6 % at 3 bits, the same at 8.
+The systems are solved with the factor of the inverse that rounding needs anyway (:mod:`.correcting`). The grids, too,
+are those of w', which is what is rounded: on correlated random inputs with a drift of 5 % to 30 %, ||XW - X̃Q|| was 1 %
+to 3 % smaller with them than with the grids of W at 4 bits and clip search, 1 % to 6 % at 3 bits, the same at 8.
 """
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +28,17 @@ from quarot_onnx.calibration.hessian import Statistics
 from quarot_onnx.config.rounding import QronosConfig
 from quarot_onnx.quantization.scheme import WeightScheme
 from quarot_onnx.rounding.grids import require_finite
-from quarot_onnx.rounding.solve import Problem, Rounded, column_tiles, pose, round_in_order
-from quarot_onnx.threads import spread
-
-_TILE, _PANEL = 320, 192
-"""Columns of W corrected together, at most, and rows of a panel of the factor of H."""
+from quarot_onnx.rounding.solve import Helpers, Rounded, pose, round_in_order
 
 
 def qronos(
-    weight: NDArray[np.floating], statistics: Statistics, scheme: WeightScheme, options: QronosConfig, name: str
+    weight: NDArray[np.floating],
+    statistics: Statistics,
+    scheme: WeightScheme,
+    options: QronosConfig,
+    name: str,
+    *,
+    helpers: Helpers | None = None,
 ) -> Rounded:
     """Round a weight with Qronos.
 
@@ -45,6 +49,7 @@ def qronos(
         scheme: The family of grids.
         options: Damping, order, groups, clip search and α.
         name: The Linear, for messages.
+        helpers: Who may round some of its columns.
 
     Returns:
         The integers, their grid, and the damping that was used.
@@ -54,37 +59,6 @@ def qronos(
         ModelError: The weight holds NaN or infinity.
         CalibrationError: The statistics do, or H cannot be factorised.
     """
-    problem = pose(statistics, scheme, options, name)
     require_finite(weight, name)
-    return round_in_order(_corrected(weight, problem, options.alpha), problem, scheme, options, name)
-
-
-def _corrected(weight: NDArray[np.floating], problem: Problem, alpha: float) -> NDArray[np.float64]:
-    """The part α of the way from w to w', [in, out], in the inputs' own order."""
-    factors, drift = problem.factors, problem.drift
-    assert drift is not None
-    corrected = np.empty(weight.shape)
-
-    def correct(columns: slice) -> None:
-        exact = weight[problem.order, columns].astype(np.float64)
-        missing = drift.T @ exact
-        missing[0] /= factors.first[0]
-        missing[1:] -= np.outer(factors.first[1:], missing[0])
-        _solve(factors.inverse[1:, 1:], missing[1:])
-        missing *= alpha
-        missing += exact
-        corrected[problem.order, columns] = missing
-
-    spread(correct, column_tiles(weight.shape[1], _TILE))
-    return corrected
-
-
-def _solve(factor: NDArray[np.float64], right: NDArray[np.float64]) -> None:
-    """Overwrite a right-hand side with UᵀU times it, leaving out most of what is zero in U."""
-    tops = range(0, len(right), _PANEL)
-    for top in tops:  # rows above are not needed any more
-        panel = slice(top, top + _PANEL)
-        right[panel] = factor[panel, top:] @ right[top:]
-    for top in reversed(tops):
-        panel = slice(top, top + _PANEL)
-        right[panel] = factor[: top + _PANEL, panel].T @ right[: top + _PANEL]
+    problem = replace(pose(statistics, scheme, options, name), alpha=options.alpha)
+    return round_in_order(weight, problem, scheme, options, name, helpers=helpers)

@@ -72,8 +72,8 @@ class Work:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     found: list[Call] = []
 
-    def spy(weight: Any, statistics: Any, *rest: Any) -> Rounded:
-        result = round_weight(weight, statistics, *rest)
+    def spy(weight: Any, statistics: Any, *rest: Any, helpers: None) -> Rounded:
+        result = round_weight(weight, statistics, *rest, helpers=helpers)
         found.append(Call(rest[-1], weight, statistics, rest, result))
         return result
 
@@ -209,8 +209,8 @@ def test_activations_are_quantized_for_statistics_where_asked(
 
 
 def test_a_raised_damping_is_noted(llama_optimum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raised(*arguments: Any) -> Rounded:
-        return replace(round_weight(*arguments), damping=0.5)
+    def raised(*arguments: Any, helpers: None) -> Rounded:
+        return replace(round_weight(*arguments, helpers=helpers), damping=0.5)
 
     monkeypatch.setattr(blockwise, "round_weight", raised)
     _, notes = Work(llama_optimum, QConfig(W4, algo_config=[GPTQConfig()]), tmp_path).round()

@@ -16,7 +16,7 @@ from quarot_onnx.config.rounding import (
 )
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.quantization.scheme import WeightScheme
-from quarot_onnx.rounding import gptaq, qronos, solve
+from quarot_onnx.rounding import correcting, gptaq, solve
 from quarot_onnx.rounding.factor import factorise
 from quarot_onnx.rounding.methods import METHODS, round_weight
 from quarot_onnx.rounding.solve import Rounded
@@ -340,9 +340,9 @@ def test_panels_and_tiles_change_nothing(
 ) -> None:
     weight, found = weights(features, 21), statistics(*inputs(200, features))
     whole = round_weight(weight, found, WeightScheme(4), options, "w").weight
-    for module in (gptaq, qronos):
+    for module in (gptaq, correcting):
         monkeypatch.setattr(module, "_PANEL", 6)
-    monkeypatch.setattr(qronos, "_TILE", 5)
+    monkeypatch.setattr(correcting, "_TILE", 3)
     monkeypatch.setattr(solve, "_TILE", 4)
     cut = round_weight(weight, found, WeightScheme(4), options, "w").weight
     np.testing.assert_array_equal(cut.integers, whole.integers)
