@@ -32,7 +32,7 @@ Floats = NDArray[np.floating[Any]]
 _MOST_FACTORS = 3
 _NARROWEST = 16
 _COLUMNS_PER_FACTOR = 32
-_CHUNK_ELEMENTS = 1 << 18
+_CHUNK_ELEMENTS = 1 << 19
 """Numbers that are mixed together: with what is made of them they stay in a processor's cache."""
 
 _scratch = Scratch()

@@ -33,7 +33,7 @@ from quarot_onnx.threads import Scratch, spread
 _BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block: what a step makes of them is still in a processor's cache for the next one."""
 
-_NARROWEST = 64
+_NARROWEST = 128
 """Columns in a block, at least: a row's part of it fills cache lines."""
 
 _SMALL = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -42,6 +42,9 @@ _scratch = Scratch()
 
 Array = NDArray[Any]
 Dtype = np.dtype[np.floating[Any]]
+Reader = Callable[[int, int, Array | None], Array]
+"""Gives some rows, from the first to the one behind the last; the array takes those of a file, if there is one."""
+
 InPlace = Callable[[Floats], object]
 """A step, ready to overwrite blocks [rows, columns], C-contiguous."""
 
@@ -153,34 +156,45 @@ class WeightTransform:
         within_rows, within_columns = (
             [step.ready(axis, dtype) for step in self.steps if step.axis ^ turned == axis] for axis in (1, 0)
         )
-        read = self._rows()
+        read = self._reader()
         rows, columns = target.shape
         row_spans = _spans(rows, max(1, _BLOCK_ELEMENTS // max(1, columns)))
         first = large_array(target.shape, dtype) if within_rows and within_columns else target
+
+        def across(span: tuple[int, int]) -> None:
+            into = _scratch.array("rows", (span[1] - span[0], columns), self.source.tensor.dtype.numpy())
+            _take(within_rows, read(*span, into), first[slice(*span)], dtype)
+
         if within_rows or not within_columns:
-            spread(lambda span: _take(within_rows, read(*span), first[slice(*span)], dtype), row_spans)
+            spread(across, row_spans)
         if within_columns:
-            source = first if within_rows else read(0, rows)
+            source = first if within_rows else self._whole(read, row_spans)
             spans = _spans(columns, max(_NARROWEST, _BLOCK_ELEMENTS // max(1, rows)))
             spread(lambda span: _take(within_columns, source[:, slice(*span)], target[:, slice(*span)], dtype), spans)
         return result
 
-    def _rows(self) -> Callable[[int, int], Array]:
-        """What gives a few rows of the source as it is stored, until it is asked by the same thread again, or all."""
+    def _whole(self, read: Reader, spans: list[tuple[int, int]]) -> Array:
+        """All rows of the source; from a file they are read on all cores."""
+        if not self._is_in_file():
+            return read(0, spans[-1][1], None)
+        whole = large_array((spans[-1][1], self.source.tensor.shape.numpy()[-1]), self.source.tensor.dtype.numpy())
+
+        spread(lambda span: read(*span, whole[slice(*span)]), spans)
+        return whole
+
+    def _reader(self) -> Reader:
+        """What gives rows of the source as it is stored; from a file only those, into the array that is given."""
         tensor = self.source.tensor
-        if isinstance(tensor, ir.ExternalTensor) and len(self.source.shape) == 2 and tensor.dtype.bitwidth >= 8:
-            rows, columns = tensor.shape.numpy()
-
-            def read(start: int, stop: int) -> Array:
-                if stop - start == rows:
-                    return model_io.read_array(tensor)
-                into = _scratch.array("rows", (stop - start, columns), tensor.dtype.numpy())
-                return model_io.read_rows(tensor, start, stop, into)
-
-            return read
-        stored: Array = model_io.read_array(tensor)
+        if self._is_in_file():
+            return lambda start, stop, into: model_io.read_rows(tensor, start, stop, into)
+        stored: Array = model_io.read_array(tensor, own=False)
         matrix = stored.reshape(-1, stored.shape[-1])
-        return lambda start, stop: matrix[start:stop]
+        return lambda start, stop, _: matrix[start:stop]
+
+    def _is_in_file(self) -> bool:
+        """Whether rows can be read from a file."""
+        tensor = self.source.tensor
+        return isinstance(tensor, ir.ExternalTensor) and len(self.source.shape) == 2 and tensor.dtype.bitwidth >= 8
 
 
 def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> None:

@@ -1,5 +1,7 @@
 """A recipe computes what its algebra says, in blocks, and rounds once."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -54,6 +56,28 @@ def test_the_algebra(case: str, layout: str, elements: int, monkeypatch: pytest.
     assert result.shape == made.shape == (expected.T.shape if kept else expected.shape)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result.T if kept else result, expected, **EXACT)
+
+
+@pytest.mark.parametrize("elements", [1, 24 * 5, 2**20], ids=["one row", "five rows", "whole"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["in out", "out in"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_from_a_file_as_from_memory(
+    case: str, dtype: type, elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, transposed: bool
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(module, "_NARROWEST", 1)
+    held = constant(W.astype(dtype), transposed=transposed)
+    path = tmp_path / "data"
+    path.write_bytes(bytes(64) + held.tensor.tobytes())
+    place = {"shape": held.tensor.shape, "name": "w"}
+    stored = ir.ExternalTensor(str(path), 64, held.tensor.nbytes, held.dtype, **place)
+    steps, _ = CASES[case]
+    found, expected = (
+        WeightTransform(Constant(held.value, tensor, transposed, held.dtype), steps).evaluate()
+        for tensor in (stored, held.tensor)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [(COLUMNS,), (1, COLUMNS)])
