@@ -25,6 +25,7 @@ from quarot_onnx.graph.query import attribute_int, data_input, operands
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io.halves import HALVES
 from quarot_onnx.piecewise.memory import weight_bytes
+from quarot_onnx.piecewise.panels import in_panels
 from quarot_onnx.piecewise.wide import wide_name, widen
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
@@ -89,6 +90,7 @@ class Cuts:
             wanted: What it is run for.
             limit: Bytes of the weights of a piece, as ``weight_bytes`` counts them; more where one node has more.
         """
+        model = in_panels(model, limit, wanted.observed)
         graph = model.graph
         inputs, outputs = {v.name: v for v in graph.inputs}, {v.name: v for v in graph.outputs}
         values = inputs | {v.name: v for node in graph for v in node.outputs}
