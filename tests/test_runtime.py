@@ -111,6 +111,11 @@ def test_importing_does_not_import_onnxruntime():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_run_that_solves_nothing_does_not_import_scipy():
+    code = "import sys, quarot_onnx.cli.quantizing, quarot_onnx.pipeline; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_threads_spin_only_where_time_counts(path):
     key = "session.intra_op.allow_spinning"
     assert runtime.session(path).get_session_options().get_session_config_entry(key) == "0"
