@@ -24,6 +24,7 @@ from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.lengths import check_lengths
 from quarot_onnx.kvcache.plan import GROWING, check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
+from quarot_onnx.piecewise.panels import light
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 from quarot_onnx.quantization import static_ranges
@@ -98,7 +99,7 @@ def rotate(
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
     report, protected = dict(recipe), model_io.input_files(model)
-    of_memory = memory.notes(model)
+    of_memory = memory.notes(model, light=light(model))
     equivalence: Equivalence | None = None
     clock.lap("plan")
     with scratch_folder(Path(target)) as scratch:
@@ -188,7 +189,7 @@ def quantize(
     folder = Path(source).absolute().parent
     model_io.check_target(model, target, overwrite=overwrite)
     refuse_quantized(recorded(model))
-    protected, of_memory = model_io.input_files(model), memory.notes(model, QUANTIZING)
+    protected, of_memory = model_io.input_files(model), memory.notes(model, QUANTIZING, light(model))
     data = None if reader is None else wrap(reader)
     given_inputs = None if feeds is None else given_feeds(feeds, model)
     check_lengths(model, fix_shapes or {})

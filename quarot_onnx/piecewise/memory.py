@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,18 +48,22 @@ class Memory:
         """Bytes of what goes from piece to piece that are kept in memory; the rest goes to disk."""
         return min(_STATES, (self.bytes or 32 * _STATES) // 32)
 
-    def notes(self, model: ir.Model, more: int = 0) -> tuple[str, ...]:
+    def notes(self, model: ir.Model, more: int = 0, light: Collection[ir.TensorProtocol] = ()) -> tuple[str, ...]:
         """What to say of a limit that cannot be kept, as one weight alone takes more: when it is run, or written.
 
         Args:
             model: The float model.
-            more: Bytes that the process needs beside weights, more than a rotation does.
+            more: Bytes that the process needs beside weights, more than a rotation does, when it runs the model.
+            light: Weights of which no 32-bit copy is made in one piece, see ``panels.light``.
         """
-        needs = {tensor: max(weight_bytes(tensor), 2 * tensor.nbytes) for tensor in _tensors(model)}
+        needs = {
+            tensor: max(more + (tensor.nbytes if tensor in light else weight_bytes(tensor)), 2 * tensor.nbytes)
+            for tensor in _tensors(model)
+        }
         if self.limit is None or not needs:
             return ()
         largest = max(needs, key=lambda tensor: needs[tensor])
-        needed = _BASE + more + needs[largest]
+        needed = _BASE + needs[largest]
         if needed <= self.limit:
             return ()
         shape = "x".join(map(str, largest.shape.numpy()))

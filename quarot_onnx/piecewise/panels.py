@@ -60,6 +60,16 @@ def heads(model: ir.Model, observed: Collection[str] = ()) -> list[Head]:
     return [head for head in found if head is not None]
 
 
+def light(model: ir.Model) -> set[ir.TensorProtocol]:
+    """Weights of 16 bits that a piece takes as they are, or not whole: tables of rows, and heads."""
+    found = {head.tensor for head in heads(model)}
+    for value in model.graph.initializers.values():
+        nodes = [use.node for use in value.uses()]
+        if value.const_value is not None and nodes and all(node.op_type == "Gather" for node in nodes):
+            found.add(value.const_value)
+    return found
+
+
 def _head(product: ir.Node, observed: Collection[str]) -> Head | None:
     value, turned = data_input(product, 1), None
     producer = value.producer()
