@@ -6,6 +6,7 @@ from pathlib import Path
 import exports
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import tiny_decoders as tiny
@@ -186,6 +187,7 @@ def test_a_rotated_run_opens_the_original_once(tmp_path: Path, monkeypatch: pyte
     from quarot_onnx.config import QConfig  # noqa: PLC0415
     from quarot_onnx.config.algorithm import QuarotConfig  # noqa: PLC0415
     from quarot_onnx.config.spec import QLayerConfig, UInt8Spec  # noqa: PLC0415
+    from quarot_onnx.piecewise import runs  # noqa: PLC0415
     from quarot_onnx.pipeline import quantize  # noqa: PLC0415
 
     source, opened = exports.optimum_export("llama"), []
@@ -195,7 +197,14 @@ def test_a_rotated_run_opens_the_original_once(tmp_path: Path, monkeypatch: pyte
         opened.append(Path(path))
         return real(path, **options)  # type: ignore[arg-type]
 
+    augmented = runs.open_augmented
+
+    def counted_model(model: ir.Model, **options: object) -> object:
+        opened.append(model_io.source_of(model))
+        return augmented(model, **options)  # type: ignore[arg-type]
+
     monkeypatch.setattr(runtime, "session", counted)
+    monkeypatch.setattr(runs, "open_augmented", counted_model)
     config = QConfig(
         QLayerConfig(
             UInt8Spec(symmetric=True, quant_granularity="Token"),
