@@ -92,9 +92,9 @@ def watched(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
         return of
 
-    def one(*arguments: Any) -> Any:
+    def one(*arguments: Any, helpers: None) -> Any:
         seen.calls.append(arguments[-1])
-        return round_weight(*arguments)
+        return round_weight(*arguments, helpers=helpers)
 
     with patch.context() as inside:
         inside.setattr(pipeline.lowbit, "weights_of", all_of_them)
