@@ -28,6 +28,9 @@ Result = TypeVar("Result")
 _CONNECT, _WORKERS = 10, 30
 """Seconds to wait for a scheduler, and for its first worker."""
 
+BYTES, FLOPS = 1e9, 25e9
+"""Each second, over the network or from storage, and of products in a thread: what machines of today have."""
+
 _AHEAD = 2
 """Tasks for each thread of the workers that are on their way: more hold more results in the workers' memory."""
 

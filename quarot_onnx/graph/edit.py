@@ -107,7 +107,7 @@ class Editor:
         result = nodes[-1].outputs[0]
         for node, index in users:
             node.replace_input_with(index, result)
-        self._take_over(value, result)
+        self.take_over(value, result)
 
     def replace_node(self, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
         """Put ``nodes`` in the place of a node with one output; the last one's output takes its users over."""
@@ -116,13 +116,13 @@ class Editor:
         self.before(node, nodes)
         for user, index in users:
             user.replace_input_with(index, new)
-        self._take_over(old, new)
+        self.take_over(old, new)
         operands = [v for v in node.inputs if v is not None]
         self.graph.remove(node, safe=True)
         for operand in operands:
             self.prune(operand)
 
-    def _take_over(self, old: ir.Value, new: ir.Value) -> None:
+    def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Make ``new`` the graph output that ``old`` is, name, type and shape, however often it is listed."""
         positions = [position for position, output in enumerate(self.graph.outputs) if output is old]
         if not positions:

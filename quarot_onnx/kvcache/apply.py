@@ -10,7 +10,7 @@ from quarot_onnx.errors import first_and_more
 from quarot_onnx.kvcache.codec import HeadGrid
 from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
-from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Floats
+from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Floats, Halves
 from quarot_onnx.kvcache.joined import JoinedCache
 from quarot_onnx.kvcache.places import ODD, Cache
 from quarot_onnx.kvcache.plan import CachePlan, require_reader
@@ -81,18 +81,26 @@ def apply_cache(survey: Survey, plan: CachePlan, seen: Seen, balanced: Collectio
     joined, fused, tokens = JoinedCache(model), FusedCache(model), TokenCache(model)
     for place in places.joined:
         if config.grid(keys=place.keys).bits is not None:
-            halves = UNLIKE if plan.halved and place.present.name in balanced else ALIKE
+            halves = _halves(plan, place, balanced)
             joined.write(place, config.grid(keys=place.keys), _fixed(plan, place, seen), halves)
     for operator in places.fused:
         assert config.k_bits is not None, "K and V alike"
         if not plan.fixed:
-            halves = UNLIKE if plan.halved and operator.keys.present.name in balanced else ALIKE
-            tokens.write(operator, HeadGrid(halves, config.k_clip_ratio), HeadGrid(ALIKE, config.v_clip_ratio))
+            grids = [
+                HeadGrid(_halves(plan, cache, balanced), config.grid(keys=cache.keys).clip_ratio)
+                for cache in (operator.keys, operator.values)
+            ]
+            tokens.write(operator, *grids)
             continue
         keys, values = (_fixed(plan, cache, seen) for cache in (operator.keys, operator.values))
         assert keys is not None
         assert values is not None
         fused.write(operator, config.k_bits, keys, values)
+
+
+def _halves(plan: CachePlan, cache: Cache, balanced: Collection[str]) -> Halves:
+    """How two entries of 4 bits share a byte."""
+    return UNLIKE if plan.halved and cache.present.name in balanced else ALIKE
 
 
 def _fixed(plan: CachePlan, cache: Cache, seen: Seen) -> Floats | None:

@@ -72,27 +72,13 @@ class ScaleCode(Protocol):
 
     entries: int
 
-    def kept(self, anchor: ir.Node, scales: ir.Value, /) -> tuple[ir.Value, ir.Value]:
+    def kept(self, anchor: ir.Node, scales: ir.Value) -> tuple[ir.Value, ir.Value]:
         """What is kept of scales, and what they are read as."""
         ...
 
-    def read(self, anchor: ir.Node, kept: ir.Value, /) -> ir.Value:
+    def read(self, anchor: ir.Node, kept: ir.Value) -> ir.Value:
         """Scales in float32, of what was kept."""
         ...
-
-
-class Exact:
-    """Scales as they are, float32."""
-
-    entries = 1
-
-    def kept(self, _anchor: ir.Node, scales: ir.Value, /) -> tuple[ir.Value, ir.Value]:
-        """Twice the same."""
-        return scales, scales
-
-    def read(self, _anchor: ir.Node, kept: ir.Value, /) -> ir.Value:
-        """The same."""
-        return kept
 
 
 class InFloat16:
@@ -104,14 +90,14 @@ class InFloat16:
         """Write with ``writer``."""
         self._writer = writer
 
-    def kept(self, anchor: ir.Node, scales: ir.Value, /) -> tuple[ir.Value, ir.Value]:
+    def kept(self, anchor: ir.Node, scales: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Rounded, within the range of float16."""
         add, number = self._writer.add, self._writer.number
         limited = add(anchor, "Clip", scales, number("least", -_LARGEST), number("largest", _LARGEST))
         half = add(anchor, "Cast", limited, to=int(ir.DataType.FLOAT16))
         return half, self.read(anchor, half)
 
-    def read(self, anchor: ir.Node, kept: ir.Value, /) -> ir.Value:
+    def read(self, anchor: ir.Node, kept: ir.Value) -> ir.Value:
         """As they are divided and multiplied by: those of zeros are none."""
         exact = self._writer.add(anchor, "Cast", kept, to=int(ir.DataType.FLOAT))
         return self._writer.add(anchor, "Add", exact, self._writer.number("tiny", TINY))
@@ -129,7 +115,7 @@ class InTwoBytes:
         self._scales = writer.constant("scales", np.concatenate([sizes, -sizes]))
         self._bytes = writer.constant("scale_bytes", np.arange(2 * _CODES, dtype="<u2").view(np.uint8).reshape(-1, 2))
 
-    def kept(self, anchor: ir.Node, scales: ir.Value, /) -> tuple[ir.Value, ir.Value]:
+    def kept(self, anchor: ir.Node, scales: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The nearest of the table."""
         add, number = self._writer.add, self._writer.number
         steps = add(anchor, "Mul", add(anchor, "Log", add(anchor, "Abs", scales)), number("fine", _FINE))
@@ -141,7 +127,7 @@ class InTwoBytes:
         apart = add(anchor, "Gather", self._bytes, numbers, axis=0)
         return apart, add(anchor, "Gather", self._scales, numbers, axis=0)
 
-    def read(self, anchor: ir.Node, kept: ir.Value, /) -> ir.Value:
+    def read(self, anchor: ir.Node, kept: ir.Value) -> ir.Value:
         """By their numbers."""
         parts = self._writer.constant("places", np.array([[1], [256]], np.int32))
         whole = self._writer.add(anchor, "Cast", kept, to=int(ir.DataType.INT32))
@@ -163,35 +149,32 @@ class Codec(Protocol):
 
 
 class EightBits:
-    """An entry is a byte."""
+    """An entry is a byte; scales are kept as they are, float32."""
 
-    def __init__(self, writer: Writer, scales: ScaleCode, clip_ratio: float, fixed: Floats | None = None) -> None:
+    def __init__(self, writer: Writer, clip_ratio: float, fixed: Floats | None = None) -> None:
         """Write with ``writer``.
 
         Args:
             writer: Of the graph.
-            scales: How they are kept.
             clip_ratio: What the range of a head is multiplied by.
             fixed: Scales in place of those of tokens, broadcast against [1, heads, 1, head_dim].
         """
-        self._writer, self._activations, self._code = writer, ActivationWriter(writer), scales
+        self._writer, self._activations = writer, ActivationWriter(writer)
         self._rounding = FakePerToken(8, clip_ratio=clip_ratio)
         self._fixed = None if fixed is None else writer.constant("cache_scale", fixed)
 
     def kept(self, anchor: ir.Node, x: ir.Value) -> Kept:
         """What is kept of ``x``."""
-        scale, own = self._fixed, None
-        if scale is None:
-            own, scale = self._code.kept(anchor, self._activations.row_scales(anchor, x, self._rounding))
+        own = None if self._fixed is not None else self._activations.row_scales(anchor, x, self._rounding)
+        scale = self._fixed or own
+        assert scale is not None, "one of the two"
         integers = self._activations.integers(anchor, x, scale, None, self._rounding)
         return Kept(integers, own, (integers, scale))
 
     def values(self, anchor: ir.Node, integers: ir.Value, scales: ir.Value | None) -> ir.Value:
         """What they stand for."""
-        scale = self._fixed
-        if scale is None:
-            assert scales is not None, "kept with them"
-            scale = self._code.read(anchor, scales)
+        scale = self._fixed or scales
+        assert scale is not None, "one of the two"
         real = self._writer.add(anchor, "Cast", integers, to=int(ir.DataType.FLOAT))
         return self._writer.add(anchor, "Mul", real, scale)
 

@@ -17,7 +17,7 @@ from quarot_onnx.config.kv_cache import CacheGrid
 from quarot_onnx.emission.activation import ActivationWriter
 from quarot_onnx.emission.writer import Writer
 from quarot_onnx.graph.query import consumers, data_input
-from quarot_onnx.kvcache.codec import Codec, EightBits, Exact, FourBits, HeadGrid, InFloat16
+from quarot_onnx.kvcache.codec import Codec, EightBits, FourBits, HeadGrid, InFloat16
 from quarot_onnx.kvcache.integers import Floats, Halves
 from quarot_onnx.kvcache.places import JoinedPlace, retype
 
@@ -45,7 +45,7 @@ class JoinedCache:
         way: Codec
         if grid.bits == 8:
             kind, width, count, scale_type = ir.DataType.INT8, head_dim, 1, ir.DataType.FLOAT
-            way = EightBits(self._writer, Exact(), grid.clip_ratio, scales)
+            way = EightBits(self._writer, grid.clip_ratio, scales)
         else:
             kind, width, count, scale_type = ir.DataType.UINT8, head_dim // 2, 2, ir.DataType.FLOAT16
             heads = (HeadGrid(halves, grid.clip_ratio),)
@@ -74,12 +74,7 @@ class JoinedCache:
 
     def _take_over(self, place: JoinedPlace, joined: ir.Value, real: ir.Value) -> None:
         """Put the integers out under the name of the present; whoever read that, reads real numbers."""
-        old, graph = place.present, self._graph
-        for user, index in consumers(old):
+        for user, index in consumers(place.present):
             user.replace_input_with(index, real)
-        joined.name, old.name = old.name, self._writer.editor.unique(f"{old.name}_float")
-        joined.shape = old.shape
-        for position, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[position] = joined
-        graph.remove(place.concat, safe=True)
+        self._writer.editor.take_over(place.present, joined)
+        self._graph.remove(place.concat, safe=True)

@@ -15,6 +15,7 @@ in float, in front of the past, or of what is new at a first prompt (:mod:`quaro
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -52,10 +53,15 @@ class TokenCache:
 
     def __init__(self, model: ir.Model) -> None:
         """Write into ``model``."""
-        self._graph, self._writer = model.graph, Writer(model)
+        self._writer = Writer(model)
         self._ropes, self._activations = RopeSplitter(self._writer.editor), ActivationWriter(self._writer)
         self._order = {node: number for number, node in enumerate(model.graph)}
         self._rows: dict[tuple[ir.Value, ir.Value, int, int], _Rows] = {}
+
+    @cached_property
+    def _code(self) -> InTwoBytes:
+        """One table for all."""
+        return InTwoBytes(self._writer)
 
     def write(self, place: FusedPlace, keys: HeadGrid, values: HeadGrid) -> None:
         """Let one operator's caches be bytes; nodes are few, as each takes its time: K and V go through them together.
@@ -73,7 +79,7 @@ class TokenCache:
         add, ints, caches = self._writer.add, self._ints, (place.keys, place.values)
         width = head_dim // 2 + SCALE_BYTES
         grids = (keys,) if keys == values else (*(keys for _ in range(heads)), *(values for _ in range(heads)))
-        codec = FourBits(self._writer, InTwoBytes(self._writer), grids, head_dim)
+        codec = FourBits(self._writer, self._code, grids, head_dim)
         self._read_past(caches, codec, width)
         rows = self._present_rows(place)
         fed = add(node, "Concat", data_input(node, 1), data_input(node, 2), axis=-1)
@@ -94,8 +100,11 @@ class TokenCache:
             node.replace_input_with(1 + index, real)
         for cache, own in zip(caches, new, strict=True):
             every = add(node, "Concat", cache.past, own, axis=2)
-            self._put_out(cache, add(node, "GatherND", every, rows.places, batch_dims=2), width)
-            retype(cache.past, ir.DataType.UINT8, width)
+            present = add(node, "GatherND", every, rows.places, batch_dims=2)
+            self._writer.editor.take_over(cache.present, present)
+            self._writer.editor.prune(cache.present)
+            for value in (cache.past, present):
+                retype(value, ir.DataType.UINT8, width)
 
     def _read_past(self, caches: tuple[Cache, ...], codec: FourBits, width: int) -> None:
         """Let all users of pasts of keys and values see what the bytes stand for."""
@@ -127,17 +136,6 @@ class TokenCache:
         """Of a cache in float."""
         assert cache.past.dtype is not None, "a cache has a type"
         return cache.past.dtype
-
-    def _put_out(self, cache: Cache, rows: ir.Value, width: int) -> None:
-        """Put rows out under the name of the present."""
-        old, outputs, editor = cache.present, self._graph.outputs, self._writer.editor
-        rows.name, old.name = old.name, editor.unique(f"{old.name}_float")
-        rows.shape = old.shape
-        retype(rows, ir.DataType.UINT8, width)
-        for position, output in enumerate(outputs):
-            if output is old:
-                outputs[position] = rows
-        editor.prune(old)
 
     def _present_rows(self, place: FusedPlace) -> _Rows:
         """Which rows the presents of an operator take; the same for all that are told the same lengths."""

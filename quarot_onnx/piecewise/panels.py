@@ -123,12 +123,7 @@ def _put(head: Head, panels: list[range], editor: Editor) -> None:
         parts.append(made)
     joined = editor.node("Concat", parts, f"{label(head.product)}/columns", attributes=[ir.AttrInt64("axis", -1)])
     graph.insert_before(head.product, joined)
-    _describe(joined.outputs[0], output, head.columns)
-    for place, value in enumerate(graph.outputs):
-        if value is output:
-            graph.outputs[place] = joined.outputs[0]
-    name, output.name = output.name, editor.unique(f"{output.name}/whole")
-    joined.outputs[0].name = name
+    editor.take_over(output, joined.outputs[0])
     graph.remove(nodes[::-1])
 
 

@@ -13,16 +13,13 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.distributed.cluster import Cluster
+from quarot_onnx.distributed.cluster import BYTES, FLOPS, Cluster
 from quarot_onnx.distributed.worker import kept
 from quarot_onnx.rounding.factor import Factors
 from quarot_onnx.rounding.recursion import Problem
 from quarot_onnx.rounding.solve import Tile
 from quarot_onnx.rounding.tiles import floats
 from quarot_onnx.threads import thread_count
-
-_BYTES, _FLOPS = 1e9, 25e9
-"""Each second, to or from storage, and of products in a thread: what machines of today have."""
 
 _PASSES = 5
 """Of the factor over a column: with three scales, and a correction or a second term."""
@@ -83,9 +80,9 @@ def pays(shape: tuple[int, ...], matrices: int, tiles: int, theirs: int, ours: i
         ours: Threads of this process.
     """
     inputs, outputs = shape
-    seconds = _PASSES * inputs**2 * outputs / _FLOPS
+    seconds = _PASSES * inputs**2 * outputs / FLOPS
     moved = 2 * 8 * matrices * inputs**2 + 9 * inputs * outputs
-    return moved / _BYTES + seconds / min(tiles, theirs) < seconds / min(tiles, ours)
+    return moved / BYTES + seconds / min(tiles, theirs) < seconds / min(tiles, ours)
 
 
 def _matrices(problem: Problem) -> int:

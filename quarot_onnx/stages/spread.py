@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.hessian import PANEL, ROWS, Accumulator, Statistics
-from quarot_onnx.distributed.cluster import Cluster
+from quarot_onnx.distributed.cluster import BYTES, FLOPS, Cluster
 from quarot_onnx.piecewise.states import Key, read_archive, read_entry, write_archive
 from quarot_onnx.stages.blocks import Segments, Stage
 from quarot_onnx.stages.passing import Fake, Material, Replacement, Step
@@ -29,9 +29,6 @@ from quarot_onnx.stages.runner import FLOAT, QUANTIZED, saved
 from quarot_onnx.stages.shared_states import FEEDS, Plan
 from quarot_onnx.stages.unit import PanelTask, UnitTask, graph_digest, sum_panels, take_unit
 from quarot_onnx.threads import panels
-
-_BYTES, _FLOPS = 1e9, 25e9
-"""Each second, over the network or from storage, and of products in a thread: what machines of today have."""
 
 
 class SpreadRunner:
@@ -166,10 +163,10 @@ def by_panels(width: int, units: int, follow_float: bool, threads: int) -> bool:
         threads: Of the workers.
     """
     matrices, paths = (3, 2) if follow_float else (1, 1)
-    flops = 1.0 * units * ROWS * width**2 * matrices / _FLOPS
-    by_units = 2.0 * units * width**2 * matrices / _BYTES + flops / min(units, threads)
+    flops = 1.0 * units * ROWS * width**2 * matrices / FLOPS
+    by_units = 2.0 * units * width**2 * matrices / BYTES + flops / min(units, threads)
     read = 4.0 * units * ROWS * width * paths
-    summed = (4.0 * width**2 * matrices + read) / _BYTES + flops / min(len(panels(width, PANEL)), threads)
+    summed = (4.0 * width**2 * matrices + read) / BYTES + flops / min(len(panels(width, PANEL)), threads)
     return summed < by_units
 
 
