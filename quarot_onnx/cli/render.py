@@ -69,8 +69,9 @@ def outcome(done: "Outcome") -> None:
     if done.equivalence is not None:
         e = done.equivalence
         top1 = "" if e.top1_agreement is None else f", top-1 agreement {e.top1_agreement:.2%}"
+        noise = "" if e.own_noise is None else f"; rounding alone moves the original by {e.own_noise:.2e}"
         say(
-            f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}) "
+            f"proved: max |Δlogit| {e.max_abs_logit_diff:.2e} (relative {e.max_rel_logit_diff:.2e}{noise}) "
             f"over {e.tokens} tokens{top1}{_beside(len(e.outputs))}"
         )
     if done.bos is not None:
@@ -216,10 +217,11 @@ def _uses(content: Content, kind: str) -> str:
 
 def equivalence(content: Content) -> None:
     """The figures of a comparison."""
-    top1 = content["top1_agreement"]
+    top1, noise = content["top1_agreement"], content["own_noise"]
     rows = [
         ["max |Δlogit|", f"{content['max_abs_logit_diff']:.3e}"],
         ["max |Δlogit| / max |logit|", f"{content['max_rel_logit_diff']:.3e}"],
+        *([] if noise is None else [["of the original when rounding moves it", f"{noise:.3e}"]]),
         ["relative L2 error", f"{content['rel_l2']:.3e}"],
         ["KL divergence (nats)", "-" if content["kl"] is None else f"{content['kl']:.3e}"],
         ["top-1 agreement", "-" if top1 is None else f"{top1:.3%}"],

@@ -7,10 +7,11 @@ in a file. ``pairing`` says what is compared beside the logits.
 
 Two figures decide: the largest difference relative to the largest logit, which finds a single wrong position, and the
 relative L2 error ``|b - a| / |a|``, which averages over millions of logits and so stands close above the noise. Both
-are taken of every output by itself.
+are taken of every output by itself. Where one is above what the dtype allows, ``noise`` finds out how far rounding
+alone moves the original on these inputs, and that counts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,10 @@ from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import befores
 from quarot_onnx.evaluation.given import turned
-from quarot_onnx.evaluation.measuring import Measured, measure
-from quarot_onnx.evaluation.outputs import decoder_outputs, float_outputs, random_feeds
-from quarot_onnx.evaluation.pairing import pair_decoders, pair_others
+from quarot_onnx.evaluation.measuring import Figures, Measured, measure
+from quarot_onnx.evaluation.noise import OwnNoise, own_noise
+from quarot_onnx.evaluation.outputs import Outputs, decoder_outputs, float_outputs, random_feeds
+from quarot_onnx.evaluation.pairing import Pairing, pair_decoders, pair_others
 from quarot_onnx.evaluation.proof_tokens import ComparedDecoder, token_windows
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 from quarot_onnx.io import model_io
@@ -79,6 +81,8 @@ class Equivalence:
         passed: Whether everything lies within it, every output that was compared among it.
         outputs: Every output that was compared; of a decoder the logits first.
         not_compared: Float outputs that were not, with the reason.
+        own_noise: ``max_rel_logit_diff`` of the first model from itself, its norm weights moved by a rounding; None
+            where the tolerance of the dtype is kept. ``tolerance`` leaves room for it.
     """
 
     max_abs_logit_diff: float
@@ -93,6 +97,7 @@ class Equivalence:
     passed: bool
     outputs: tuple[OutputDifference, ...] = ()
     not_compared: Mapping[str, str] = field(default_factory=dict)
+    own_noise: float | None = None
 
 
 def compare(
@@ -145,12 +150,10 @@ def compare(
     """
     model_a = model_io.load(path_a)
     model_b = model_io.load(path_b) if model_b is None else model_b
-    open_a, open_b = (
-        partial(opened, path, memory or Memory(), model=model, threads=threads, low_memory=True)
-        for path, model in ((path_a, model_a), (path_b, model_b))
-    )
+    of_a, of_b = (partial(_opening, path, memory or Memory(), threads) for path in (path_a, path_b))
     dtype = coarsest(weight_type(model_a), weight_type(model_b))
     decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
+    run_a: Callable[..., Iterator[Outputs]]
     if decoder:
         a = ComparedDecoder.read(path_a, model_a, known=feeds is None)
         # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
@@ -164,12 +167,12 @@ def compare(
         names_a, names_b = ([item.name for item in pairing.outputs], [item.other for item in pairing.outputs])
         if feeds is not None:
             feeds_a, feeds_b = (
-                (turned(feeds, a.inputs, pairing, 0), turned(feeds, b.inputs, pairing, 1))
+                (list(turned(feeds, a.inputs, pairing, 0)), turned(feeds, b.inputs, pairing, 1))
                 if own_feeds is None
                 else (feeds, own_feeds)
             )
-            runs_a = float_outputs(open_a, names_a, feeds_a)
-            runs_b = float_outputs(open_b, names_b, feeds_b)
+            run_a = partial(float_outputs, names=names_a, feeds=feeds_a)
+            runs_b = float_outputs(of_b(model_b), names_b, feeds_b)
         else:
             length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
             groups = token_windows(
@@ -183,19 +186,49 @@ def compare(
             )
             decoded = sum(map(len, groups)) * steps
             at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
-            run = partial(decoder_outputs, at_end=at_end, decode_steps=steps)
+            run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
             before = befores(Lead.of(model_a, a.path.parent), lead or Lead.of(model_b, b.path.parent))
-            runs_a = run(open_a, a.inputs, groups, names_a, then=then, before=before[0])
-            runs_b = run(open_b, b.inputs, groups, names_b, before=before[1])
+            run_a = partial(run, inputs=a.inputs, names=names_a, before=before[0])
+            runs_b = run(of_b(model_b), inputs=b.inputs, names=names_b, before=before[1])
     else:
         pairing = pair_others(path_a, model_a, path_b, model_b)
         feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
-        runs_a = float_outputs(open_a, [item.name for item in pairing.outputs], feeds)
-        runs_b = float_outputs(open_b, [item.other for item in pairing.outputs], feeds)
-    found = measure(pairing, runs_a, runs_b, (path_a, path_b), decoder=decoder)
-    measures, limits = found.main, TOLERANCES[dtype] if tolerance is None else tolerance
+        run_a = partial(float_outputs, names=[item.name for item in pairing.outputs], feeds=feeds)
+        runs_b = float_outputs(of_b(model_b), [item.other for item in pairing.outputs], feeds)
+    last = {"then": then} if decoder and feeds is None else {}
+    found = measure(pairing, run_a(of_a(model_a), **last), runs_b, (path_a, path_b), decoder=decoder)
+    judged = partial(_judged, found, pairing, dtype, tolerance, decoder=decoder, decoded=decoded)
+    result = judged(None)
+    if result.passed or tolerance is not None or not np.isfinite(result.rel_l2):
+        return result
+    noise = own_noise(path_a, pairing, lambda model: run_a(of_a(model)), dtype, decoder=decoder)
+    return result if noise is None else judged(noise)
+
+
+def _opening(path: str | Path, memory: Memory, threads: int | None, model: ir.Model) -> Callable[[], Model]:
+    """What opens a model that is like the one of a file."""
+    return partial(opened, path, memory, model=model, threads=threads, low_memory=True)
+
+
+def _judged(
+    found: Figures,
+    pairing: Pairing,
+    dtype: ir.DataType,
+    tolerance: Tolerance | None,
+    noise: Mapping[str, OwnNoise] | None,
+    *,
+    decoder: bool,
+    decoded: int,
+) -> Equivalence:
+    """The figures, judged."""
+
+    def limits_of(name: str, kind: ir.DataType) -> Tolerance:
+        limits = tolerance or TOLERANCES[kind]
+        return limits if noise is None or name not in noise else noise[name].widened(limits)
+
+    measures, limits = found.main, limits_of("", dtype)
     top1 = measures.top1_agreement(2 * TOLERANCES[dtype].max_rel * measures.largest) if decoder else None
-    outputs = tuple(_difference(item, dtype, tolerance) for item in found.outputs)
+    outputs = tuple(_difference(item, limits_of(item.compared.name, _kind(item, dtype))) for item in found.outputs)
     return Equivalence(
         max_abs_logit_diff=measures.max_abs,
         max_rel_logit_diff=measures.max_rel,
@@ -212,13 +245,17 @@ def compare(
         and all(output.passed for output in outputs),
         outputs=outputs,
         not_compared=pairing.left | found.left,
+        own_noise=None if noise is None else noise[""].max_rel,
     )
 
 
-def _difference(item: Measured, dtype: ir.DataType, tolerance: Tolerance | None) -> OutputDifference:
+def _kind(item: Measured, dtype: ir.DataType) -> ir.DataType:
+    """The type that an output is judged by; the logits' own is left out of it, any other may be rounded further."""
+    return dtype if item.main else coarser(dtype, item.dtype)
+
+
+def _difference(item: Measured, limits: Tolerance) -> OutputDifference:
     """The figures of one output, judged."""
-    # The logits' own type is left out of it, as it always was; any other output may be rounded further.
-    limits = tolerance or TOLERANCES[dtype if item.main else coarser(dtype, item.dtype)]
     figures = item.measures
     passed = figures.max_rel <= limits.max_rel and figures.rel_l2 <= limits.rel_l2
     return OutputDifference(
@@ -244,6 +281,8 @@ def require(equivalence: Equivalence) -> None:
         figures.append(f"top-1 agreement {equivalence.top1_agreement:.4f} (required {limits.top1:.4f})")
     if equivalence.kl is not None:
         figures.append(f"KL {equivalence.kl:.3g} nats")
+    if equivalence.own_noise is not None:
+        figures.append(f"rounding alone moves the original by {equivalence.own_noise:.3g}")
     figures += [
         f"output {output.name!r} relative {output.max_rel:.3g}, relative L2 {output.rel_l2:.3g}"
         for output in equivalence.outputs

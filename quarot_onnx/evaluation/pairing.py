@@ -8,7 +8,7 @@ pairs of positions: (X R)(X R)ᵀ = X Xᵀ.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class Pairing:
 
     outputs: tuple[Compared, ...]
     left: dict[str, str]
+
+    def with_itself(self) -> "Pairing":
+        """The same outputs of the first model, in place of the second's too."""
+        alike = (replace(item, other=item.name, rotations=(item.rotations[0],) * 2) for item in self.outputs)
+        return Pairing(tuple(alike), {})
 
 
 def pair_decoders(model_a: ir.Model, a: ModelInputs, model_b: ir.Model, b: ModelInputs) -> Pairing:

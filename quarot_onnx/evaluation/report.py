@@ -23,6 +23,7 @@ def equivalence_record(result: Equivalence) -> dict[str, object]:
             "rel_l2": result.tolerance.rel_l2,
             "top1": result.tolerance.top1,
         },
+        "own_noise": result.own_noise,
         "passed": result.passed,
         "outputs": [
             {
