@@ -80,6 +80,28 @@ def test_one_that_does_not_start(way: Any, monkeypatch: pytest.MonkeyPatch) -> N
         way()
 
 
+def test_libraries_in_python_packages_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NVIDIA's lie where the system does not look for them; what is not there, the system may have."""
+    found: list[str] = []
+
+    def preload() -> None:
+        found.append("asked")
+        print("Failed to load libcublas.so")
+
+    kept = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, options, **_: kept(model, options))
+    providers.load_libraries.cache_clear()
+    for name in (AZURE, "CUDAExecutionProvider"):
+        with running_on(Provider(name)), pytest.raises(ModelError, match="cannot start") as told:
+            by_path()
+        assert ("onnxruntime-gpu[cuda,cudnn]" in str(told.value)) is (name != AZURE)
+    assert found == ["asked"]
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_said_of_16_bits() -> None:
     half, single = (model_io.load(exports.EXPORTS[case]()) for case in ("optimum fp16", "optimum llama"))
     assert providers.notes(half) == ()

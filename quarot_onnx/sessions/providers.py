@@ -4,9 +4,11 @@ What a provider does not take of a graph, the CPU does: it always comes second.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
+from io import StringIO
 from typing import Any
 
 import onnx_ir as ir
@@ -29,6 +31,9 @@ _PACKAGES = {
 
 _EXACT = {"CUDA": {"use_tf32": "0"}, "OpenVINO": {"precision": "FP32"}}
 """What makes a provider compute 32-bit floats as such, unless it is told otherwise."""
+
+_WITH_LIBRARIES = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+"""Providers whose libraries may come as Python packages, where the system's loader does not look."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,20 @@ def _pair(option: str) -> tuple[str, str]:
     if not (key and equals):
         raise ConfigError(f"option {option!r} of a provider: give KEY=VALUE")
     return key, value
+
+
+@cache
+def load_libraries() -> None:
+    """Load NVIDIA's libraries from the Python packages that hold them, where they are installed."""
+    import onnxruntime as ort  # noqa: PLC0415 - as above
+
+    if hasattr(ort, "preload_dlls"):
+        with redirect_stdout(StringIO()):  # it says there what it did not find, and the system may have that
+            ort.preload_dlls()
+
+
+def _libraries(name: str) -> str:
+    return " (`pip install onnxruntime-gpu[cuda,cudnn]` brings NVIDIA's)" if name in _WITH_LIBRARIES else ""
 
 
 _current: ContextVar[Provider | None] = ContextVar("provider", default=None)
@@ -135,12 +154,14 @@ def open_session(model: str | bytes, options: Any) -> Any:
     provider = current()
     if provider.name == CPU:
         return ort.InferenceSession(model, options, providers=[CPU])
+    if provider.name in _WITH_LIBRARIES:
+        load_libraries()
     providers = [(provider.name, dict(provider.options)), CPU]
     session = ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
     # Of one that does not start onnxruntime writes a line and takes the CPU all the same.
     if provider.name not in session.get_providers():
         raise ModelError(
-            f"onnxruntime cannot start {provider.name}: look at its driver and libraries, and at its options "
-            f"{dict(provider.options)}"
+            f"onnxruntime cannot start {provider.name}: look at its driver and libraries{_libraries(provider.name)}, "
+            f"and at its options {dict(provider.options)}"
         )
     return session
