@@ -105,7 +105,10 @@ def _fused(node: ir.Node, shapes: Shapes) -> _Parts | None:
     shape = None if value is None else shapes.of(value)
     if not heads and shape is not None and len(shape) == 4:
         heads, kv_heads = (shapes.of(query) or shape)[1] or 0, shape[1] or 0
-    rope = node.op_type == "GroupQueryAttention" and bool(attribute_int(node, "do_rotary", 0))
+    grouped = node.op_type == "GroupQueryAttention"
+    head_dim = _head_dim(shape, kv_heads or heads)
+    if grouped and value is None:  # Q, K and V in one
+        head_dim = _head_dim(shapes.of(query), heads + 2 * kv_heads)
     return _Parts(
         node,
         scores=node,
@@ -114,10 +117,10 @@ def _fused(node: ir.Node, shapes: Shapes) -> _Parts | None:
         key=key,
         value=value,
         context=node.outputs[0],
-        head_dim=_head_dim(shape, kv_heads or heads),
+        head_dim=head_dim,
         num_heads=heads or None,
         num_kv_heads=kv_heads or None,
-        rope_inside=rope,
+        rope_inside=grouped and bool(attribute_int(node, "do_rotary", 0)),
         obstacle=_obstacle(node, key, value),
     )
 

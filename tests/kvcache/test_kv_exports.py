@@ -276,6 +276,18 @@ def test_behind_a_prefix_in_the_graph(case: str, bits: int, scales: str, tmp_pat
     assert not near(whole, exact[:, 2:], loose)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("rotates", "r3"), [(False, None), (True, False)])
+def test_behind_a_prefix_where_rope_stays_inside(rotates: bool, r3: bool | None, bits: int, tmp_path: Path) -> None:
+    """Q, K and V are one value there, which the prefix stands before."""
+    path = cached("genai", tmp_path, rotates=rotates, r3=r3, prefix=True, bits=bits, k_balance=False)
+    whole, _ = outputs(path, IDS[:1])
+    decoded, _ = outputs(path, IDS[:1], tuple(range(16, 24)))
+    assert near(decoded, whole, 1e-4)
+    exact, _ = outputs(EXPORTS["genai"](), np.concatenate([[[7, 3]], IDS[:1]], axis=1))
+    assert near(whole, exact[:, 2:], 0.15 if bits == 8 else 1.0)
+
+
 GRIDS = [
     {"k_bits": 4, "v_bits": 2, "k_asym": True},
     {"k_bits": 4, "v_bits": 3, "k_groupsize": 8, "v_groupsize": 4, "v_asym": True},
