@@ -22,7 +22,8 @@ from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.lengths import check_lengths
-from quarot_onnx.kvcache.plan import GROWING, check_cache
+from quarot_onnx.kvcache.hosting import lost_in_genai, search_settings
+from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.piecewise.panels import light
 from quarot_onnx.processor import EXACT_PRODUCTS
@@ -222,7 +223,7 @@ def quantize(
         )
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         exact = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else {}
-        genai = GenaiSettings(exact, GROWING if of_cache is not None and of_cache.grows else {})
+        genai = GenaiSettings(exact, search_settings(of_cache, folder))
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, genai=genai)
         rotation = None if plan is None or rotating is None else (plan, rotating)
         check_scales(of_cache, model, rotation)
@@ -253,6 +254,7 @@ def quantize(
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
+    notes = (*notes, *lost_in_genai(start.model, folder))
     of_workers = () if cluster is None else cluster.notes
     notes = (*config.notes, *([] if no_prefix is None else [no_prefix]), *notes, *of_memory, *of_workers)
     bos = None if data is None or start.lead is not None else data.bos

@@ -6,7 +6,7 @@ the lengths, take numbers, or embeddings in place of ids. ``ModelInputs`` reads 
 of a prefill (an empty cache) and of a decode step. Embeddings are drawn at random, the same ones for the same id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import (
-    FLOATS,
     InputRole,
     TensorSpec,
     attention_shape,
+    config_shape,
     embedding_rows,
+    logits_output,
     position_axis,
 )
 from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made
@@ -28,8 +29,9 @@ from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
-from quarot_onnx.io.companions import read_json
+from quarot_onnx.graph.caches import IntegerCache, reads_integers
 from quarot_onnx.piecewise.runs import Carried
+from quarot_onnx.sessions.carrying import INSTEAD, dropped
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -47,6 +49,7 @@ class ModelInputs:
         kv_heads: The KV heads of the cache where the graph leaves them symbolic, None where unknown.
         head_dim: The head_dim of the cache where the graph leaves it symbolic, None where unknown.
         lengths: What the graph fixes.
+        integers: Where GroupQueryAttention reads its cache, if it keeps integers.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -57,6 +60,7 @@ class ModelInputs:
     kv_heads: int | None = None
     head_dim: int | None = None
     lengths: Lengths = field(default_factory=Lengths)
+    integers: IntegerCache | None = None
 
     @classmethod
     def from_path(cls, path: str | Path, *, head_dim: int | None = None) -> "ModelInputs":
@@ -105,7 +109,7 @@ class ModelInputs:
         open_shape = any(_open_axes(spec) for spec in pasts)
         kv_heads, width = attention_shape(model) if open_shape else (None, None)
         if pasts and folder is not None:
-            config = _config_shape(Path(folder))
+            config = config_shape(Path(folder))
             kv_heads, width = kv_heads or config[0], width or config[1]
         return cls(
             inputs=tuple(inputs),
@@ -116,12 +120,27 @@ class ModelInputs:
             kv_heads=kv_heads,
             head_dim=head_dim or width,
             lengths=Lengths.read(inputs, roles, outputs, graph),
+            integers=reads_integers(model),
         )
 
     @property
     def has_cache(self) -> bool:
-        """Whether decode steps are possible."""
-        return bool(self.presents) and self.lengths.past != 0
+        """Whether decode steps are possible, with the graph and on this provider."""
+        return bool(self.presents) and self.lengths.past != 0 and not self.dropped
+
+    @property
+    def dropped(self) -> str:
+        """Why the cache is lost between runs here, whatever the graph says; empty where it is not."""
+        return "" if self.integers is None else dropped()
+
+    def refuse_dropped(self, past_length: int = 0) -> None:
+        """Refuse to go on with a cache that would be lost, be it that of a prefix in the graph.
+
+        Raises:
+            ModelError: It would.
+        """
+        if (past_length or self.integers is IntegerCache.MADE) and self.dropped:
+            raise ModelError(f"{self.dropped}; {INSTEAD}")
 
     @property
     def main(self) -> TensorSpec:
@@ -162,12 +181,14 @@ class ModelInputs:
 
         Raises:
             CalibrationError: Ids of a wrong shape or outside the vocabulary.
-            ModelError: A cache dimension that nothing tells, or a cache type that NumPy cannot hold.
+            ModelError: A cache dimension that nothing tells, a cache type that NumPy cannot hold, or a cache that the
+                provider loses.
         """
         token_ids = self._checked(np.asarray(token_ids))
         batch, length = token_ids.shape
         if past and not past_length:
             past_length = next(past[name].shape[self._axis(name)] for name, _ in self.presents if name in past)
+        self.refuse_dropped(past_length)
         filling = Filling.of(self.lengths, batch, length, past_length)
         feeds: Feeds = {}
         for spec in self.inputs:
@@ -268,24 +289,3 @@ def _unknown(spec: TensorSpec) -> FeedError:
         f"input {spec.name!r} ({spec.dtype.name} {list(spec.shape or ())}) is not known: a decoder takes token ids or "
         "embeddings, a mask, positions, lengths and a KV cache"
     )
-
-
-def logits_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
-    """The output that holds the logits: the one of that name, else the first float one of three axes."""
-    named = [spec for spec in outputs if spec.name == "logits"]
-    shaped = [spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS]
-    found = named or shaped or [spec for spec in outputs if spec.rank is None]
-    if not found:
-        raise ModelError("the graph has no float output [batch, sequence, vocabulary]: it is no language model")
-    return found[0]
-
-
-def _config_shape(folder: Path) -> tuple[int | None, int | None]:
-    """``(kv_heads, head_dim)`` as genai_config.json or config.json beside the model tells them."""
-    genai = read_json(folder / "genai_config.json", ModelError).get("model", {}).get("decoder", {})
-    if genai.get("head_size"):
-        return genai.get("num_key_value_heads"), genai["head_size"]
-    config = read_json(folder / "config.json", ModelError)
-    heads = config.get("num_attention_heads")
-    width = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
-    return config.get("num_key_value_heads", heads), width

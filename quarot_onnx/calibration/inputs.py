@@ -6,11 +6,14 @@
 import enum
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
+from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import attribute_int, resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -108,6 +111,31 @@ def attention_shape(model: ir.Model) -> tuple[int | None, int | None]:
         if operand is not None and (width := shapes.last(operand) or _projected_width(operand)) is not None:
             return kv_heads, width // count
     return kv_heads, None
+
+
+def logits_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """The output that holds the logits: the one of that name, else the first float one of three axes."""
+    named = [spec for spec in outputs if spec.name == "logits"]
+    shaped = [spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS]
+    found = named or shaped or [spec for spec in outputs if spec.rank is None]
+    if not found:
+        raise ModelError("the graph has no float output [batch, sequence, vocabulary]: it is no language model")
+    return found[0]
+
+
+def config_shape(folder: Path) -> tuple[int | None, int | None]:
+    """``(kv_heads, head_dim)`` as genai_config.json or config.json beside a model tells them.
+
+    Raises:
+        ModelError: One of them is not readable.
+    """
+    genai = read_json(folder / GENAI_CONFIG, ModelError).get("model", {}).get("decoder", {})
+    if genai.get("head_size"):
+        return genai.get("num_key_value_heads"), genai["head_size"]
+    config = read_json(folder / "config.json", ModelError)
+    heads = config.get("num_attention_heads")
+    width = config.get("head_dim") or (config["hidden_size"] // heads if heads and "hidden_size" in config else None)
+    return config.get("num_key_value_heads", heads), width
 
 
 def _projected_width(value: ir.Value) -> int | None:

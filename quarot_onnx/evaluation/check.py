@@ -111,6 +111,8 @@ class CheckRun:
         self.fidelity = measure(
             self._reference, quantized, model=model, limits=self.limits, lead=lead, memory=self.memory
         )
+        if self.fidelity.not_decoded:
+            self.notes = (*self.notes, f"{self.fidelity.not_decoded}: no decode step was checked")
         require(self.fidelity)
         return {"check": fidelity_record(self.fidelity)}
 

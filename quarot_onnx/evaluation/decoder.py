@@ -91,11 +91,12 @@ def _decodable(path: Path) -> Scored:
 
     Raises:
         FeedError: It takes something else than token ids, or other inputs than those of a decoder.
-        ModelError: It has no logits, or fixes lengths that leave no room for a next token.
+        ModelError: It has no logits, fixes lengths that leave no room for a next token, or a cache that is lost here.
     """
     try:
         model = Scored.read(path)
         require_ids(model.inputs)
+        model.inputs.refuse_dropped()
     except FeedError as error:
         way_out = "text is generated with a decoder that takes token ids: name one that does"
         raise FeedError(f"{path}: {error.reason}", way_out) from error

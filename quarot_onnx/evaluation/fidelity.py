@@ -67,6 +67,7 @@ class Fidelity:
         tokens: Positions compared, decode steps among them.
         decode_steps: Decode steps among them.
         text: What the tokens are, for people.
+        not_decoded: Why its decode steps were not compared; empty where they were, or where there are none.
         limits: What it may lose.
     """
 
@@ -80,6 +81,7 @@ class Fidelity:
     tokens: int
     decode_steps: int
     text: str
+    not_decoded: str = ""
     limits: Limits = NO_LIMITS
 
     @property
@@ -100,7 +102,22 @@ class Fidelity:
             found.append(f"KL {self.kl:.4g} (allowed {limits.max_kl:g})")
         if limits.max_ppl_ratio is not None and ratio is not None and ratio > limits.max_ppl_ratio:
             found.append(f"perplexity ratio {ratio:.4f} (allowed {limits.max_ppl_ratio:g})")
+        if self._decodes_otherwise:
+            found.append(
+                f"KL {self.decode_kl:.4g} in decode steps, {self._prefill_kl:.4g} in the prefill: the cache is not "
+                "what it should be"
+            )
         return tuple(found)
+
+    @property
+    def _prefill_kl(self) -> float:
+        decoded = 0.0 if self.decode_kl is None else self.decode_kl * self.decode_steps
+        return max((self.kl * self.tokens - decoded) / max(self.tokens - self.decode_steps, 1), 0.0)
+
+    @property
+    def _decodes_otherwise(self) -> bool:
+        """Whether decode steps come out so much worse than the prefill that no rounding explains it."""
+        return self.decode_kl is not None and self.decode_kl > 1 + 4 * self._prefill_kl
 
     @property
     def passed(self) -> bool:
@@ -204,14 +221,14 @@ def measure(
         VerificationError: Its logits are not finite, or of another shape.
     """
     material = original.material
-    steps = material.decode_steps
     model = model_io.load(quantized) if model is None else model
     lead = lead or Lead.of(model, Path(quantized).parent)
     # What the model brings itself is not fed to it, so the original counts only behind that.
     held = 0 if lead is None else min(lead.shared(row) for row in material.ids)
     ids = material.ids[:, held:]
-    material, before = replace(material, ids=ids), Before(past=lead)
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
+    steps = material.decode_steps if inputs.has_cache else 0
+    material, before = replace(material, ids=ids, decode_steps=steps), Before(past=lead)
     sums = Sums(ids, steps)
     opening = partial(opened, quantized, memory or Memory(), threads=threads)
     for number, rows in enumerate(_windows(opening(), quantized, inputs, material, before)):
@@ -239,6 +256,7 @@ def measure(
         tokens=ids.size,
         decode_steps=steps * len(ids),
         text=material.origin,
+        not_decoded=inputs.dropped,
         limits=limits,
     )
 

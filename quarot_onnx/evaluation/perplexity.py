@@ -122,7 +122,8 @@ def perplexity(
         )
     pieces(inputs, seq_len)  # tells of a length that the graph does not take
     if decode and not inputs.has_cache:
-        raise ModelError(f"{model_path} has no cache to decode on: evaluate it without (--decode, decode=)")
+        why = inputs.dropped or f"{model_path} has no cache to decode on"
+        raise ModelError(f"{why}: evaluate it without (--decode, decode=)")
     source = tokenizer_file(tokenizer)
     used = choose_bos(source, bos)
     loaded = load_tokenizer(source)

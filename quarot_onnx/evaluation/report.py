@@ -55,6 +55,7 @@ def fidelity_record(result: Fidelity) -> dict[str, object]:
         "tokens": result.tokens,
         "decode_steps": result.decode_steps,
         "text": result.text,
+        "not_decoded": result.not_decoded or None,
         "processor": described(),
         "max_kl": result.limits.max_kl,
         "max_ppl_ratio": result.limits.max_ppl_ratio,

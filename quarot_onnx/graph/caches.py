@@ -8,6 +8,7 @@ Names and positions take no part: a past belongs to the output that it flows int
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 
 import onnx_ir as ir
 
@@ -37,6 +38,30 @@ _CACHE_TYPES = FLOAT_TYPES | {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.F
 
 Step = Callable[[ir.Node, int], list[ir.Value]]
 """From a node and the index of the input by which it is reached: the outputs to follow."""
+
+
+class IntegerCache(Enum):
+    """Where GroupQueryAttention reads a cache that it keeps in integers."""
+
+    FED = "an input of the graph"
+    MADE = "a value of the graph, with a prefix in front"
+
+
+def reads_integers(model: ir.Model) -> IntegerCache | None:
+    """Where the GroupQueryAttentions of a model read their caches of integers; None where none keeps one."""
+    found = None
+    for node in model.graph.all_nodes():
+        if node.op_type != "GroupQueryAttention" or not _in_integers(node):
+            continue
+        found = IntegerCache.FED
+        if any(value is not None and not value.is_graph_input() for value in node.inputs[3:5]):
+            return IntegerCache.MADE
+    return found
+
+
+def _in_integers(node: ir.Node) -> bool:
+    kinds = [node.attributes.get(f"{which}_quant_type") for which in "kv"]
+    return any(kind is not None and kind.as_string().upper() != "NONE" for kind in kinds)
 
 
 def forward(starts: list[ir.Value], step: Step) -> Iterator[ir.Value]:

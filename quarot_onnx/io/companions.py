@@ -105,6 +105,19 @@ def companion_bytes(path: Path, *, model_name: str, genai: GenaiSettings) -> byt
     return (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
 
 
+def genai_providers(folder: Path) -> frozenset[str]:
+    """The execution providers that a folder's genai_config.json names for the decoder, in small letters.
+
+    Raises:
+        ConfigError: It is not readable.
+    """
+    found: Any = read_json(folder / GENAI_CONFIG, ConfigError)
+    for key in ("model", "decoder", "session_options", "provider_options"):
+        found = found.get(key) if isinstance(found, dict) else None
+    entries = found if isinstance(found, list) else []
+    return frozenset(str(name).lower() for entry in entries if isinstance(entry, dict) for name in entry)
+
+
 def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
     """The object in a companion file, empty where there is no file.
 

@@ -1,6 +1,5 @@
 """What can be done to the key/value cache of a graph, and what that needs; nothing is changed here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quarot_onnx.calibration.readers import DataReader
@@ -15,9 +14,6 @@ from quarot_onnx.kvcache.balance import require_balanceable
 from quarot_onnx.kvcache.given import GivenScales, read_scales
 from quarot_onnx.kvcache.places import Cache, CachePlaces, FusedPlace, find_cache_places
 from quarot_onnx.sites.detect import Survey
-
-GROWING: Mapping[str, object] = {"past_present_share_buffer": False}
-"""How onnxruntime-genai is to hold a cache that the graph turns into float: at its own length, not the greatest."""
 
 _FAKE = Setting("kv_cache.form", "fake", advised=True)
 
