@@ -99,40 +99,41 @@ def rotate(
     model_io.check_target(model, target, overwrite=overwrite, companions_from=folder)
     recipe = make_recipe(rotation=(plan, config))
     record(model, recipe)
-    report, protected = dict(recipe), model_io.input_files(model)
+    protected = model_io.input_files(model)
     of_memory = memory.notes(model, light=light(model))
-    equivalence: Equivalence | None = None
     clock.lap("plan")
+    equivalence: Equivalence | None = None
+
+    def proved(written: Path) -> dict[str, object]:
+        """What is moved to its place is what is proved."""
+        nonlocal equivalence
+        clock.lap("rotate" if prefix is None else "save")
+        rotated = model_io.load(written)
+        change = past_change(plan, rotated)
+        own = None if given is None or change is None else [change(feed) for feed in given]
+        equivalence = prove(source, written, given, progress, own_feeds=own, memory=memory, model=rotated)
+        clock.lap("verify")
+        return {"equivalence": equivalence_record(equivalence)}
+
     with scratch_folder(Path(target)) as scratch:
-        file = scratch / "rotated.onnx"
-        if verify or prefix is not None:
+        if prefix is not None:
+            file = scratch / "rotated.onnx"  # which gives the prefix its keys and values
             model_io.save(model, file, progress=of_phase(progress, "rotate"))
             clock.lap("rotate")
             model = model_io.load(file)
-        if prefix is not None:
             _, done = put_prefix(model, file, prefix, folder)
             recipe = dict(recorded(model) or {})
-            report, plan = dict(recipe), replace(plan, notes=(*plan.notes, *done.notes))
+            plan = replace(plan, notes=(*plan.notes, *done.notes))
             clock.lap("prefix")
-        if verify:
-            if prefix is not None:
-                file = scratch / "prefix.onnx"
-                model_io.save(model, file, progress=of_phase(progress, "prefix"))
-                model = model_io.load(file)
-            # What is written is what is proved.
-            change = past_change(plan, model)
-            own = None if given is None or change is None else [change(feed) for feed in given]
-            equivalence = prove(source, file, given, progress, own_feeds=own, memory=memory, model=model)
-            clock.lap("verify")
-            report["equivalence"] = equivalence_record(equivalence)
         saved = model_io.save(
             model,
             target,
             overwrite=overwrite,
-            progress=of_phase(progress, "save"),
+            progress=of_phase(progress, "rotate" if prefix is None else "save"),
             companions_from=folder,
-            report=report,
+            report=recipe,
             forbid=protected,
+            check=proved if verify else None,
         )
         clock.lap("save")
     return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes, *of_memory), clock.laps)

@@ -11,7 +11,7 @@ are taken of every output by itself. Where one is above what the dtype allows, `
 alone moves the original on these inputs, and that counts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,25 +21,18 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.roles import is_decoder
 from quarot_onnx.calibration.text import TokenIds
-from quarot_onnx.errors import ModelError, VerificationError
-from quarot_onnx.evaluation.before import befores
-from quarot_onnx.evaluation.given import turned
-from quarot_onnx.evaluation.measuring import Figures, Measured, measure
+from quarot_onnx.errors import VerificationError
+from quarot_onnx.evaluation.measuring import Figures, Measured
 from quarot_onnx.evaluation.noise import OwnNoise, own_noise
-from quarot_onnx.evaluation.outputs import Outputs, decoder_outputs, float_outputs, random_feeds
-from quarot_onnx.evaluation.pairing import Pairing, pair_decoders, pair_others
-from quarot_onnx.evaluation.proof_tokens import ComparedDecoder, token_windows
+from quarot_onnx.evaluation.sides import Sides, Tokens, alike, of_others, on_feeds, on_tokens
 from quarot_onnx.evaluation.tolerance import TOLERANCES, Tolerance, coarser, coarsest, weight_type
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model, opened
 
 __all__ = ["Equivalence", "OutputDifference", "Tolerance", "compare", "is_decoder", "require"]
-
-_GENERIC_FEEDS = 4
 
 
 @dataclass(frozen=True)
@@ -148,61 +141,25 @@ def compare(
             are not finite.
         CalibrationError: Token ids that do not fit, or nothing to compare on.
     """
-    model_a = model_io.load(path_a)
-    model_b = model_io.load(path_b) if model_b is None else model_b
-    of_a, of_b = (partial(_opening, path, memory or Memory(), threads) for path in (path_a, path_b))
-    dtype = coarsest(weight_type(model_a), weight_type(model_b))
-    decoder, decoded = is_decoder(model_a) and is_decoder(model_b), 0
-    run_a: Callable[..., Iterator[Outputs]]
-    if decoder:
-        a = ComparedDecoder.read(path_a, model_a, known=feeds is None)
-        # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
-        b = ComparedDecoder.read(path_b, model_b, head_dim=a.inputs.head_dim, known=feeds is None)
-        if a.inputs.vocab_size != b.inputs.vocab_size:
-            raise ModelError(
-                f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
-                "these are different models"
-            )
-        pairing = pair_decoders(model_a, a.inputs, model_b, b.inputs)
-        names_a, names_b = ([item.name for item in pairing.outputs], [item.other for item in pairing.outputs])
-        if feeds is not None:
-            feeds_a, feeds_b = (
-                (list(turned(feeds, a.inputs, pairing, 0)), turned(feeds, b.inputs, pairing, 1))
-                if own_feeds is None
-                else (feeds, own_feeds)
-            )
-            run_a = partial(float_outputs, names=names_a, feeds=feeds_a)
-            runs_b = float_outputs(of_b(model_b), names_b, feeds_b)
-        else:
-            length, steps = fitting_window(a.inputs, seq_len, decode_steps if b.inputs.has_cache else 0)
-            groups = token_windows(
-                a,
-                token_ids,
-                random_tokens=random_tokens,
-                real_tokens=real_tokens,
-                seq_len=length - steps,
-                steps=steps,
-                seed=seed,
-            )
-            decoded = sum(map(len, groups)) * steps
-            at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
-            run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
-            before = befores(Lead.of(model_a, a.path.parent), lead or Lead.of(model_b, b.path.parent))
-            run_a = partial(run, inputs=a.inputs, names=names_a, before=before[0])
-            runs_b = run(of_b(model_b), inputs=b.inputs, names=names_b, before=before[1])
+    memory = memory or Memory()
+    models = model_io.load(path_a), model_io.load(path_b) if model_b is None else model_b
+    of_a, of_b = (partial(_opening, path, memory, threads) for path in (path_a, path_b))
+    dtype = coarsest(*map(weight_type, models))
+    if not all(map(is_decoder, models)):
+        sides = of_others((path_a, path_b), models, feeds, seed)
     else:
-        pairing = pair_others(path_a, model_a, path_b, model_b)
-        feeds = feeds or random_feeds(model_a, _GENERIC_FEEDS, np.random.default_rng(seed))
-        run_a = partial(float_outputs, names=[item.name for item in pairing.outputs], feeds=feeds)
-        runs_b = float_outputs(of_b(model_b), [item.other for item in pairing.outputs], feeds)
-    last = {"then": then} if decoder and feeds is None else {}
-    found = measure(pairing, run_a(of_a(model_a), **last), runs_b, (path_a, path_b), decoder=decoder)
-    judged = partial(_judged, found, pairing, dtype, tolerance, decoder=decoder, decoded=decoded)
-    result = judged(None)
+        a, b = alike(path_a, path_b, models, known=feeds is None)
+        if feeds is None:
+            tokens = Tokens(token_ids, random_tokens, real_tokens, seq_len, decode_steps, seed)
+            sides = on_tokens(a, models, b, tokens, lead=lead)
+        else:
+            sides = on_feeds(a, models, b, feeds, own_feeds)
+    found = sides.measured(of_a(models[0]), of_b(models[1]), then)
+    result = _judged(found, sides, dtype, tolerance)
     if result.passed or tolerance is not None or not np.isfinite(result.rel_l2):
         return result
-    noise = own_noise(path_a, pairing, lambda model: run_a(of_a(model)), dtype, decoder=decoder)
-    return result if noise is None else judged(noise)
+    noise = own_noise(path_a, sides, of_a, dtype)
+    return result if noise is None else _judged(found, sides, dtype, None, noise)
 
 
 def _opening(path: str | Path, memory: Memory, threads: int | None, model: ir.Model) -> Callable[[], Model]:
@@ -212,13 +169,10 @@ def _opening(path: str | Path, memory: Memory, threads: int | None, model: ir.Mo
 
 def _judged(
     found: Figures,
-    pairing: Pairing,
+    sides: Sides,
     dtype: ir.DataType,
     tolerance: Tolerance | None,
-    noise: Mapping[str, OwnNoise] | None,
-    *,
-    decoder: bool,
-    decoded: int,
+    noise: Mapping[str, OwnNoise] | None = None,
 ) -> Equivalence:
     """The figures, judged."""
 
@@ -226,7 +180,7 @@ def _judged(
         limits = tolerance or TOLERANCES[kind]
         return limits if noise is None or name not in noise else noise[name].widened(limits)
 
-    measures, limits = found.main, limits_of("", dtype)
+    decoder, measures, limits = sides.decoder, found.main, limits_of("", dtype)
     top1 = measures.top1_agreement(2 * TOLERANCES[dtype].max_rel * measures.largest) if decoder else None
     outputs = tuple(_difference(item, limits_of(item.compared.name, _kind(item, dtype))) for item in found.outputs)
     return Equivalence(
@@ -236,7 +190,7 @@ def _judged(
         kl=measures.kl if decoder else None,
         top1_agreement=top1,
         tokens=measures.rows,
-        decode_steps=decoded,
+        decode_steps=sides.decoded,
         dtype=dtype,
         tolerance=limits,
         passed=measures.max_rel <= limits.max_rel
@@ -244,7 +198,7 @@ def _judged(
         and (top1 is None or top1 >= limits.top1)
         and all(output.passed for output in outputs),
         outputs=outputs,
-        not_compared=pairing.left | found.left,
+        not_compared=sides.pairing.left | found.left,
         own_noise=None if noise is None else noise[""].max_rel,
     )
 

@@ -6,7 +6,7 @@ such a position from a fault. The model does: its norm weights are moved by one 
 chance, which puts noise of that size on what every Linear reads, and it is compared with itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.evaluation.measures import Measures
-from quarot_onnx.evaluation.measuring import measure
-from quarot_onnx.evaluation.outputs import Outputs
-from quarot_onnx.evaluation.pairing import Pairing
+from quarot_onnx.evaluation.sides import Opening, Sides
 from quarot_onnx.evaluation.tolerance import Tolerance
 from quarot_onnx.io import model_io
 
@@ -61,21 +59,15 @@ class OwnNoise:
 
 
 def own_noise(
-    path: str | Path,
-    pairing: Pairing,
-    run: Callable[[ir.Model], Iterator[Outputs]],
-    dtype: ir.DataType,
-    *,
-    decoder: bool,
+    path: str | Path, sides: Sides, opening: Callable[[ir.Model], Opening], dtype: ir.DataType
 ) -> dict[str, OwnNoise] | None:
     """The noise of every output that is compared, and under the name ``""`` that of the main ones.
 
     Args:
-        path: The model.
-        pairing: What is compared of it and another one.
-        run: Gives its outputs, of a model like it.
+        path: The first model.
+        sides: What it and another one are run on.
+        opening: Opens a model that is like it.
         dtype: The type whose rounding it is.
-        decoder: The first output is a decoder's logits.
 
     Returns:
         The noise; None where the graph has no norm weights.
@@ -88,7 +80,7 @@ def own_noise(
         moved = _moved(path, dtype, seed)
         if moved is None:
             return None
-        figures = measure(pairing.with_itself(), run(model_io.load(path)), run(moved), (path, path), decoder=decoder)
+        figures = sides.of_the_first().measured(opening(model_io.load(path)), opening(moved))
         for item in figures.outputs:
             found.setdefault(item.compared.name, OwnNoise()).add(item.measures)
         found.setdefault("", OwnNoise()).add(figures.main)

@@ -43,6 +43,7 @@ def decoder_outputs(
     *,
     at_end: Collection[int],
     decode_steps: int,
+    rows: int = 1,
     then: Callable[[Model], None] | None = None,
     before: Before | None = None,
 ) -> Iterator[Outputs]:
@@ -56,6 +57,7 @@ def decoder_outputs(
         at_end: Which of them are wanted of the last run of a window alone, as caches hold all positions then.
         decode_steps: Tokens at the end of every window that are fed one by one; needs a cache. Where the graph fixes
             the length of a run, windows are run in pieces of it.
+        rows: Windows that are run at once, where the graph does not fix that.
         then: Called with the model after the last run.
         before: A prefix that is fed before every window, and of which nothing is put out.
 
@@ -66,7 +68,7 @@ def decoder_outputs(
         CalibrationError: Windows of a length that the graph does not take.
         ModelError: The model cannot be run.
     """
-    model, rows = opening(), inputs.lengths.batch or 1
+    model, rows = opening(), inputs.lengths.batch or rows
     batches = [group[i : i + rows] for group in groups for i in range(0, len(group), rows)]
     late = frozenset(names[i] for i in at_end)
     for _, outputs in windows_outputs(model, inputs, batches, names, decode_steps, before=before, at_end=late):

@@ -1,5 +1,6 @@
 """The tokens that two decoders are compared on: random ids, and real text where a tokenizer lies beside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import onnx_ir as ir
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.text import TokenIds, default_text, find_bos, load_tokenizer, windows
 from quarot_onnx.errors import CalibrationError
+
+_LOGITS = 1 << 27
+"""Bytes that the logits of windows that are run at once may take."""
 
 _CHARACTERS_PER_TOKEN = 50  # far more than any tokenizer makes of prose
 
@@ -44,7 +48,7 @@ def token_windows(
     steps: int,
     seed: int,
 ) -> list[TokenIds]:
-    """Groups of windows ``[windows, prefill + steps]``: random ids, then real ones."""
+    """Groups of windows ``[windows, prefill + steps]``: random ids, then real ones; those of one length together."""
     groups, vocab_size = [], decoder.inputs.vocab_size
     counted, rows = seq_len + steps if decoder.inputs.lengths.seq else seq_len, decoder.inputs.lengths.batch or 1
     if random_tokens:
@@ -63,7 +67,13 @@ def token_windows(
         groups.append(windows(text, tokenizer, length=length, count=count, bos_id=bos_id, vocab_size=vocab_size))
     if not groups:
         raise CalibrationError("nothing to compare on: ask for random tokens, or give token ids")
-    return groups
+    return [np.concatenate(groups)] if len({group.shape[1] for group in groups}) == 1 else groups
+
+
+def rows_at_once(groups: Sequence[TokenIds], vocab_size: int | None) -> int:
+    """How many windows are run at once, whatever memory there is: figures depend on it in their last digits."""
+    row = max(group.shape[1] for group in groups) * (vocab_size or 1) * 4  # float32
+    return int(min(max(_LOGITS // row, 1), max(map(len, groups))))
 
 
 def _any_bos(tokenizer_path: Path) -> int | None:

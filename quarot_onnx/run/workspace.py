@@ -106,5 +106,5 @@ class Clock:
     def lap(self, phase: str) -> None:
         """End a phase."""
         now = time.perf_counter()
-        self.laps[phase] = now - self._last
+        self.laps[phase] = self.laps.get(phase, 0.0) + now - self._last
         self._last = now
