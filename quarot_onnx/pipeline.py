@@ -22,7 +22,6 @@ from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.lengths import check_lengths
-from quarot_onnx.kvcache.hosting import lost_in_genai, search_settings
 from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.piecewise.panels import light
@@ -34,6 +33,7 @@ from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.caching import check_scales
 from quarot_onnx.run.finishing import complete
+from quarot_onnx.run.hosting import hosting_notes, search_settings
 from quarot_onnx.run.integers import helped, put_integers
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
@@ -255,7 +255,7 @@ def quantize(
     of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
-    notes = (*notes, *lost_in_genai(start.model, folder))
+    notes = (*notes, *hosting_notes(start.model, start.selection, config, folder))
     of_workers = () if cluster is None else cluster.notes
     notes = (*config.notes, *([] if no_prefix is None else [no_prefix]), *notes, *of_memory, *of_workers)
     bos = None if data is None or start.lead is not None else data.bos

@@ -170,6 +170,16 @@ def test_onnxruntime_genai_is_told_to_share_the_buffer(bits: int, shares: bool, 
     assert not any("loses" in note for note in outcome.notes)
 
 
+def test_activations_gain_nothing_on_cuda(for_cuda: Path, shell: Shell, tmp_path: Path) -> None:
+    told = "genai_config.json runs the model on CUDA, where onnxruntime computes 8-bit activations in float or leaves"
+    options = ("--no-verify", "--no-check")
+    assert told in shell.ok("quantize", for_cuda, tmp_path / "a" / "model.onnx", *options).err
+    assert told not in shell.ok("quantize", for_cuda, tmp_path / "b" / "model.onnx", "--scheme", "w8", *options).err
+    study = ("--w-bits", 8, "--a-bits", 8, "--format", "fake")
+    assert told not in shell.ok("quantize", for_cuda, tmp_path / "c" / "model.onnx", *study, *options).err
+    assert told not in shell.ok("quantize", exports.genai_like(), tmp_path / "d" / "model.onnx", *options).err
+
+
 def test_a_prefix_in_front_of_it_is_told_of(for_cuda: Path, tmp_path: Path) -> None:
     told = "genai_config.json runs the model on CUDA, where GroupQueryAttention loses"
     assert any(note.startswith(told) for note in quantized(tmp_path / "a", source=for_cuda, prefix=True)[1].notes)
