@@ -1,8 +1,9 @@
 """The way of a model through the house: load, find the sites, rotate, prove, calibrate, quantize, save.
 
 ``rotate`` and ``quantize`` read like these lines. Both leave the input as it is and write the output whole or not
-at all. Where the rotated float model is needed as a file (to prove it, to calibrate on it), it is written to a
-scratch folder beside the output, which is removed again.
+at all. ``rotate`` proves the files that it then moves to their places. Where ``quantize`` needs the rotated float
+model as a file (to prove it, to calibrate on it), that is written to a scratch folder beside the output, which is
+removed again.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ from quarot_onnx.rotation.pasts import past_change
 from quarot_onnx.rounding import lowbit
 from quarot_onnx.run.caching import check_scales
 from quarot_onnx.run.finishing import complete
-from quarot_onnx.run.hosting import hosting_notes, search_settings
+from quarot_onnx.run.hosting import hosting_notes, refuse_lost, search_settings
 from quarot_onnx.run.integers import helped, put_integers
 from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
 from quarot_onnx.run.outcome import Outcome
@@ -202,6 +203,7 @@ def quantize(
     static_ranges.require_reader(selection, data)
     of_cache = check_cache(selection.survey, config, data)
     no_prefix = check_prefix(config, selection, source, given_inputs)
+    refuse_lost(of_cache, prefixed=config.prefix is not None and no_prefix is None)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model), memory=memory)
     twice = of_cache is not None and of_cache.calibrated and static_ranges.needs_calibration(selection)

@@ -1,5 +1,6 @@
 """The pipeline: what it writes computes what it should, records what it did, and leaves nothing else behind."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from exports import VOCAB
 
+from quarot_onnx import pipeline
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig
@@ -174,3 +176,15 @@ def test_r3_of_a_rotation_config_is_noted(llama_optimum: Path, tmp_path: Path) -
     )
     assert not without.notes
     assert "R3" not in without.recipe["rotation"]["counts"]
+
+
+def test_what_fails_in_the_proof_is_no_fault_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/states")
+
+    monkeypatch.setattr(pipeline, "prove", full)
+    target = tmp_path / "out" / "model.onnx"
+    told = r"the check of .*model.onnx failed at /tmp/states: No space left on device"
+    with pytest.raises(OutputError, match=told):
+        rotate(exports.optimum_export("llama"), target, QuarotConfig())
+    assert not target.parent.exists()

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.io.companions import read_json
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
 _WAYS = "give its id (--bos-id N; in Python bos=N), or go without (--no-bos; Bos.NONE)"
 _PROBES = ("a", "1")
@@ -120,10 +120,9 @@ def _told(path: Path, tokenizer: Tokenizer) -> Iterator[BosChoice]:
         content = read_json(path.parent / name, CalibrationError)
         if "bos_token" in content:
             yield _named(content["bos_token"], path.parent / name, path, tokenizer)
-    genai = read_json(path.parent / "genai_config.json", CalibrationError).get("model")
     configs: dict[str, Mapping[str, Any]] = {
         "config.json": read_json(path.parent / "config.json", CalibrationError),
-        "genai_config.json": genai if isinstance(genai, Mapping) else {},
+        GENAI_CONFIG: section(read_json(path.parent / GENAI_CONFIG, CalibrationError), "model"),
     }
     for name, config in configs.items():
         if "bos_token_id" in config:

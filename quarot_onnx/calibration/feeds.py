@@ -131,7 +131,7 @@ class ModelInputs:
     @property
     def dropped(self) -> str:
         """Why the cache is lost between runs here, whatever the graph says; empty where it is not."""
-        return "" if self.integers is None else dropped()
+        return "" if self.integers is None else dropped(self.integers.dtype)
 
     def refuse_dropped(self, past_length: int = 0) -> None:
         """Refuse to go on with a cache that would be lost, be it that of a prefix in the graph.
@@ -139,7 +139,7 @@ class ModelInputs:
         Raises:
             ModelError: It would.
         """
-        if (past_length or self.integers is IntegerCache.MADE) and self.dropped:
+        if (past_length or (self.integers is not None and self.integers.made)) and self.dropped:
             raise ModelError(f"{self.dropped}; {INSTEAD}")
 
     @property

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import attribute_int, resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.io.companions import GENAI_CONFIG, read_json
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -129,7 +129,7 @@ def config_shape(folder: Path) -> tuple[int | None, int | None]:
     Raises:
         ModelError: One of them is not readable.
     """
-    genai = read_json(folder / GENAI_CONFIG, ModelError).get("model", {}).get("decoder", {})
+    genai = section(read_json(folder / GENAI_CONFIG, ModelError), "model", "decoder")
     if genai.get("head_size"):
         return genai.get("num_key_value_heads"), genai["head_size"]
     config = read_json(folder / "config.json", ModelError)

@@ -1,13 +1,12 @@
 """How many positions a model was made for, as the files beside it say or its tables show."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import FLOAT_TYPES, resolve_constant
-from quarot_onnx.io.companions import GENAI_CONFIG, read_json
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
 _ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -66,11 +65,9 @@ def stated_positions(folder: Path) -> tuple[int, str] | None:
         CalibrationError: A config that is not readable.
     """
     config = read_json(folder / "config.json", CalibrationError)
-    text = config.get("text_config")  # of models that see, too
-    for section in (config, text if isinstance(text, Mapping) else {}):
+    for part in (config, section(config, "text_config")):  # that of models that see, too
         for key in _KEYS:
-            if type(section.get(key)) is int and section[key] > 0:
-                return section[key], f"{key} in config.json"
-    model = read_json(folder / GENAI_CONFIG, CalibrationError).get("model")
-    length = model.get("context_length") if isinstance(model, Mapping) else None
+            if type(part.get(key)) is int and part[key] > 0:
+                return part[key], f"{key} in config.json"
+    length = section(read_json(folder / GENAI_CONFIG, CalibrationError), "model").get("context_length")
     return (length, f"context_length in {GENAI_CONFIG}") if type(length) is int and length > 0 else None

@@ -116,8 +116,9 @@ class Fidelity:
 
     @property
     def _decodes_otherwise(self) -> bool:
-        """Whether decode steps come out so much worse than the prefill that no rounding explains it."""
-        return self.decode_kl is not None and self.decode_kl > 1 + 4 * self._prefill_kl
+        """Whether decode steps come out so much worse than a longer prefill that no rounding explains it."""
+        longer = self.tokens >= 2 * self.decode_steps
+        return longer and self.decode_kl is not None and self.decode_kl > 1 + 4 * self._prefill_kl
 
     @property
     def passed(self) -> bool:
@@ -256,7 +257,7 @@ def measure(
         tokens=ids.size,
         decode_steps=steps * len(ids),
         text=material.origin,
-        not_decoded=inputs.dropped,
+        not_decoded=inputs.dropped if original.material.decode_steps else "",
         limits=limits,
     )
 

@@ -2,8 +2,8 @@
 
 Where the residual stream has massive activations, a single position may turn on the last bits of its inputs: SmolLM2 in
 float16 moves a logit by a twentieth of the largest there, and all others by a tenth of that. No fixed tolerance tells
-such a position from a fault. The model does: its norm weights are moved by one rounding of its type, up or down by
-chance, which puts noise of that size on what every Linear reads, and it is compared with itself.
+such a position from a fault. The model does: its vectors of weights (norms, biases) are moved by one rounding of its
+type, up or down by chance, which puts noise of that size on what every Linear reads, and it is compared with itself.
 """
 
 from collections.abc import Callable
@@ -28,34 +28,31 @@ _STEPS = {
 
 _DRAWS = 3
 _FACTOR = 4
-"""How often two rounded models may differ by what one rounding of the norms does: weights and activations of all layers
-are rounded otherwise, and the draws are few."""
+"""How often two rounded models may differ by what one rounding of these vectors does: weights and activations of all
+layers are rounded otherwise, and the draws are few."""
+
+_MOST = 0.5
+"""More than half of the largest value is no rounding, whatever the draws say."""
 
 
 @dataclass
 class OwnNoise:
-    """What rounding does to a model's outputs, the largest of some draws.
+    """What rounding does to one output of a model, the most of some draws.
 
     Attributes:
         max_rel: ``max |b - a| / max |a|``.
-        rel_l2: ``|b - a| / |a|``.
     """
 
     max_rel: float = 0.0
-    rel_l2: float = 0.0
 
     def add(self, measures: Measures) -> None:
-        """Take in a draw."""
-        self.max_rel = max(self.max_rel, measures.max_rel)
-        self.rel_l2 = max(self.rel_l2, measures.rel_l2)
+        """Take in a draw; one that overflows tells nothing."""
+        if np.isfinite(measures.max_rel):
+            self.max_rel = max(self.max_rel, measures.max_rel)
 
     def widened(self, limits: Tolerance) -> Tolerance:
-        """Limits that leave room for it."""
-        return replace(
-            limits,
-            max_rel=max(limits.max_rel, _FACTOR * self.max_rel),
-            rel_l2=max(limits.rel_l2, _FACTOR * self.rel_l2),
-        )
+        """Limits that leave room for it; a relative L2 error averages over all positions, and keeps its own."""
+        return replace(limits, max_rel=max(limits.max_rel, min(_FACTOR * self.max_rel, _MOST)))
 
 
 def own_noise(
@@ -70,7 +67,7 @@ def own_noise(
         dtype: The type whose rounding it is.
 
     Returns:
-        The noise; None where the graph has no norm weights.
+        The noise; None where the graph has no vectors of weights.
 
     Raises:
         ModelError: The model cannot be run.

@@ -72,7 +72,9 @@ def token_windows(
 
 def rows_at_once(groups: Sequence[TokenIds], vocab_size: int | None) -> int:
     """How many windows are run at once, whatever memory there is: figures depend on it in their last digits."""
-    row = max(group.shape[1] for group in groups) * (vocab_size or 1) * 4  # float32
+    if vocab_size is None:
+        return 1
+    row = max(group.shape[1] for group in groups) * vocab_size * 4  # float32
     return int(min(max(_LOGITS // row, 1), max(map(len, groups))))
 
 

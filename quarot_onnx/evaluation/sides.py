@@ -86,8 +86,9 @@ class Sides:
         except FeedError:
             if ran or self.rows == 1:
                 raise
-            self.rows = 1
-            return self.measured(first, second, then)
+        # Here what failed is no longer held.
+        self.rows = 1
+        return self.measured(first, second, then)
 
     def of_the_first(self) -> "Sides":
         """The first model beside itself."""
@@ -142,6 +143,10 @@ def on_tokens(
     at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
     run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
     before = befores(Lead.of(models[0], a.path.parent), lead or Lead.of(models[1], b.path.parent))
+    fixed = a.inputs.lengths.batch or b.inputs.lengths.batch
+    rows = fixed or rows_at_once(groups, a.inputs.vocab_size)
+    if any(side.past is not None for side in before):
+        rows = fixed or 1  # behind a cache that is fed, GroupQueryAttention takes a single row
     return Sides(
         (a.path, b.path),
         pairing,
@@ -149,8 +154,7 @@ def on_tokens(
         partial(run, inputs=b.inputs, names=[item.other for item in pairing.outputs], before=before[1]),
         decoder=True,
         decoded=sum(map(len, groups)) * steps,
-        # Behind a cache that is fed, GroupQueryAttention takes a single row.
-        rows=1 if any(side.past is not None for side in before) else rows_at_once(groups, a.inputs.vocab_size),
+        rows=rows,
     )
 
 

@@ -8,7 +8,7 @@ Names and positions take no part: a past belongs to the output that it flows int
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -40,23 +40,32 @@ Step = Callable[[ir.Node, int], list[ir.Value]]
 """From a node and the index of the input by which it is reached: the outputs to follow."""
 
 
-class IntegerCache(Enum):
-    """Where GroupQueryAttention reads a cache that it keeps in integers."""
+@dataclass(frozen=True)
+class IntegerCache:
+    """What GroupQueryAttention keeps in integers.
 
-    FED = "an input of the graph"
-    MADE = "a value of the graph, with a prefix in front"
+    Attributes:
+        made: It is read off a value that the graph makes, such as a prefix and what comes in, and not off an input.
+        dtype: The floats that the operator computes in.
+    """
+
+    made: bool
+    dtype: ir.DataType
 
 
 def reads_integers(model: ir.Model) -> IntegerCache | None:
-    """Where the GroupQueryAttentions of a model read their caches of integers; None where none keeps one."""
-    found = None
-    for node in model.graph.all_nodes():
-        if node.op_type != "GroupQueryAttention" or not _in_integers(node):
-            continue
-        found = IntegerCache.FED
-        if any(value is not None and not value.is_graph_input() for value in node.inputs[3:5]):
-            return IntegerCache.MADE
-    return found
+    """The caches of integers of a model's GroupQueryAttentions; None where none keeps one."""
+    nodes = [node for node in model.graph.all_nodes() if node.op_type == "GroupQueryAttention" and _in_integers(node)]
+    if not nodes:
+        return None
+    pasts = (value for node in nodes for value in node.inputs[3:5])
+    return IntegerCache(any(value is not None and not value.is_graph_input() for value in pasts), computes_in(nodes[0]))
+
+
+def computes_in(node: ir.Node) -> ir.DataType:
+    """The floats that a GroupQueryAttention computes in; float16 where the graph does not say."""
+    stated = (value.dtype for value in (*node.inputs[:3], node.outputs[0], *node.inputs[7:9]) if value is not None)
+    return next((dtype for dtype in stated if dtype is not None), ir.DataType.FLOAT16)
 
 
 def _in_integers(node: ir.Node) -> bool:

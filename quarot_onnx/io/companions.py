@@ -108,14 +108,23 @@ def companion_bytes(path: Path, *, model_name: str, genai: GenaiSettings) -> byt
 def genai_providers(folder: Path) -> frozenset[str]:
     """The execution providers that a folder's genai_config.json names for the decoder, in small letters.
 
-    Raises:
-        ConfigError: It is not readable.
+    One that is no configuration names none; what is wrong with it is told where it is copied.
     """
-    found: Any = read_json(folder / GENAI_CONFIG, ConfigError)
-    for key in ("model", "decoder", "session_options", "provider_options"):
-        found = found.get(key) if isinstance(found, dict) else None
-    entries = found if isinstance(found, list) else []
+    try:
+        config = read_json(folder / GENAI_CONFIG, ConfigError)
+    except ConfigError:
+        return frozenset()
+    named = section(config, "model", "decoder", "session_options").get("provider_options")
+    entries = named if isinstance(named, list) else []
     return frozenset(str(name).lower() for entry in entries if isinstance(entry, dict) for name in entry)
+
+
+def section(content: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The object that keys lead to in a companion file's content; empty where there is none."""
+    for key in keys:
+        inner = content.get(key)
+        content = inner if isinstance(inner, dict) else {}
+    return content
 
 
 def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:

@@ -159,7 +159,11 @@ def save(
         if data_file is not None:
             layout.write_data(data_file, progress)
         layout.write_model(model_file, None if data_file else progress)
-        return {} if check is None else check(model_file)
+        try:
+            return {} if check is None else check(model_file)
+        except OSError as error:  # not of writing the model
+            where = f" at {error.filename}" if error.filename else ""
+            raise OutputError(f"the check of {target} failed{where}: {error.strerror or error}") from error
 
     delivery.make(layout.model_bytes + layout.data_bytes, write, report or {})
     return SavedModel(target, data_path, layout.model_bytes + layout.data_bytes, delivery.outputs.report)

@@ -7,10 +7,12 @@ import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.choices import CacheForm, OutputFormat
-from quarot_onnx.graph.caches import IntegerCache, reads_integers
+from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.caches import computes_in, reads_integers
 from quarot_onnx.io.companions import genai_providers
 from quarot_onnx.kvcache.plan import CachePlan
 from quarot_onnx.quantization.select import Selection
+from quarot_onnx.sessions.carrying import INSTEAD, dropped
 from quarot_onnx.sessions.providers import current
 
 _SHARE = "past_present_share_buffer"
@@ -24,15 +26,28 @@ def search_settings(plan: CachePlan | None, folder: Path) -> Mapping[str, object
     Args:
         plan: What is done to the cache; None for nothing.
         folder: The original's.
-
-    Raises:
-        ConfigError: Its genai_config.json is not readable.
     """
     if plan is None or not plan.places.fused or plan.config.resolved_form is not CacheForm.INT:
         return {}
     if plan.grows:
         return {_SHARE: False}  # the graph turns all of the cache into float: at its own length, not the greatest
     return {_SHARE: True} if _CUDA in genai_providers(folder) else {}
+
+
+def refuse_lost(plan: CachePlan | None, *, prefixed: bool) -> None:
+    """Refuse, before any long work, a cache that this run's own provider would lose behind a prefix in the graph.
+
+    Args:
+        plan: What is done to the cache; None for nothing.
+        prefixed: There may be such a prefix.
+
+    Raises:
+        ModelError: It would.
+    """
+    if plan is None or not prefixed or not plan.places.fused or plan.config.resolved_form is not CacheForm.INT:
+        return
+    if plan.fixed and (why := dropped(computes_in(plan.places.fused[0].node))):
+        raise ModelError(f"{why}, and a prefix in the graph would always stand before it; {INSTEAD}")
 
 
 def hosting_notes(model: ir.Model, selection: Selection, config: QConfig, folder: Path) -> tuple[str, ...]:
@@ -53,7 +68,8 @@ def hosting_notes(model: ir.Model, selection: Selection, config: QConfig, folder
             f"{there} onnxruntime computes 8-bit activations in float or leaves them to the CPU: weights alone gain "
             "there (--scheme w8 or w4a16)"
         )
-    if in_genai and reads_integers(model) is IntegerCache.MADE:
+    integers = reads_integers(model) if in_genai else None
+    if integers is not None and integers.made:
         notes.append(
             f"{there} GroupQueryAttention loses a cache of integers that does not come in as an input, and here the "
             "prefix is joined to it: generate on the CPU, go without one (--prefix none), or take scales of tokens "

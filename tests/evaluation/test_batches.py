@@ -92,9 +92,19 @@ def test_rows_that_are_mixed_up_are_found(tmp_path: Path) -> None:
     assert not compare(path, other).passed
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_one_of_fixed_batch_beside_one_of_any(first: bool, tmp_path: Path, batches: list[tuple[int, ...]]) -> None:
+    free, model = tiny.save(tiny.build(), tmp_path / "a"), tiny.build()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    pair = (tiny.save(model, tmp_path / "b"), free)
+    assert compare(*(pair if first else pair[::-1])).passed
+    assert batches == 2 * 2 * [(1, 64), *[(1, 1)] * 4]
+
+
 def test_how_many_at_once() -> None:
     windows = [np.zeros((4, 68), np.int64)]
     assert rows_at_once(windows, 32_000) == 4
     assert rows_at_once(windows, 128_256) == 3
     assert rows_at_once(windows, 1_000_000) == 1
-    assert rows_at_once(windows, None) == 4
+    assert rows_at_once(windows, None) == 1

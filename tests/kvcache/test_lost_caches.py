@@ -11,6 +11,7 @@ from typing import Any
 
 import exports
 import numpy as np
+import onnx_ir as ir
 import pytest
 from command_line import Shell
 
@@ -23,12 +24,18 @@ from quarot_onnx.evaluation.fidelity import Fidelity
 from quarot_onnx.generation.generator import generate
 from quarot_onnx.graph.caches import IntegerCache, reads_integers
 from quarot_onnx.io import model_io
+from quarot_onnx.io.companions import genai_providers
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.sessions import carrying
 from quarot_onnx.sessions.providers import Provider, running_on
 
 OTHER = Provider("AzureExecutionProvider")
+FLOAT16, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 LOSES = "AzureExecutionProvider loses what GroupQueryAttention's cache of integers holds"
+
+
+LOSING = {np.dtype(np.float16), np.dtype(np.float32)}
+"""Floats beside which it loses them."""
 
 
 @pytest.fixture
@@ -37,17 +44,19 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     opened = carrying.open_session
 
     class Session:
+        """Loses caches beside 16-bit floats alone: others are left to the CPU."""
+
         def __init__(self, *model: Any) -> None:
             self._session = opened(*model)
 
         def run(self, names: Any, feeds: dict[str, Any]) -> list[Any]:
             output, *presents = self._session.run(names, feeds)
-            return [output, *map(np.zeros_like, presents)]
+            return [output, *(map(np.zeros_like, presents) if output.dtype in LOSING else presents)]
 
     monkeypatch.setattr(carrying, "open_session", Session)
-    carrying._carries.cache_clear()
+    carrying._found.clear()
     yield
-    carrying._carries.cache_clear()
+    carrying._found.clear()
 
 
 def quantized(folder: Path, bits: int = 8, *, source: Path | None = None, **more: Any) -> tuple[Path, Outcome]:
@@ -61,15 +70,22 @@ def quantized(folder: Path, bits: int = 8, *, source: Path | None = None, **more
 
 
 def test_a_provider_is_asked(losing: None) -> None:
-    assert carrying.dropped() == ""
+    assert carrying.dropped(FLOAT16) == ""
     with running_on(OTHER):
-        assert carrying.dropped().startswith(LOSES)
+        assert carrying.dropped(FLOAT16).startswith(LOSES)
+
+
+def test_it_is_asked_with_the_models_floats(losing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_lost_caches.LOSING", {np.dtype(np.float16)})
+    with running_on(OTHER):
+        assert carrying.dropped(FLOAT16)
+        assert not carrying.dropped(FLOAT)
 
 
 def test_one_that_carries_them_on() -> None:
-    carrying._carries.cache_clear()
+    carrying._found.clear()
     with running_on(OTHER):
-        assert carrying.dropped() == ""
+        assert carrying.dropped(FLOAT16) == ""
 
 
 def test_one_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +93,10 @@ def test_one_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(carrying, "open_session", refused)
-    carrying._carries.cache_clear()
+    carrying._found.clear()
     with running_on(OTHER):
-        assert carrying.dropped() == ""
-    carrying._carries.cache_clear()
+        assert carrying.dropped(FLOAT16) == ""
+    assert not carrying._found  # and is asked again
 
 
 def test_where_they_are_read(tmp_path: Path) -> None:
@@ -91,9 +107,16 @@ def test_where_they_are_read(tmp_path: Path) -> None:
             "8": quantized(tmp_path / "8")[0],
             "4": quantized(tmp_path / "4", 4)[0],
             "prefix": quantized(tmp_path / "p", prefix=True)[0],
+            "fp16": quantized(tmp_path / "h", source=exports.genai_like(dtype="fp16"))[0],
         }.items()
     }
-    assert found == {"float": None, "8": IntegerCache.FED, "4": None, "prefix": IntegerCache.MADE}
+    assert found == {
+        "float": None,
+        "8": IntegerCache(made=False, dtype=FLOAT),
+        "4": None,
+        "prefix": IntegerCache(made=True, dtype=FLOAT),
+        "fp16": IntegerCache(made=False, dtype=FLOAT16),
+    }
 
 
 def test_text_is_generated_without_the_cache(losing: None, tmp_path: Path) -> None:
@@ -121,6 +144,39 @@ def test_the_check_goes_without_decode_steps(losing: None, tmp_path: Path) -> No
     assert of_rows.fidelity.decode_steps == 4
 
 
+def test_a_prefix_before_it_is_refused_before_the_work(losing: None, tmp_path: Path) -> None:
+    class Unread(TokenReader):
+        def get_next(self) -> None:
+            raise AssertionError("calibrated")
+
+    source = exports.genai_like()
+    reader = Unread(ModelInputs.from_path(source), np.full((4, 24), 5))
+    config = QConfig(None, algo_config=[SinkPrefixConfig(form="graph", ids=(7, 9)), KVCacheConfig(bits=8)])
+    with running_on(OTHER), pytest.raises(ModelError, match="a prefix in the graph would always stand before it"):
+        quantize(source, tmp_path / "model.onnx", config, reader)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": [1]}', '{"model": {"decoder": {"session_options": 3}}}'])
+def test_a_config_that_names_nothing(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(exports.optimum_export("llama").parent, folder)
+    (folder / "genai_config.json").write_text(content)
+    path = quantized(tmp_path / "out", source=folder / "model.onnx")[0]
+    assert (path.parent / "genai_config.json").read_text() == content
+
+
+def test_providers_of_what_is_no_config(tmp_path: Path) -> None:
+    for content in (
+        "[]",
+        "null",
+        "{",
+        '{"model": {"decoder": {"session_options": {"provider_options": {"cuda": 1}}}}}',
+    ):
+        (tmp_path / "genai_config.json").write_text(content)
+        assert not genai_providers(tmp_path)
+
+
 def test_what_needs_the_cache_is_refused(losing: None, shell: Shell, tmp_path: Path) -> None:
     path, _ = quantized(tmp_path)
     behind, _ = quantized(tmp_path / "p", prefix=True)
@@ -141,10 +197,11 @@ def test_what_needs_the_cache_is_refused(losing: None, shell: Shell, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("decode_kl", "kl", "broken"), [(0.9, 0.01, False), (1.2, 0.1, False), (9.7, 0.2, True), (6.0, 1.5, False)]
+    ("decode_kl", "kl", "steps", "broken"),
+    [(0.9, 0.01, 8, False), (1.2, 0.1, 8, False), (9.7, 0.2, 8, True), (6.0, 1.5, 8, False), (1.4, 1.39, 510, False)],
 )
-def test_decode_steps_that_no_rounding_explains(decode_kl: float, kl: float, broken: bool) -> None:
-    found = Fidelity(kl, decode_kl, 0.9, 10.0, 11.0, 11.0, 0, 512, 8, "text")
+def test_decode_steps_that_no_rounding_explains(decode_kl: float, kl: float, steps: int, broken: bool) -> None:
+    found = Fidelity(kl, decode_kl, 0.9, 10.0, 11.0, 11.0, 0, 512, steps, "text")
     assert bool(found.broken) is broken
     if broken:
         assert "KL 9.7 in decode steps, 0.04921 in the prefill: the cache is not what it should be" in found.broken[0]
