@@ -55,6 +55,8 @@ SCHEMES = {
     "w4a8": Scheme(Weights(bits=4), Activations(bits=8)),
     "w4a4": Scheme(Weights(bits=4), Activations(bits=4, symmetric=False, clip_ratio=0.9)),
     "w8a8": Scheme(Weights(bits=8), Activations(bits=8)),
+    "w4a16-asym": Scheme(Weights(bits=4, symmetric=False), Activations()),
+    "w4a8-asym": Scheme(Weights(bits=4, symmetric=False), Activations(bits=8)),
 }
 
 
