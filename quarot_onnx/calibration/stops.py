@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quarot_onnx.calibration.tokenizer import load_tokenizer
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.io.companions import GENAI_CONFIG, read_json
+from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
 
 def end_ids(model: Path, tokenizer: Path) -> frozenset[int]:
@@ -34,12 +34,13 @@ def end_ids(model: Path, tokenizer: Path) -> frozenset[int]:
 
 def _told(folder: Path) -> Iterator[tuple[Path, object]]:
     """What each file of a folder says."""
-    for name, section in (("generation_config.json", None), (GENAI_CONFIG, "model"), ("config.json", None)):
-        content = read_json(folder / name, CalibrationError)
-        part = content if section is None else content.get(section)
-        yield folder / name, part.get("eos_token_id") if isinstance(part, Mapping) else None
-    text = read_json(folder / "config.json", CalibrationError).get("text_config")  # of models that see, too
-    yield folder / "config.json", text.get("eos_token_id") if isinstance(text, Mapping) else None
+    for name, *keys in (
+        ("generation_config.json",),
+        (GENAI_CONFIG, "model"),
+        ("config.json",),
+        ("config.json", "text_config"),  # of models that see, too
+    ):
+        yield folder / name, section(read_json(folder / name, CalibrationError), *keys).get("eos_token_id")
 
 
 def _ids(said: object, file: Path) -> frozenset[int]:

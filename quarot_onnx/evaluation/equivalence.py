@@ -73,8 +73,8 @@ class Equivalence:
         passed: Whether everything lies within it, every output that was compared among it.
         outputs: Every output that was compared; of a decoder the logits first.
         not_compared: Float outputs that were not, with the reason.
-        own_noise: ``max_rel_logit_diff`` of the first model from itself, its norm weights moved by a rounding; None
-            where the tolerance of the dtype is kept. ``tolerance`` leaves room for it.
+        own_noise: ``max_rel_logit_diff`` of the first model from itself, its vectors of weights moved by a rounding;
+            None where that was not asked. ``tolerance`` leaves room for it.
     """
 
     max_abs_logit_diff: float
@@ -155,10 +155,12 @@ def compare(
             sides = on_feeds(a, models, b, feeds, own_feeds)
     found = sides.measured(of_a(models[0]), of_b(models[1]), then)
     result = _judged(found, sides, dtype, tolerance)
+    if result.passed or tolerance is not None:
+        return result
     most = {name: OwnNoise(1.0) for name in ("", *(item.compared.name for item in found.outputs))}
-    if result.passed or tolerance is not None or not _judged(found, sides, dtype, None, most).passed:
+    if not _judged(found, sides, dtype, None, most).passed:
         return result  # whatever rounding does
-    noise = own_noise(path_a, sides, of_a, dtype)
+    noise = own_noise(path_a, models[0], sides, of_a, dtype)
     return result if noise is None else _judged(found, sides, dtype, None, noise)
 
 

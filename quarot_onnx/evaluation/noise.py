@@ -56,12 +56,13 @@ class OwnNoise:
 
 
 def own_noise(
-    path: str | Path, sides: Sides, opening: Callable[[ir.Model], Opening], dtype: ir.DataType
+    path: str | Path, model: ir.Model, sides: Sides, opening: Callable[[ir.Model], Opening], dtype: ir.DataType
 ) -> dict[str, OwnNoise] | None:
     """The noise of every output that is compared, and under the name ``""`` that of the main ones.
 
     Args:
-        path: The first model.
+        path: The first model's file.
+        model: What was loaded of it.
         sides: What it and another one are run on.
         opening: Opens a model that is like it.
         dtype: The type whose rounding it is.
@@ -73,11 +74,12 @@ def own_noise(
         ModelError: The model cannot be run.
     """
     found: dict[str, OwnNoise] = {}
+    itself = sides.of_the_first()
     for seed in range(_DRAWS):
         moved = _moved(path, dtype, seed)
         if moved is None:
             return None
-        figures = sides.of_the_first().measured(opening(model_io.load(path)), opening(moved))
+        figures = itself.measured(opening(model), opening(moved))
         for item in figures.outputs:
             found.setdefault(item.compared.name, OwnNoise()).add(item.measures)
         found.setdefault("", OwnNoise()).add(figures.main)

@@ -31,9 +31,7 @@ Then = Callable[[Model], None]
 class Runs(Protocol):
     """What runs a model that is opened."""
 
-    def __call__(
-        self, opening: Opening, *, rows: int, then: Callable[[Model], None] | None = None
-    ) -> Iterator[Outputs]:
+    def __call__(self, opening: Opening, *, rows: int, then: Then | None = None) -> Iterator[Outputs]:
         """Its outputs, run by run, ``rows`` windows at once; ``then`` is called with the model after the last run."""
 
 
@@ -143,10 +141,10 @@ def on_tokens(
     at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
     run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
     before = befores(Lead.of(models[0], a.path.parent), lead or Lead.of(models[1], b.path.parent))
-    fixed = a.inputs.lengths.batch or b.inputs.lengths.batch
-    rows = fixed or rows_at_once(groups, a.inputs.vocab_size)
-    if any(side.past is not None for side in before):
-        rows = fixed or 1  # behind a cache that is fed, GroupQueryAttention takes a single row
+    rows = a.inputs.lengths.batch or b.inputs.lengths.batch
+    if not rows:  # behind a cache that is fed, GroupQueryAttention takes a single one
+        behind = any(side.past is not None for side in before)
+        rows = 1 if behind else rows_at_once(groups, a.inputs.vocab_size)
     return Sides(
         (a.path, b.path),
         pairing,

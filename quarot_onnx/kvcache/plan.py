@@ -51,6 +51,11 @@ class CachePlan:
         return bool(self.places.fused) and self.config.resolved_form is CacheForm.INT and not self.fixed
 
     @property
+    def kept_by_operators(self) -> bool:
+        """Whether operators keep integers themselves, on fixed scales."""
+        return bool(self.places.fused) and self.config.resolved_form is CacheForm.INT and self.fixed
+
+    @property
     def halved(self) -> bool:
         """Whether the two halves of a key's entries have scales of their own."""
         integers = self.config.resolved_form is CacheForm.INT

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
-from quarot_onnx.config.choices import CacheForm, OutputFormat
+from quarot_onnx.config.choices import OutputFormat
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.caches import computes_in, reads_integers
 from quarot_onnx.io.companions import genai_providers
@@ -27,11 +27,11 @@ def search_settings(plan: CachePlan | None, folder: Path) -> Mapping[str, object
         plan: What is done to the cache; None for nothing.
         folder: The original's.
     """
-    if plan is None or not plan.places.fused or plan.config.resolved_form is not CacheForm.INT:
-        return {}
-    if plan.grows:
+    if plan is not None and plan.grows:
         return {_SHARE: False}  # the graph turns all of the cache into float: at its own length, not the greatest
-    return {_SHARE: True} if _CUDA in genai_providers(folder) else {}
+    if plan is not None and plan.kept_by_operators and _CUDA in genai_providers(folder):
+        return {_SHARE: True}
+    return {}
 
 
 def refuse_lost(plan: CachePlan | None, *, prefixed: bool) -> None:
@@ -44,9 +44,9 @@ def refuse_lost(plan: CachePlan | None, *, prefixed: bool) -> None:
     Raises:
         ModelError: It would.
     """
-    if plan is None or not prefixed or not plan.places.fused or plan.config.resolved_form is not CacheForm.INT:
+    if plan is None or not prefixed or not plan.kept_by_operators:
         return
-    if plan.fixed and (why := dropped(computes_in(plan.places.fused[0].node))):
+    if why := dropped(computes_in(plan.places.fused[0].node)):
         raise ModelError(f"{why}, and a prefix in the graph would always stand before it; {INSTEAD}")
 
 

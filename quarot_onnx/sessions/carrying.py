@@ -22,7 +22,6 @@ INSTEAD = (
 )
 """Where such a cache is carried on."""
 
-
 _found: dict[tuple[object, ...], bool] = {}
 
 

@@ -106,9 +106,10 @@ def _fused(node: ir.Node, shapes: Shapes) -> _Parts | None:
     if not heads and shape is not None and len(shape) == 4:
         heads, kv_heads = (shapes.of(query) or shape)[1] or 0, shape[1] or 0
     grouped = node.op_type == "GroupQueryAttention"
-    head_dim = _head_dim(shape, kv_heads or heads)
     if grouped and value is None:  # Q, K and V in one
         head_dim = _head_dim(shapes.of(query), heads + 2 * kv_heads)
+    else:
+        head_dim = _head_dim(shape, kv_heads or heads)
     return _Parts(
         node,
         scores=node,
