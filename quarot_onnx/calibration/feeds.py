@@ -30,7 +30,7 @@ from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.graph.caches import IntegerCache, reads_integers
-from quarot_onnx.piecewise.runs import Carried
+from quarot_onnx.piecewise.sweep import Carried
 from quarot_onnx.sessions.carrying import INSTEAD, dropped
 
 Feeds = dict[str, npt.NDArray[Any]]

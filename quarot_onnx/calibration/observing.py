@@ -21,7 +21,7 @@ from quarot_onnx.calibration.sample import check_feeds, check_ids, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.piecewise.cuts import Piece
 from quarot_onnx.piecewise.memory import WHOLE, Memory
-from quarot_onnx.piecewise.runs import Arrays, Run, Sweep
+from quarot_onnx.piecewise.sweep import Arrays, Run, Sweep
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions.skeleton import open_augmented
 
@@ -158,7 +158,7 @@ def _observe_pieces(
 
         return run
 
-    with Sweep(model, runs, memory) as sweep:
+    with Sweep(model, runs, memory, wide=True) as sweep:
         for _ in sweep.through(visit, observed=observer.names):
             pass
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.errors import CalibrationError, ModelError
-from quarot_onnx.piecewise.runs import Carried
+from quarot_onnx.piecewise.sweep import Carried
 
 Mask = NDArray[np.bool_]
 

@@ -15,7 +15,8 @@ from quarot_onnx.calibration.pieces import pieces
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.before import Before
-from quarot_onnx.piecewise.runs import Model, Run, not_run
+from quarot_onnx.piecewise.runs import Model, not_run
+from quarot_onnx.piecewise.sweep import Run
 
 Outputs = list[tuple[int, npt.NDArray[Any]]]
 """What a run puts out, each with its place among the outputs that are compared."""

@@ -13,7 +13,7 @@ on both sides of a cut would compute with other last digits than the whole: plac
 rounding of its input are free of that, and are preferred.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -26,7 +26,7 @@ from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io.halves import HALVES
 from quarot_onnx.piecewise.memory import weight_bytes
 from quarot_onnx.piecewise.panels import in_panels
-from quarot_onnx.piecewise.wide import wide_name, widen
+from quarot_onnx.piecewise.wide import take_out_weights, wide_name, widen
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 _BEFORE = _PRODUCTS | {"QuantizeLinear", "DynamicQuantizeLinear", "Abs"}
@@ -48,6 +48,7 @@ class Piece:
     Attributes:
         model: The part; its weights are those of the whole, its outputs those below.
         inputs: Names of what it needs: inputs of the graph and what earlier pieces left.
+        weights: What else it takes: weights of 16 bits by the names of the inputs that take them as 32-bit floats.
         outputs: Names of what it leaves: what later pieces or runs need, and outputs that are wanted.
         observed: Names of values that are looked at here.
         read: Names of outputs that later pieces read, in the same run.
@@ -56,6 +57,7 @@ class Piece:
 
     model: ir.Model
     inputs: tuple[str, ...]
+    weights: Mapping[str, ir.TensorProtocol]
     outputs: tuple[str, ...]
     observed: tuple[str, ...]
     read: frozenset[str]
@@ -71,12 +73,14 @@ class Wanted:
         observed: Names of values that are looked at.
         pasts: Past inputs, each with the output of the run before that it is.
         fed: Names of inputs with a default that are fed nevertheless; the others are constants.
+        wide: Whether weights of float16 are fed as 32-bit floats.
     """
 
     outputs: Sequence[str] = ()
     observed: Sequence[str] = ()
     pasts: Collection[tuple[str, str]] = ()
     fed: Collection[str] = ()
+    wide: bool = False
 
 
 class Cuts:
@@ -98,6 +102,7 @@ class Cuts:
         self._asked = dict.fromkeys(outputs[name] for name in wanted.outputs)
         self._observed = dict.fromkeys(values[name] for name in wanted.observed)
         self._pasts = {inputs[past]: outputs[present] for past, present in wanted.pasts}
+        self._wide = wanted.wide
         self._ends = dict.fromkeys((*self._asked, *self._pasts.values()))
         self._moving = {v for v in graph.inputs if not v.is_initializer() or v.name in wanted.fed}
         self._made: dict[ir.Value, int] = {}
@@ -134,6 +139,7 @@ class Cuts:
         del graph.outputs[len(ends) :]
         read = frozenset(map(wide_name, left))
         widen(graph, handed, left)
+        names = tuple(str(v.name) for v in graph.inputs)
         reads = dict(self._last)
         for past, present in self._pasts.items():
             # A past is read as what the run before left, so that goes with the past.
@@ -141,7 +147,8 @@ class Cuts:
         gone = [v for v, last in reads.items() if start <= last < stop]
         return Piece(
             model,
-            tuple(str(v.name) for v in graph.inputs),
+            names,
+            take_out_weights(graph) if self._wide else {},
             tuple(str(v.name) for v in graph.outputs),
             tuple(str(v.name) for v in observed),
             read,

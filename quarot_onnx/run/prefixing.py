@@ -19,7 +19,8 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
 from quarot_onnx.piecewise.memory import WHOLE, Memory
-from quarot_onnx.piecewise.runs import Run, opened
+from quarot_onnx.piecewise.runs import opened
+from quarot_onnx.piecewise.sweep import Run
 from quarot_onnx.prefix.attach import attach, find_prefix_places
 from quarot_onnx.prefix.sinks import WORTH, Loss, Sinks
 from quarot_onnx.progress import Progress

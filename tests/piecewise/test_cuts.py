@@ -16,7 +16,8 @@ from quarot_onnx.errors import FeedError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Wanted
 from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.runs import ByPieces, Carried, Run, Whole, opened
+from quarot_onnx.piecewise.runs import ByPieces, Whole, opened
+from quarot_onnx.piecewise.sweep import Carried, Run
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.skeleton import open_augmented
 

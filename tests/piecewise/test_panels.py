@@ -12,7 +12,8 @@ from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Cuts, Wanted
 from quarot_onnx.piecewise.memory import Memory, opened_bytes
 from quarot_onnx.piecewise.panels import heads, in_panels
-from quarot_onnx.piecewise.runs import Run, Whole, opened
+from quarot_onnx.piecewise.runs import Whole, opened
+from quarot_onnx.piecewise.sweep import Run
 from quarot_onnx.sessions import runtime
 
 HIDDEN, VOCAB = 320, 1100  # more terms than one block of onnxruntime's, and columns that are no multiple of a panel's
