@@ -7,7 +7,8 @@ per token. The model is rotated once for each seed, quantized through the same c
 with fake quantization, and its perplexity taken on every text in windows of 512 tokens with BOS. The first text should
 be of the kind that was calibrated on, the others of another kind. Results are kept in a JSON file: what is there
 already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method,
-`--blocks 12` leaves what comes after the first 12 decoder blocks in float: experiments at a part of the time.
+`--blocks 12` leaves what comes after the first 12 decoder blocks in float: experiments at a part of the time. With
+`--own 16` the float model writes so many of the windows itself.
 """
 
 import argparse
@@ -18,16 +19,19 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from first_blocks import split_after
 
 from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.config import QConfig, QLayerConfig
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.config.rounding import ROUNDINGS
 from quarot_onnx.evaluation.perplexity import perplexity
+from quarot_onnx.generation.own_text import own_windows
 from quarot_onnx.io import model_io
 from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.processor import described
@@ -69,10 +73,16 @@ class Study:
     texts: list[Path]
     tokenizer: Path
     samples: int
+    own: int
     windows: list[int]
     work: Path
     options: dict[str, Any]
     blocks: int | None
+
+    @cached_property
+    def written(self) -> TokenIds | None:
+        """The windows that the float model writes."""
+        return own_windows(self.model, self.own, tokenizer=self.tokenizer) if self.own else None
 
     def rotated(self, *, r4: bool, seed: int) -> Path:
         """The model, rotated; made when it is first asked for."""
@@ -112,7 +122,8 @@ class Study:
             algo_config=[ROUNDINGS[method](**self.options)],
             output_format="fake",
         )
-        reader = TextReader(source, self.calib, self.tokenizer, samples=self.samples, seq_len=512)
+        given, more = self.samples - self.own, self.written
+        reader = TextReader(source, self.calib, self.tokenizer, samples=given, seq_len=512, more=more)
         out = self.work / "quantized"
         start = time.perf_counter()
         outcome = quantize(source, out / "model.onnx", config, reader, check=None)
@@ -182,6 +193,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(ROUNDINGS), default=list(ROUNDINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16, help="calibration windows of 512 tokens (default: 16)")
+    parser.add_argument("--own", type=int, default=0, help="so many of them that the model writes (default: none)")
     parser.add_argument(
         "--windows", type=int, nargs="+", default=[20], help="test windows of 512 tokens, for each text (default: 20)"
     )
@@ -191,7 +203,16 @@ def main() -> None:
     work = given.results.absolute().with_suffix(".work")
     tokenizer, options = given.tokenizer or given.model.parent, dict(given.set)
     study = Study(
-        given.model, given.calib, given.text, tokenizer, given.samples, given.windows, work, options, given.blocks
+        given.model,
+        given.calib,
+        given.text,
+        tokenizer,
+        given.samples,
+        given.own,
+        given.windows,
+        work,
+        options,
+        given.blocks,
     )
     results = json.loads(given.results.read_text()) if given.results.is_file() else {}
     if "float" not in results:

@@ -156,8 +156,9 @@ class TextReader(TokenReader):
         model_path: The ONNX file.
         text: A UTF-8 text file, plain or JSON lines; None for ``default_text()``.
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
-        samples: Windows.
+        samples: Windows of the text.
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
+        more: Windows that come behind those of the text, ``[windows, seq_len]``, as of ``own_windows``.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
@@ -183,6 +184,7 @@ class TextReader(TokenReader):
         *,
         samples: int = 16,
         seq_len: int | None = None,
+        more: TokenIds | None = None,
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
         decode_steps: int | None = None,
@@ -202,18 +204,17 @@ class TextReader(TokenReader):
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
         ids = tokenize(content, tokenizer, max(count * length, 0) + _REST)
-        cut = windows(
-            ids,
-            tokenizer,
-            length=length,
-            count=count,
-            bos_id=self.bos_id,
-            vocab_size=inputs.vocab_size,
-        )
-        looks = () if text is None else running_text_note(cut, tokenizer, str(text))
+        # None of the text are asked for where others are given alone.
+        cut = np.empty((0, length), np.int64)
+        if count or more is None:
+            cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id, vocab_size=inputs.vocab_size)
+        looks = () if text is None or not cut.size else running_text_note(cut, tokenizer, str(text))
         self.notes = (*too_long, *looks)
         self.rest = ids[cut.size : cut.size + _REST]
-        super().__init__(inputs, cut, model_path, decode_steps=decode_steps)
+        if more is not None and more.shape[1:] != (length,):
+            raise CalibrationError(f"more windows are {list(more.shape)}: need [windows, {length}], as the text's are")
+        every = cut if more is None else np.concatenate([cut, more])
+        super().__init__(inputs, every, model_path, decode_steps=decode_steps)
 
 
 class NpzReader(_IndexedReader):

@@ -43,7 +43,7 @@ class CalibrationOptions:
         Path | None,
         Option(
             metavar="FILE",
-            help="UTF-8 text, or JSON lines. Default: Python's own documentation.",
+            help="UTF-8 text, or JSON lines. Default: what the model writes (--calib-own), or Python's documentation.",
             rich_help_panel=CALIBRATION,
         ),
         Key("calibration.text"),
@@ -64,6 +64,17 @@ class CalibrationOptions:
         int | None,
         Option(metavar="N", min=1, help="The same as --calib-samples.", rich_help_panel=CALIBRATION),
         Key("calibration.samples"),
+    ] = None
+    calib_own: Annotated[
+        int | None,
+        Option(
+            metavar="N",
+            min=0,
+            help="So many of the windows are text that the model writes itself. Default: all where no text is named "
+            "and weights are rounded with GPTQ, GPTAQ or Qronos, else none.",
+            rich_help_panel=CALIBRATION,
+        ),
+        Key("calibration.own"),
     ] = None
     calib_seq_len: Annotated[
         int | None,

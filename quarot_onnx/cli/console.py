@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PHASES = {
     "rotate": "rotating weights",
     "verify": "comparing with the original",
+    "own text": "writing text to calibrate on",
     "calibrate": "calibrating",
     "round": "rounding weights",
     "correct": "correcting biases",

@@ -3,34 +3,26 @@
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from quarot_onnx.calibration.bos import Bos
-from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.given import given_feeds
-from quarot_onnx.calibration.pieces import require_ids
-from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
+from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text_files import is_json_lines
-from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.calibrating import Asking, needs_text, reader_of
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
-from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.scheduling import quiet_scheduler
 from quarot_onnx.cli.targets import target_file
 from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.config.kernels import widened
-from quarot_onnx.errors import ConfigError, FeedError
+from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import parse_lengths
-from quarot_onnx.kvcache.plan import needs_calibration
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
 from quarot_onnx.progress import PhaseProgress
-from quarot_onnx.quantization import static_ranges
 from quarot_onnx.recipes.own import Calibration
 from quarot_onnx.run.provenance import is_rotated, recorded, summary
 from quarot_onnx.sites.detect import Survey
@@ -41,12 +33,6 @@ _OF_CHECK = frozenset({f"{CALIBRATION}tokenizer", f"{CALIBRATION}bos"})
 _EXACT_AND_SLOW = (
     "uint8 weights are exact on every processor; on this one, without VNNI, those of 7 bits are faster and nearly as "
     "good when rounded with GPTQ (--w-bits 7 --a-bits 8 --lm-head int8 --weights gptq; docs/processors.md)"
-)
-
-_DEFAULT_TEXT = (
-    "calibrated on Python's own documentation, the default; name text like what the model will meet (--calib-text): at "
-    "4-bit weights and 8-bit activations SmolLM2's perplexity on WikiText-2 was 1.19 x the float model's so, 1.11 x "
-    "when calibrated on other parts of it"
 )
 
 
@@ -70,8 +56,9 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     typed = typed_keys(options)
     chosen = choose(Question(options, typed, Survey(model), record, target))
     with chosen.in_words():
-        calibrated = _needs_text(chosen)
-    reader, of_reader = _reader(chosen.calibration, source, options, model) if calibrated else (None, ())
+        calibrated = needs_text(chosen)
+    asking = Asking(source, model, options.feeds, memory, progress)
+    reader, of_reader = reader_of(chosen, asking) if calibrated else (None, ())
     check = check_asked(options, chosen.calibration)
     with chosen.in_words():
         outcome = quantize(
@@ -98,10 +85,6 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
         *others, last = unused
         words = f"{', '.join(others)} and {last}" if others else last
         notes.append(f"nothing is calibrated: {words} not used")
-    rounding = chosen.config.rounding
-    by_default = isinstance(reader, TextReader) and chosen.calibration.text is None
-    if rounding is not None and rounding.needs_statistics and by_default:
-        notes.append(_DEFAULT_TEXT)
     layer = chosen.config.global_config
     if layer is not None and widened(layer, chosen.config.resolved_format) and saturates():
         notes.append(_EXACT_AND_SLOW)
@@ -133,46 +116,3 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
         limits=limits,
     )
     return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)
-
-
-def _needs_text(chosen: Chosen) -> bool:
-    """Whether ranges, or an algorithm's statistics, are taken on text."""
-    selection, config = chosen.selection, chosen.config
-    of_cache = needs_calibration(selection.survey, config)
-    return static_ranges.needs_calibration(selection) or config.needs_samples or of_cache
-
-
-def _reader(
-    calibration: Calibration, source: Path, options: QuantizeOptions, model: ir.Model
-) -> tuple[DataReader, tuple[str, ...]]:
-    """A reader of text, or of the feeds that were given where a text cannot be fed, and what to say of it."""
-    try:
-        reader = _text_reader(calibration, source, model)
-    except FeedError as error:
-        if options.feeds is None:
-            way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
-            raise FeedError(error.reason, way) from error
-        unused = f"; {calibration.text} is not read" if calibration.text is not None else ""
-        note = f"calibrated on {options.feeds}, as no text can be fed: {error.reason}{unused}"
-        return SampleReader(given_feeds(options.feeds, model)), (note,)
-    length, usual = reader.token_windows.shape[1], Calibration().seq_len
-    fixed = "seq_len" not in calibration.model_fields_set and length != usual
-    return reader, (f"calibrated on windows of {length} tokens: the graph does not take {usual}",) if fixed else ()
-
-
-def _text_reader(calibration: Calibration, source: Path, model: ir.Model) -> TextReader:
-    """A reader of text."""
-    inputs = ModelInputs.from_model(model, folder=source.parent)
-    require_ids(inputs)  # before a tokenizer is asked for
-    tokenizer = opt.tokenizer_path(calibration.tokenizer, source)
-    return TextReader(
-        source,
-        calibration.text,
-        tokenizer,
-        samples=calibration.samples,
-        seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
-        bos=Bos.of(calibration.bos),
-        text_key=calibration.text_key,
-        decode_steps=calibration.decode_steps,
-        inputs=inputs,
-    )

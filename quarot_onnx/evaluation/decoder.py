@@ -1,4 +1,4 @@
-"""A session of a decoder with its cache: tokens go in, the logits of the last one come out.
+"""A session of a decoder with its cache: tokens go in, the logits of the last one come out, of one text or several.
 
 Every present output goes back as the past input that it carries on. A graph without a cache is run on the whole text
 each time, and one that takes a token at a time token by token.
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.pieces import pieces, require_ids
+from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
@@ -42,11 +43,11 @@ class Decoder:
         self.start()
 
     def start(self) -> None:
-        """Forget the text, but for the prefix that the caller has to bring."""
+        """Forget the texts, but for the prefix that the caller has to bring."""
         lead, rows = self.model.lead, self.model.inputs.lengths.batch or 1
         self._past: Feeds | None = None if lead is None else lead.filled(rows)
         self._held = 0 if lead is None else lead.fed_length
-        self._ids: list[int] = []
+        self._ids: TokenIds | None = None
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.floating]:
         """Go on with the text.
@@ -60,27 +61,42 @@ class Decoder:
         Raises:
             ModelError: onnxruntime fails, or the logits are not numbers.
         """
+        logits: npt.NDArray[np.floating] = self.feed_rows(np.array([ids], np.int64))[0]
+        return logits
+
+    def feed_rows(self, ids: TokenIds) -> npt.NDArray[np.floating]:
+        """Go on with several texts of one length, a row each: as many as at the start, and one behind a prefix.
+
+        Args:
+            ids: The tokens that come next, ``[rows, tokens]``.
+
+        Returns:
+            The logits of the last ones, ``[rows, vocab]``.
+
+        Raises:
+            ModelError: onnxruntime fails, or the logits are not numbers.
+        """
         inputs = self.model.inputs
         if not inputs.has_cache:
-            self._ids += ids
+            self._ids = ids if self._ids is None else np.concatenate([self._ids, ids], axis=1)
             output = self._run(self._ids)[inputs.logits]
         else:
-            for start, stop in pieces(inputs, len(ids)):
-                outputs = self._run(ids[start:stop])
+            for start, stop in pieces(inputs, ids.shape[1]):
+                outputs = self._run(ids[:, start:stop])
                 self._past = inputs.present_to_past(outputs)
                 self._held += stop - start
             output = outputs[inputs.logits]
-        logits = self.model.last(output)
+        logits = self.model.last(output, len(ids))
         if not logits.max() < np.inf:  # NaN, too
             raise ModelError(f"the logits of {self.model.path} are not finite: the model is damaged")
         return logits
 
-    def _run(self, ids: Sequence[int]) -> dict[str, npt.NDArray[Any]]:
+    def _run(self, ids: TokenIds) -> dict[str, npt.NDArray[Any]]:
         """Logits and presents of one run."""
         inputs = self.model.inputs
         names = [inputs.logits, *(present for _, present in inputs.presents if inputs.has_cache)]
         try:
-            outputs = run(self._session, names, inputs.feed(np.array([ids], np.int64), self._past, self._held))
+            outputs = run(self._session, names, inputs.feed(ids, self._past, self._held))
         except FeedError as error:
             raise FeedError(error.reason, "the model cannot go on with this text") from error
         return dict(zip(names, outputs, strict=True))

@@ -151,21 +151,23 @@ class Scored:
             )
         return output.reshape(length, shape[-1])
 
-    def last(self, output: NDArray[Any]) -> NDArray[Any]:
-        """The logits of the last token of the first row.
+    def last(self, output: NDArray[Any], rows: int = 1) -> NDArray[Any]:
+        """The logits of the last token of each row.
 
         Args:
             output: What the model gave: of every token, or of the last one alone.
+            rows: The rows that were fed; where the graph fixes more, those that filled it up are left out.
 
         Returns:
-            ``[vocab]``.
+            ``[rows, vocab]``.
 
         Raises:
             ModelError: They are hidden states.
         """
         if self._is_hidden(output.shape[-1]):
             raise self._no_logits(output.shape[-1])
-        found: NDArray[Any] = (output[0] if output.ndim > 2 else output)[-1]
+        ran = len(output) if output.ndim > 2 else max(rows, self.inputs.lengths.batch or 1)
+        found: NDArray[Any] = output.reshape(ran, -1, output.shape[-1])[:rows, -1]
         return found
 
     def _is_hidden(self, width: int) -> bool:

@@ -75,10 +75,12 @@ class Memory:
 
     def divides(self, model: ir.Model) -> bool:
         """Whether a model is run piece by piece."""
-        if self.by_stages is not None:
-            return self.by_stages
+        return not self.holds(model) if self.by_stages is None else self.by_stages
+
+    def holds(self, model: ir.Model) -> bool:
+        """Whether a model fits whole."""
         there = self.bytes
-        return there is not None and _OPEN * opened_bytes(model) > there
+        return there is None or _OPEN * opened_bytes(model) <= there
 
     @classmethod
     def of(cls, words: str | None, by_stages: bool | None) -> "Memory":

@@ -156,10 +156,12 @@ class Calibration(Strict):
     """The text that statistics are taken on.
 
     Attributes:
-        text: A UTF-8 file; None for Python's own documentation.
+        text: A UTF-8 file; None for what the model writes, or for Python's own documentation.
         text_key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl files.
         tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
         samples: Windows of text.
+        own: How many of them the model writes itself; None for all where no text is named and weights are rounded by
+            statistics, and for none elsewhere.
         seq_len: Tokens of a window, BOS among them.
         bos: True forces the BOS that the tokenizer's files name, False none, a number is its id; None leaves it to
             the files.
@@ -171,6 +173,7 @@ class Calibration(Strict):
     text_key: StrictStr | None = None
     tokenizer: ConfigPath = None
     samples: int = Field(default=16, ge=1, strict=True)
+    own: int | None = Field(default=None, ge=0, strict=True)
     seq_len: int = Field(default=512, ge=2, strict=True)
     bos: Annotated[bool | int | None, BeforeValidator(_bos)] = None
     decode_steps: int | None = Field(default=None, ge=0, strict=True)

@@ -1,0 +1,123 @@
+"""What ``quantize`` calibrates on: a text, Python's documentation, what the model writes itself, or feeds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from quarot_onnx.calibration.bos import Bos
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.calibration.pieces import default_window, require_ids
+from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
+from quarot_onnx.cli import options as opt
+from quarot_onnx.cli.chosen import Chosen
+from quarot_onnx.errors import ConfigError, FeedError
+from quarot_onnx.generation.own_text import own_windows, why_not
+from quarot_onnx.kvcache.plan import needs_calibration
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.progress import PhaseProgress, of_phase
+from quarot_onnx.quantization import static_ranges
+from quarot_onnx.recipes.own import Calibration
+
+_NAME_TEXT = (
+    "name text like what the model will meet (--calib-text): at 4-bit weights and 8-bit activations SmolLM2's "
+    "perplexity on WikiText-2 was {} x the float model's so, 1.11 x when calibrated on other parts of it"
+)
+_OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.12')}"
+_DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.21')}"
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """What a reader is made for.
+
+    Attributes:
+        source: The model's file.
+        model: What was loaded of it.
+        feeds: Where the user's own feeds lie; None for none.
+        memory: What the run may take.
+        progress: Called as the work goes on.
+    """
+
+    source: Path
+    model: ir.Model
+    feeds: Path | None
+    memory: Memory
+    progress: PhaseProgress
+
+
+def needs_text(chosen: Chosen) -> bool:
+    """Whether ranges, or an algorithm's statistics, are taken on text."""
+    selection, config = chosen.selection, chosen.config
+    of_cache = needs_calibration(selection.survey, config)
+    return static_ranges.needs_calibration(selection) or config.needs_samples or of_cache
+
+
+def reader_of(chosen: Chosen, asking: Asking) -> tuple[DataReader, tuple[str, ...]]:
+    """A reader of text, or of the feeds that were given where a text cannot be fed, and what to say of it.
+
+    Raises:
+        QuarotError: The text, the tokenizer, the feeds or the model cannot be read or do not fit each other, or the
+            model is to write text and cannot.
+    """
+    calibration = chosen.calibration
+    try:
+        inputs = ModelInputs.from_model(asking.model, folder=asking.source.parent)
+        require_ids(inputs)  # before a tokenizer is asked for
+    except FeedError as error:
+        if asking.feeds is None:
+            way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
+            raise FeedError(error.reason, way) from error
+        unused = f"; {calibration.text} is not read" if calibration.text is not None else ""
+        note = f"calibrated on {asking.feeds}, as no text can be fed: {error.reason}{unused}"
+        return SampleReader(given_feeds(asking.feeds, asking.model)), (note,)
+    rounding = chosen.config.rounding
+    rounded = rounding is not None and rounding.needs_statistics
+    own, why = _own(calibration, asking, inputs, rounded=rounded)
+    reader = _text_reader(calibration, asking, inputs, own)
+    length, usual = reader.token_windows.shape[1], Calibration().seq_len
+    fixed = "seq_len" not in calibration.model_fields_set and length != usual
+    notes = [f"calibrated on windows of {length} tokens: the graph does not take {usual}"] if fixed else []
+    if rounded and calibration.text is None and own in {0, calibration.samples}:
+        notes.append(_OWN if own else _DOCUMENTATION.format(why))
+    return reader, tuple(notes)
+
+
+def _own(calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool) -> tuple[int, str]:
+    """How many windows the model writes; and where it would have by default, why it does not."""
+    asked = calibration.own
+    if asked is not None and asked > calibration.samples:
+        raise ConfigError(
+            f"{asked} windows of the model's own text are more than the {calibration.samples} that are calibrated on: "
+            f"ask for fewer (--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
+        )
+    by_default = asked is None and calibration.text is None and rounded
+    wanted = calibration.samples if by_default else asked or 0
+    reason = why_not(asking.model, asking.source.parent, inputs, asking.memory) if wanted else ""
+    if reason and not by_default:
+        raise ConfigError(
+            f"{asking.source} cannot write text to be calibrated on, as {reason}: leave out --calib-own "
+            "(calibration.own in a recipe), and name text"
+        )
+    return (0, f" (the model writes none itself, as {reason})") if reason else (wanted, "")
+
+
+def _text_reader(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
+    """A reader of text, so many of its windows the model's own."""
+    tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
+    length = calibration.seq_len if "seq_len" in calibration.model_fields_set else default_window(inputs)
+    progress = of_phase(asking.progress, "own text")
+    written = own_windows(asking.source, own, length, tokenizer=tokenizer, bos=bos, progress=progress) if own else None
+    return TextReader(
+        asking.source,
+        calibration.text,
+        tokenizer,
+        samples=calibration.samples - own,
+        seq_len=length,
+        more=written,
+        bos=bos,
+        text_key=calibration.text_key,
+        decode_steps=calibration.decode_steps,
+        inputs=inputs,
+    )
