@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 _LARGE = 1 << 20
 """Bytes from which on it pays."""
 
-_WASTE = 1.25
+_WASTE = 3.0
 """What serves an array is so many times its size at most."""
 
 
