@@ -27,7 +27,7 @@ from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.piecewise.memory import Memory, opened_bytes
 from quarot_onnx.progress import Progress
 
-_STRETCH = 128
+_STRETCH = 64
 """Tokens that are written together, at most."""
 
 _BLOCK = 256
