@@ -12,11 +12,15 @@ Float64 = npt.NDArray[np.float64]
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> Float64:
-    """``log softmax`` along the last axis, in float64; the maximum is taken off first, so that nothing overflows."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    """``log softmax`` along the last axis, in float64."""
+    return to_log_softmax(logits.astype(np.float64))
+
+
+def to_log_softmax(logits: Float64) -> Float64:
+    """The same in place; the maximum is taken off first, so that nothing overflows."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits
 
 
 def negative_log_likelihood(logits: npt.NDArray[Any], targets: npt.NDArray[np.int64]) -> Float64:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx.evaluation.logits import Float64, blocks, log_softmax
+from quarot_onnx.evaluation.logits import Float64, blocks, to_log_softmax
 
 
 class Measures:
@@ -34,17 +34,21 @@ class Measures:
         for part in blocks(len(a)):
             x, y = a[part].astype(np.float64), b[part].astype(np.float64)
             self.rows += len(x)
-            self.largest = max(self.largest, float(np.abs(x).max()))
+            self.largest = max(self.largest, _magnitude(x))
             self._sum_a += float(np.sum(x * x))
             if not np.isfinite(y).all():
                 self.max_abs = self._sum_diff = self._sum_kl = float("inf")
                 self._flip_gaps += [float("inf")] * len(x)
                 continue
-            self.max_abs = max(self.max_abs, float(np.abs(y - x).max()))
-            self._sum_diff += float(np.sum((y - x) ** 2))
+            if self._distributions:
+                self._flip_gaps += _flip_gaps(x, y)
+            apart = y - x
+            self.max_abs = max(self.max_abs, _magnitude(apart))
+            apart *= apart
+            self._sum_diff += float(np.sum(apart))
+            del apart  # rows of logits are large: few are held at once
             if self._distributions:
                 self._sum_kl += float(_kl(x, y).sum())
-                self._flip_gaps += _flip_gaps(x, y)
 
     @property
     def max_rel(self) -> float:
@@ -66,9 +70,17 @@ class Measures:
         return 1.0 - sum(gap >= near_tie for gap in self._flip_gaps) / self.rows
 
 
+def _magnitude(x: Float64) -> float:
+    """``max |x|``."""
+    return max(float(x.max()), -float(x.min()))
+
+
 def _kl(a: Float64, b: Float64) -> Float64:
-    log_p, log_q = log_softmax(a), log_softmax(b)
-    return np.asarray(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1))
+    """``KL(softmax a || softmax b)`` of every row; neither holds its logits afterwards."""
+    log_p, log_q = to_log_softmax(a), to_log_softmax(b)
+    apart = np.subtract(log_p, log_q, out=log_q)
+    apart *= np.exp(log_p, out=log_p)
+    return np.asarray(np.sum(apart, axis=-1))
 
 
 def _flip_gaps(a: Float64, b: Float64) -> list[float]:
