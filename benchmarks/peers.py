@@ -2,10 +2,11 @@
 
     python benchmarks/peers.py MODEL.onnx TEXT [--eval TEXT] [--samples 8] [--seq-len 256] [--envs FOLDER] [--peer NAME]
 
-quarot_onnx rotates, proves and quantizes; onnxruntime's quantize_static, AMD Quark and AIMET-ONNX quantize as they do
-by default, min-max and MatMuls where they can be told so. All read the same windows of the text. Peers but onnxruntime
-get an environment of their own in ``--envs``, made once; where that cannot be made, or a peer fails, its row tells the
-reason. Every tool is a process of its own, watched from outside; ratios are to onnxruntime's. Outputs are removed.
+quarot_onnx rotates, proves and quantizes, as it does by default and piece by piece; onnxruntime's quantize_static, AMD
+Quark and AIMET-ONNX quantize as they do by default, min-max and MatMuls where they can be told so. All read the same
+windows of the text. Peers but onnxruntime get an environment of their own in ``--envs``, made once; where that cannot
+be made, or a peer fails, its row tells the reason. Every tool is a process of its own, watched from outside; ratios are
+to onnxruntime's. Outputs are removed.
 """
 
 import argparse
@@ -23,7 +24,13 @@ PACKAGES = {
 }
 """What pip installs into the environment of a peer, one after the other."""
 
-NAMES = {"quarot": "quarot_onnx", "onnxruntime": "quantize_static", "quark": "AMD Quark", "aimet": "AIMET-ONNX"}
+NAMES = {
+    "quarot": "quarot_onnx",
+    "pieces": "quarot_onnx, `--by-stages`",
+    "onnxruntime": "quantize_static",
+    "quark": "AMD Quark",
+    "aimet": "AIMET-ONNX",
+}
 
 
 @dataclass
@@ -144,9 +151,10 @@ def perplexity(model: Path, source: Path, text: Path) -> float:
 
 def command_of(peer: str, arguments: argparse.Namespace, out: Path, samples: Path) -> list[str]:
     """What makes the output of a tool."""
-    if peer == "quarot":
+    if peer in ("quarot", "pieces"):
         words = ["quantize", arguments.model, out, "--scheme", "w8a8-static", "--calib-text", arguments.text]
         words += ["--calib-samples", arguments.samples, "--calib-seq-len", arguments.seq_len, "--no-check", "--quiet"]
+        words += ["--by-stages"] if peer == "pieces" else []
         return [sys.executable, "-m", "quarot_onnx", *map(str, words)]
     python = sys.executable if peer == "onnxruntime" else environment(peer, arguments.envs)
     return [*map(str, (python, Path(__file__).resolve(), arguments.model, samples, "--work", peer, "--out", out))]

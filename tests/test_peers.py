@@ -27,11 +27,16 @@ def test_a_row_for_each_tool_or_the_reason(llama_optimum: Path, tmp_path: Path) 
         "--seq-len",
         24,
     ]
-    command += ["--peer", "onnxruntime", "--peer", "quarot", "--peer", "quark"]
+    command += ["--peer", "onnxruntime", "--peer", "quarot", "--peer", "pieces", "--peer", "quark"]
     printed = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
-    assert [row[0] for row in cells[2:]] == ["quantize_static", "quarot_onnx", "AMD Quark"]
-    assert all(float(number.replace(",", "")) > 0 for row in cells[2:4] for number in row[1:])
+    assert [row[0] for row in cells[2:]] == [
+        "quantize_static",
+        "quarot_onnx",
+        "quarot_onnx, `--by-stages`",
+        "AMD Quark",
+    ]
+    assert all(float(number.replace(",", "")) > 0 for row in cells[2:5] for number in row[1:])
     assert cells[2][3] == cells[2][5] == "1.00"
-    assert cells[4][1:] == ["fails: ImportError: no such tool"]
+    assert cells[5][1:] == ["fails: ImportError: no such tool"]
     assert not list(llama_optimum.parent.glob("tmp*"))
