@@ -151,10 +151,10 @@ class Sweep:
 
     def _forget(self, piece: Piece, wanted: Sequence[str]) -> None:
         """Forget what nobody needs any more."""
-        for number, run in enumerate(self._runs):
-            for name in piece.expires:
-                if name not in wanted or name in run.skips:
-                    self._states.discard((number, name))
+        expired, held = frozenset(piece.expires), self._states.keys()
+        for number, name in held:
+            if name in expired and (name not in wanted or name in self._runs[number].skips):
+                self._states.discard((number, name))
 
     def take(self, number: int, name: str) -> NDArray[Any]:
         """An output of a run, which is forgotten with that unless a later run takes it over."""
