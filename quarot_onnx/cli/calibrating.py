@@ -24,8 +24,8 @@ _NAME_TEXT = (
     "name text like what the model will meet (--calib-text): at 4-bit weights and 8-bit activations SmolLM2's "
     "perplexity on WikiText-2 was {} x the float model's so, 1.11 x when calibrated on other parts of it"
 )
-_OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.12')}"
-_DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.21')}"
+_OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
+_DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
 
 
 @dataclass(frozen=True, eq=False)
