@@ -80,9 +80,9 @@ class Study:
     blocks: int | None
 
     @cached_property
-    def written(self) -> TokenIds | None:
+    def written(self) -> TokenIds:
         """The windows that the float model writes."""
-        return own_windows(self.model, self.own, tokenizer=self.tokenizer) if self.own else None
+        return own_windows(self.model, self.own, tokenizer=self.tokenizer)
 
     def rotated(self, *, r4: bool, seed: int) -> Path:
         """The model, rotated; made when it is first asked for."""
@@ -122,7 +122,7 @@ class Study:
             algo_config=[ROUNDINGS[method](**self.options)],
             output_format="fake",
         )
-        given, more = self.samples - self.own, self.written
+        given, more = self.samples - self.own, (lambda: self.written) if self.own else None
         reader = TextReader(source, self.calib, self.tokenizer, samples=given, seq_len=512, more=more)
         out = self.work / "quantized"
         start = time.perf_counter()

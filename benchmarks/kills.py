@@ -25,7 +25,7 @@ TASKS = {
     "rotate+prove": "rotate {model} {out}",
     "w4 RTN": "quantize {model} {out} --weights rtn --w-bits 4 --no-w-clip --w-groupsize 128 --no-verify --no-check",
     "w4a8 GPTQ": "quantize {model} {out} --weights gptq --w-bits 4 --a-bits 8 --calib-samples 2 --calib-seq-len 64 "
-    "--no-verify --no-check",
+    "--calib-own 0 --no-verify --no-check",
 }
 """Those that calibrate take a text as well."""
 

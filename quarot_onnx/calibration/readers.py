@@ -1,7 +1,7 @@
 """Calibration readers of our own: from token ids, a text, or arrays in memory and in archives."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,8 @@ class TextReader(TokenReader):
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
         samples: Windows of the text.
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
-        more: Windows that come behind those of the text, ``[windows, seq_len]``, as of ``own_windows``.
+        more: Gives windows that come behind those of the text, ``[windows, seq_len]``, as ``own_windows`` does; called
+            once these are there.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
@@ -184,7 +185,7 @@ class TextReader(TokenReader):
         *,
         samples: int = 16,
         seq_len: int | None = None,
-        more: TokenIds | None = None,
+        more: Callable[[], TokenIds] | None = None,
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
         decode_steps: int | None = None,
@@ -211,9 +212,9 @@ class TextReader(TokenReader):
         looks = () if text is None or not cut.size else running_text_note(cut, tokenizer, str(text))
         self.notes = (*too_long, *looks)
         self.rest = ids[cut.size : cut.size + _REST]
-        if more is not None and more.shape[1:] != (length,):
-            raise CalibrationError(f"more windows are {list(more.shape)}: need [windows, {length}], as the text's are")
-        every = cut if more is None else np.concatenate([cut, more])
+        if more is not None and (added := more()).shape[1:] != (length,):
+            raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}], as the text's are")
+        every = cut if more is None else np.concatenate([cut, added])
         super().__init__(inputs, every, model_path, decode_steps=decode_steps)
 
 

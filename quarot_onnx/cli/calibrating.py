@@ -1,6 +1,7 @@
 """What ``quantize`` calibrates on: a text, Python's documentation, what the model writes itself, or feeds."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from quarot_onnx.calibration.pieces import default_window, require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.chosen import Chosen
-from quarot_onnx.errors import ConfigError, FeedError
+from quarot_onnx.errors import ConfigError, FeedError, QuarotError
 from quarot_onnx.generation.own_text import own_windows, why_not
 from quarot_onnx.kvcache.plan import needs_calibration
 from quarot_onnx.piecewise.memory import Memory
@@ -25,7 +26,13 @@ _NAME_TEXT = (
     "perplexity on WikiText-2 was {} x the float model's so, 1.11 x when calibrated on other parts of it"
 )
 _OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
+_PARTLY = "calibrated on Python's own documentation and on text that the model wrote"
 _DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
+
+
+_TOO_LARGE = "does not fit into memory, and every token would be a pass over the file"
+_COPIES = 2
+"""How often the weights of a model are in memory that writes: as they lie in the file, and packed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,52 +77,65 @@ def reader_of(chosen: Chosen, asking: Asking) -> tuple[DataReader, tuple[str, ..
             way = "give calibration samples (--feeds FILE.npz; in Python, a CalibrationDataReader)"
             raise FeedError(error.reason, way) from error
         unused = f"; {calibration.text} is not read" if calibration.text is not None else ""
+        unused += "; --calib-own not used" if calibration.own else ""
         note = f"calibrated on {asking.feeds}, as no text can be fed: {error.reason}{unused}"
         return SampleReader(given_feeds(asking.feeds, asking.model)), (note,)
     rounding = chosen.config.rounding
     rounded = rounding is not None and rounding.needs_statistics
-    own, why = _own(calibration, asking, inputs, rounded=rounded)
-    reader = _text_reader(calibration, asking, inputs, own)
+    reader, of_text = _text_reader(calibration, asking, inputs, rounded=rounded)
     length, usual = reader.token_windows.shape[1], Calibration().seq_len
     fixed = "seq_len" not in calibration.model_fields_set and length != usual
     notes = [f"calibrated on windows of {length} tokens: the graph does not take {usual}"] if fixed else []
-    if rounded and calibration.text is None and own in {0, calibration.samples}:
-        notes.append(_OWN if own else _DOCUMENTATION.format(why))
-    return reader, tuple(notes)
+    return reader, (*notes, *of_text)
 
 
-def _own(calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool) -> tuple[int, str]:
-    """How many windows the model writes; and where it would have by default, why it does not."""
-    asked = calibration.own
+def _text_reader(
+    calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool
+) -> tuple[TextReader, tuple[str, ...]]:
+    """A reader of text, as much of it the model's own as is asked for or by default, and what to say of it."""
+    asked, unnamed = calibration.own, calibration.text is None
     if asked is not None and asked > calibration.samples:
         raise ConfigError(
             f"{asked} windows of the model's own text are more than the {calibration.samples} that are calibrated on: "
-            f"ask for fewer (--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
+            "ask for fewer (--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
         )
-    by_default = asked is None and calibration.text is None and rounded
-    wanted = calibration.samples if by_default else asked or 0
-    reason = why_not(asking.model, asking.source.parent, inputs, asking.memory) if wanted else ""
-    if reason and not by_default:
-        raise ConfigError(
-            f"{asking.source} cannot write text to be calibrated on, as {reason}: leave out --calib-own "
-            "(calibration.own in a recipe), and name text"
-        )
-    return (0, f" (the model writes none itself, as {reason})") if reason else (wanted, "")
+    fits = asking.memory.holds(asking.model, _COPIES)
+    if asked and not fits:
+        raise ConfigError(f"--calib-own {asked}: {asking.source} {_TOO_LARGE}: name text, and leave the option out")
+    if not (asked is None and unnamed and rounded):
+        reader = _with_own(calibration, asking, inputs, asked or 0)
+        if asked:
+            said = (_PARTLY,) if unnamed and asked < calibration.samples else ()
+        else:
+            said = (_DOCUMENTATION.format(""),) if unnamed and rounded else ()
+        return reader, said
+    reason = why_not(asking.model, asking.source.parent, inputs)
+    if not reason and not fits:
+        reason = f"it {_TOO_LARGE}"
+    if not reason:
+        try:
+            return _with_own(calibration, asking, inputs, calibration.samples), (_OWN,)
+        except QuarotError as error:  # what is the user's mistake will come up again with the documentation
+            reason = str(error)
+    said = (_DOCUMENTATION.format(f" (the model writes none itself: {reason})"),)
+    return _with_own(calibration, asking, inputs, 0), said
 
 
-def _text_reader(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
-    """A reader of text, so many of its windows the model's own."""
+def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
+    """A reader of text, so many of its windows the model's own, in whole batches."""
     tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
     length = calibration.seq_len if "seq_len" in calibration.model_fields_set else default_window(inputs)
-    progress = of_phase(asking.progress, "own text")
-    written = own_windows(asking.source, own, length, tokenizer=tokenizer, bos=bos, progress=progress) if own else None
+    rows = inputs.lengths.batch or 1
+    count, progress = -(-own // rows) * rows, of_phase(asking.progress, "own text")
     return TextReader(
         asking.source,
         calibration.text,
         tokenizer,
-        samples=calibration.samples - own,
+        samples=max(calibration.samples - count, 0),
         seq_len=length,
-        more=written,
+        more=partial(own_windows, asking.source, count, length, tokenizer=tokenizer, bos=bos, progress=progress)
+        if own
+        else None,
         bos=bos,
         text_key=calibration.text_key,
         decode_steps=calibration.decode_steps,

@@ -1,5 +1,6 @@
 """The ``quantize`` command: what was chosen, put into one call of the pipeline."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
-from quarot_onnx.io.lengths import parse_lengths
+from quarot_onnx.io.lengths import check_lengths, parse_lengths
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
@@ -57,9 +58,12 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     chosen = choose(Question(options, typed, Survey(model), record, target))
     with chosen.in_words():
         calibrated = needs_text(chosen)
-    asking = Asking(source, model, options.feeds, memory, progress)
+    # What is wrong with other options is told before the model writes text.
+    check, lengths = check_asked(options, chosen.calibration), parse_lengths(options.fix_shape or [])
+    check_lengths(model, lengths)
+    asking, start = Asking(source, model, options.feeds, memory, progress), time.perf_counter()
     reader, of_reader = reader_of(chosen, asking) if calibrated else (None, ())
-    check = check_asked(options, chosen.calibration)
+    read = {"texts": time.perf_counter() - start} if calibrated else {}
     with chosen.in_words():
         outcome = quantize(
             source,
@@ -70,7 +74,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
             verify=options.verify,
             feeds=options.feeds,
             check=check,
-            fix_shapes=parse_lengths(options.fix_shape or []),
+            fix_shapes=lengths,
             overwrite=overwrite,
             memory=memory,
             scheduler=quiet_scheduler(options.scheduler),
@@ -91,7 +95,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     if options.feeds is not None and outcome.equivalence is None and not isinstance(reader, SampleReader):
         notes.append("nothing is proved: --feeds not used")
     more = chosen.calibration_notes if calibrated else ()
-    return replace(outcome, notes=(*notes, *chosen.notes, *more))
+    return replace(outcome, notes=(*notes, *chosen.notes, *more), seconds={**read, **outcome.seconds})
 
 
 def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | None:

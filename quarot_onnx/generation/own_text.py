@@ -24,7 +24,7 @@ from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.piecewise.memory import Memory, opened_bytes
+from quarot_onnx.piecewise.memory import opened_bytes
 from quarot_onnx.progress import Progress
 
 _STRETCH = 64
@@ -37,14 +37,13 @@ _CACHES, _OF_WEIGHTS = 1 << 28, 4
 """Bytes of the caches of all that is written at once; or a quarter of what the weights take, if that is more."""
 
 
-def why_not(model: ir.Model, folder: Path, inputs: ModelInputs, memory: Memory) -> str:
+def why_not(model: ir.Model, folder: Path, inputs: ModelInputs) -> str:
     """Why a model cannot write text to be calibrated on; empty where it can.
 
     Args:
         model: The model.
         folder: Where it lies.
         inputs: Its inputs.
-        memory: What the run may take.
     """
     if not inputs.takes_ids:
         return "it takes embeddings in place of token ids"
@@ -54,8 +53,8 @@ def why_not(model: ir.Model, folder: Path, inputs: ModelInputs, memory: Memory) 
         return "its lengths are fixed"
     if Lead.of(model, folder) is not None:
         return "it brings a prefix"
-    if not memory.holds(model):
-        return "it does not fit into memory, and every token would be a pass over the file"
+    if inputs.vocab_size is None:
+        return "nothing tells how many tokens it knows"
     return ""
 
 
@@ -86,7 +85,8 @@ def own_windows(
         ``[windows, length]``.
 
     Raises:
-        CalibrationError: No tokenizer, or lengths that leave no room for text.
+        CalibrationError: No tokenizer, none of its tokens is of a text, lengths that leave no room for text, or a model
+            that cannot write.
         ModelError: The model cannot be run, or is none that text can be generated with.
     """
     source = tokenizer_file(Path(path).parent if tokenizer is None else tokenizer)
@@ -95,6 +95,10 @@ def own_windows(
     if windows < 1 or taken < 1:
         raise CalibrationError(f"{windows} windows of {length} tokens hold no text: ask for more")
     decoder = Decoder(path, threads=threads)
+    if reason := why_not(decoder.model.model, Path(path).parent, decoder.model.inputs):
+        raise CalibrationError(
+            f"{path} cannot write text to be calibrated on, as {reason}: give text, and leave out --calib-own"
+        )
     allowed = _ordinary(source, decoder.model.inputs)
     ends = [round(i) for i in np.linspace(0, taken, -(-taken // _STRETCH) + 1)]
     stretches = [stop - start for start, stop in pairwise(ends)]
@@ -126,7 +130,9 @@ def _written(
     following = tokens[:, None] if bos is None else np.stack([np.full(rows, bos, np.int64), tokens], axis=1)
     for _ in range(length - 1):
         yield tokens
-        tokens = allowed[_drawn(decoder.feed_rows(following)[:, allowed], rng)]
+        logits = decoder.feed_rows(following)
+        allowed = allowed[allowed < logits.shape[1]]
+        tokens = allowed[_drawn(logits[:, allowed], rng)]
         following = tokens[:, None]
     yield tokens
 
@@ -157,7 +163,10 @@ def _ordinary(source: Path, inputs: ModelInputs) -> TokenIds:
     tokenizer = load_tokenizer(source)
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ids = sorted(set(tokenizer.get_vocab(with_added_tokens=True).values()) - special)
-    return np.array([number for number in ids if number < inputs.id_range], np.int64)
+    found = [number for number in ids if number < inputs.id_range]
+    if not found:
+        raise CalibrationError(f"{source} has no token that text is made of, all are special: give text")
+    return np.array(found, np.int64)
 
 
 def _rows(model: Scored, length: int) -> int:

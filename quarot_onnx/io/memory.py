@@ -25,7 +25,7 @@ _WASTE = 3.0
 class _Kept:
     """Memory that is free. Within the lock an array may be collected, which comes back here in the same thread.
 
-    All that is held, lent or free, is never more than was lent at once: the memory that arrays would have taken anyway.
+    All that is held, lent or free, is never more than was lent at once, at its full size.
     """
 
     def __init__(self) -> None:

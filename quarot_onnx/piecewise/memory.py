@@ -77,10 +77,10 @@ class Memory:
         """Whether a model is run piece by piece."""
         return not self.holds(model) if self.by_stages is None else self.by_stages
 
-    def holds(self, model: ir.Model) -> bool:
-        """Whether a model fits whole."""
+    def holds(self, model: ir.Model, copies: int = 1) -> bool:
+        """Whether a model fits whole, its weights so many times."""
         there = self.bytes
-        return there is None or _OPEN * opened_bytes(model) <= there
+        return there is None or copies * _OPEN * opened_bytes(model) <= there
 
     @classmethod
     def of(cls, words: str | None, by_stages: bool | None) -> "Memory":

@@ -194,4 +194,4 @@ def _calibrate(data: dict[str, Any], file: LlmcFile, folder: Path) -> list[str]:
         section["text"] = calib.path
         return []
     missing = f"calib.name: {calib.name}" if calib.path is None else f"calib.path: {calib.path}"
-    return [f"{missing} is no text file: calibrated on the default text; name another with --calib-text"]
+    return [f"{missing} is no text file: not read; name another with --calib-text"]

@@ -1,14 +1,18 @@
 """``quantize`` lets the model write what it is calibrated on: by default, in part, and not where it cannot."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from exports import dynamo_export
+from exports import dynamo_export, optimum_export
+from onnx import helper, numpy_helper
 from passed import Asks
 
 from quarot_onnx.calibration.readers import TextReader
+from quarot_onnx.cli import calibrating
 from quarot_onnx.generation.own_text import own_windows
 
 SMALL = ("--calib-samples", 2, "--calib-seq-len", 16)
@@ -59,11 +63,53 @@ def test_the_documentation_stands_in(asks: Asks, own: tuple[object, ...]) -> Non
     expected = TextReader(source, samples=2, seq_len=16).token_windows
     np.testing.assert_array_equal(passed.reader.token_windows, expected)
     assert "note: calibrated on Python's own documentation" in passed.notes
-    assert ("writes none itself, as it has no cache" in passed.notes) == (not own)
+    assert ("writes none itself: it has no cache" in passed.notes) == (not own)
 
 
 def test_a_model_larger_than_the_memory_writes_nothing(asks: Asks) -> None:
-    assert "writes none itself, as it does not fit into memory" in asks(*GPTQ, *SMALL, "--max-memory", "100kB").notes
+    assert "writes none itself: it does not fit into memory" in asks(*GPTQ, *SMALL, "--max-memory", "100kB").notes
+
+
+def one_row(folder: Path) -> Path:
+    """A model whose batch is 1 inside, whatever its inputs say."""
+    source = optimum_export("llama")
+    for file in source.parent.iterdir():
+        shutil.copy(file, folder / file.name)
+    model = onnx.load(source)
+    shape = numpy_helper.from_array(np.array([1, -1], np.int64), "one_row")
+    model.graph.initializer.append(shape)
+    for node in model.graph.node:
+        node.input[:] = ["ids_of_one_row" if name == "input_ids" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Reshape", ["input_ids", "one_row"], ["ids_of_one_row"]))
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_a_model_that_fails_in_writing_is_calibrated_all_the_same(asks: Asks, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    passed = asks(*GPTQ, *SMALL, source=one_row(folder))
+    assert "writes none itself: onnxruntime cannot run the model on input_ids [2, 2]" in passed.notes
+    assert passed.reader is not None
+    assert passed.reader.token_windows.shape == (2, 16)
+
+
+def test_a_part_of_the_documentation(asks: Asks) -> None:
+    passed = asks(*GPTQ, *SMALL, "--calib-own", 1)
+    assert passed.reader is not None
+    assert "calibrated on Python's own documentation and on text that the model wrote" in passed.notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--no-check", "--check-tokens", 12), ("--fix-shape", "nope=1")],
+    ids=str,
+)
+def test_mistakes_are_told_before_anything_is_written(
+    refused_early: Callable[..., str], monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...]
+) -> None:
+    monkeypatch.setattr(calibrating, "own_windows", lambda *_, **__: pytest.fail("wrote text"))
+    refused_early(*GPTQ, *SMALL, *options)
 
 
 def test_what_cannot_be_is_refused(refused_early: Callable[..., str]) -> None:
@@ -72,6 +118,7 @@ def test_what_cannot_be_is_refused(refused_early: Callable[..., str]) -> None:
     message = refused_early(*GPTQ, *SMALL, "--calib-own", 1, source=dynamo_export("llama"))
     assert "cannot write text to be calibrated on, as it has no cache" in message
     assert "leave out --calib-own" in message
+    assert "does not fit into memory" in refused_early(*GPTQ, *SMALL, "--calib-own", 1, "--max-memory", "100kB")
 
 
 def test_it_goes_unused_where_nothing_is_calibrated(asks: Asks) -> None:

@@ -1,5 +1,7 @@
 """Text that a model writes to be calibrated on: drawn from what the model says, whatever its graph's spelling."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +17,20 @@ from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.generation import own_text
 from quarot_onnx.generation.own_text import own_windows, why_not
 from quarot_onnx.io import model_io
-from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.sessions import runtime
 
 
-def reason(path: Path, memory: Memory = Memory()) -> str:  # noqa: B008 - frozen
+def reason(path: Path) -> str:
     model = model_io.load(path)
-    return why_not(model, path.parent, ModelInputs.from_model(model, folder=path.parent), memory)
+    return why_not(model, path.parent, ModelInputs.from_model(model, folder=path.parent))
 
 
-WRITERS = [name for name in EXPORTS if not name.startswith("dynamo") or "cache" in name]
+WRITERS = [name for name in EXPORTS if name.startswith(("optimum", "genai", "dynamo cache"))]
 
 
 @pytest.mark.parametrize("export", WRITERS)
 def test_each_token_is_what_the_model_says_of_those_before(export: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = EXPORTS[export]()
-    if reason(path):
-        assert not ModelInputs.from_path(path).has_cache
-        return
     monkeypatch.setattr(own_text, "_drawn", lambda logits, _rng: logits.argmax(axis=1))
     monkeypatch.setattr(own_text, "_STRETCH", 6)
     found = own_windows(path, 3, 12)
@@ -109,21 +107,41 @@ def test_rows_together_are_rows_alone() -> None:
 
 
 def test_who_cannot_write_is_told() -> None:
-    assert "no cache" in reason(dynamo_export("llama"))
-    path = genai_like(tied_transposed=False)
-    assert not reason(path)
-    assert "does not fit" in reason(path, Memory(1000))
-    assert not reason(path, Memory(1 << 30, by_stages=True))
+    for name in EXPORTS:
+        assert ("no cache" in reason(EXPORTS[name]())) == (name not in WRITERS)
+    with pytest.raises(CalibrationError, match=r"cannot write text to be calibrated on, as it has no cache"):
+        own_windows(dynamo_export("llama"), 2, 8)
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
+    path = copied(genai_like(tied_transposed=False), tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token, number in content["model"]["vocab"].items():
+        content["added_tokens"].append(
+            {"id": number, "content": token, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CalibrationError, match="has no token that text is made of"):
+        own_windows(path, 2, 8)
+
+
+def copied(source: Path, folder: Path) -> Path:
+    for file in source.parent.iterdir():
+        shutil.copy(file, folder / file.name)
+    return folder / source.name
 
 
 def test_windows_come_behind_those_of_a_text() -> None:
     path = genai_like(tied_transposed=False)
     more: npt.NDArray[np.int64] = np.full((2, 8), 7)
-    reader = TextReader(path, samples=3, seq_len=8, more=more)
+    reader = TextReader(path, samples=3, seq_len=8, more=lambda: more)
     alone = TextReader(path, samples=3, seq_len=8)
     np.testing.assert_array_equal(reader.token_windows, np.concatenate([alone.token_windows, more]))
     np.testing.assert_array_equal(reader.rest, alone.rest)
     for text in (None, Path(__file__)):
-        np.testing.assert_array_equal(TextReader(path, text, samples=0, seq_len=8, more=more).token_windows, more)
+        np.testing.assert_array_equal(
+            TextReader(path, text, samples=0, seq_len=8, more=lambda: more).token_windows, more
+        )
     with pytest.raises(CalibrationError, match="more windows are"):
-        TextReader(path, samples=3, seq_len=9, more=more)
+        TextReader(path, samples=3, seq_len=9, more=lambda: more)
