@@ -183,7 +183,9 @@ def test_all_doors_lead_to_the_same_bytes(planted: Path, shell: Shell, tmp_path:
     )
     typed = ("--w-bits", 4, "--weights", "gptq", "--a-bits", 8, "--no-r4", "--smooth-alpha", 0.4, "--prefix", "graph")
     for name, options in (("file", ("--recipe", recipe)), ("typed", typed)):
-        shell.ok("quantize", planted, tmp_path / name / "m.onnx", *options, *FEW, "--no-check", "--quiet")
+        shell.ok(
+            "quantize", planted, tmp_path / name / "m.onnx", *options, *FEW, "--calib-own", 0, "--no-check", "--quiet"
+        )
     layer = QLayerConfig(UInt8Spec(symmetric=True, quant_granularity="Token"), Int4Spec())
     head = [linear.name for linear in linears(model_io.load(planted).graph) if linear.out_features == 264]
     algorithms = [QuarotConfig(r4=False), SmoothQuantConfig(0.4), SinkPrefixConfig(form="graph"), GPTQConfig()]

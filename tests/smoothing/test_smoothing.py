@@ -173,7 +173,7 @@ def test_down_behind_an_online_rotation_is_told_of(tmp_path: Path) -> None:
 
 
 def test_one_config_one_recipe_one_command_line_the_same_bytes(llama_optimum: Path, tmp_path: Path) -> None:
-    common = ["--calib-samples", "4", "--calib-seq-len", "64", "--no-check", "--quiet"]
+    common = ["--calib-own", "0", "--calib-samples", "4", "--calib-seq-len", "64", "--no-check", "--quiet"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "rotation: {r4: false}\nsmoothing: {alpha: 0.4}\nweights: {method: gptq, bits: 4}\nactivations: {bits: 8}\n"
