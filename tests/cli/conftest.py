@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import exports
+import numpy as np
+import numpy.typing as npt
 import pytest
 from command_line import Shell
 from passed import Asks, Passed
 
 from quarot_onnx.calibration.readers import TextReader
-from quarot_onnx.cli import quantizing
+from quarot_onnx.cli import calibrating, quantizing
 from quarot_onnx.config import QConfig
 from quarot_onnx.io.model_io import SavedModel
 from quarot_onnx.pipeline import Outcome
@@ -22,6 +24,16 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     shutil.copytree(exports.optimum_export("llama").parent, folder)
     return folder / "model.onnx"
+
+
+@pytest.fixture(autouse=True)
+def quick_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of any tokens in place of what the model would write: a second for each test where it matters to none."""
+
+    def instead(_path: Path, windows: int, length: int, **_options: object) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(0).integers(0, 256, (windows, length))
+
+    monkeypatch.setattr(calibrating, "own_windows", instead)
 
 
 @pytest.fixture

@@ -15,6 +15,12 @@ from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.cli import calibrating
 from quarot_onnx.generation.own_text import own_windows
 
+
+@pytest.fixture(autouse=True)
+def quick_text() -> None:
+    """What the model writes itself, here."""
+
+
 SMALL = ("--calib-samples", 2, "--calib-seq-len", 16)
 GPTQ = ("--w-bits", 4, "--weights", "gptq")
 
