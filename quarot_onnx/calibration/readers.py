@@ -170,6 +170,7 @@ class TextReader(TokenReader):
         bos_id: Its id.
         notes: What the user should know: windows that are too long for the model, text that is none.
         text: The file; None for ``default_text()``.
+        of_text: Windows of the text; none where others are given alone.
         rest: Token ids of the text past the windows, some thousand at most.
 
     Raises:
@@ -210,7 +211,7 @@ class TextReader(TokenReader):
         if count or more is None:
             cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id, vocab_size=inputs.vocab_size)
         looks = () if text is None or not cut.size else running_text_note(cut, tokenizer, str(text))
-        self.notes = (*too_long, *looks)
+        self.notes, self.of_text = (*too_long, *looks), len(cut)
         self.rest = ids[cut.size : cut.size + _REST]
         if more is not None and (added := more()).shape[1:] != (length,):
             raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}], as the text's are")

@@ -119,7 +119,8 @@ def text_material(
     if text is not None:
         source, origin = read_text(text, text_key), str(text)
     elif calibrated is not None and calibrated.rest.size >= needed:
-        source, origin = calibrated.rest, f"{calibrated.text or _DOCUMENTATION}, past what was calibrated on"
+        past = ", past what was calibrated on" if calibrated.of_text else ""
+        source, origin = calibrated.rest, f"{calibrated.text or _DOCUMENTATION}{past}"
     elif calibrated is not None and calibrated.text is None:
         raise CalibrationError(
             f"calibration leaves {calibrated.rest.size} tokens of {_DOCUMENTATION} and the check needs {needed}: "

@@ -139,6 +139,7 @@ def test_windows_come_behind_those_of_a_text() -> None:
     alone = TextReader(path, samples=3, seq_len=8)
     np.testing.assert_array_equal(reader.token_windows, np.concatenate([alone.token_windows, more]))
     np.testing.assert_array_equal(reader.rest, alone.rest)
+    assert (reader.of_text, TextReader(path, samples=0, seq_len=8, more=lambda: more).of_text) == (3, 0)
     for text in (None, Path(__file__)):
         np.testing.assert_array_equal(
             TextReader(path, text, samples=0, seq_len=8, more=lambda: more).token_windows, more
