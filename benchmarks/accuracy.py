@@ -122,7 +122,7 @@ class Study:
             algo_config=[ROUNDINGS[method](**self.options)],
             output_format="fake",
         )
-        given, more = self.samples - self.own, (lambda: self.written) if self.own else None
+        given, more = self.samples - self.own, (lambda _length: self.written) if self.own else None
         reader = TextReader(source, self.calib, self.tokenizer, samples=given, seq_len=512, more=more)
         out = self.work / "quantized"
         start = time.perf_counter()

@@ -158,8 +158,8 @@ class TextReader(TokenReader):
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
         samples: Windows of the text.
         seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
-        more: Gives windows that come behind those of the text, ``[windows, seq_len]``, as ``own_windows`` does; called
-            once these are there.
+        more: Gives windows of so many tokens, ``[windows, tokens]``, as ``own_windows`` does; they come behind those of
+            the text. Called once these are there.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
@@ -186,7 +186,7 @@ class TextReader(TokenReader):
         *,
         samples: int = 16,
         seq_len: int | None = None,
-        more: Callable[[], TokenIds] | None = None,
+        more: Callable[[int], TokenIds] | None = None,
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
         decode_steps: int | None = None,
@@ -206,17 +206,19 @@ class TextReader(TokenReader):
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
         ids = tokenize(content, tokenizer, max(count * length, 0) + _REST)
-        # None of the text are asked for where others are given alone.
+        looks: tuple[str, ...] = ()
         cut = np.empty((0, length), np.int64)
-        if count or more is None:
+        if count or more is None:  # else others are given alone
             cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id, vocab_size=inputs.vocab_size)
-        looks = () if text is None or not cut.size else running_text_note(cut, tokenizer, str(text))
+            looks = () if text is None else running_text_note(cut, tokenizer, str(text))
         self.notes, self.of_text = (*too_long, *looks), len(cut)
         self.rest = ids[cut.size : cut.size + _REST]
-        if more is not None and (added := more()).shape[1:] != (length,):
-            raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}], as the text's are")
-        every = cut if more is None else np.concatenate([cut, added])
-        super().__init__(inputs, every, model_path, decode_steps=decode_steps)
+        if more is not None:
+            added = more(length)
+            if added.shape[1:] != (length,):
+                raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}]")
+            cut = np.concatenate([cut, added])
+        super().__init__(inputs, cut, model_path, decode_steps=decode_steps)
 
 
 class NpzReader(_IndexedReader):

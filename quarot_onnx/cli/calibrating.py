@@ -9,7 +9,7 @@ import onnx_ir as ir
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.given import given_feeds
-from quarot_onnx.calibration.pieces import default_window, require_ids
+from quarot_onnx.calibration.pieces import require_ids
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TextReader
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.chosen import Chosen
@@ -29,8 +29,6 @@ _OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
 _PARTLY = "calibrated on Python's own documentation and on text that the model wrote"
 _DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
 
-
-_TOO_LARGE = "does not fit into memory, and every token would be a pass over the file"
 _COPIES = 2
 """How often the weights of a model are in memory that writes: as they lie in the file, and packed."""
 
@@ -93,49 +91,56 @@ def _text_reader(
     calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool
 ) -> tuple[TextReader, tuple[str, ...]]:
     """A reader of text, as much of it the model's own as is asked for or by default, and what to say of it."""
-    asked, unnamed = calibration.own, calibration.text is None
-    if asked is not None and asked > calibration.samples:
+    unnamed, samples = calibration.text is None, calibration.samples
+    by_default = calibration.own is None and unnamed and rounded
+    own = samples if by_default else calibration.own or 0
+    if own > samples:
         raise ConfigError(
-            f"{asked} windows of the model's own text are more than the {calibration.samples} that are calibrated on: "
-            "ask for fewer (--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
+            f"{own} windows of the model's own text are more than the {samples} that are calibrated on: ask for fewer "
+            "(--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
         )
-    fits = asking.memory.holds(asking.model, _COPIES)
-    if asked and not fits:
-        raise ConfigError(f"--calib-own {asked}: {asking.source} {_TOO_LARGE}: name text, and leave the option out")
-    if not (asked is None and unnamed and rounded):
-        reader = _with_own(calibration, asking, inputs, asked or 0)
-        if asked:
-            said = (_PARTLY,) if unnamed and asked < calibration.samples else ()
-        else:
-            said = (_DOCUMENTATION.format(""),) if unnamed and rounded else ()
-        return reader, said
-    reason = why_not(asking.model, asking.source.parent, inputs)
-    if not reason and not fits:
-        reason = f"it {_TOO_LARGE}"
-    if not reason:
+    reason = _why_not(asking, inputs) if own else ""
+    if reason and not by_default:
+        raise ConfigError(
+            f"{asking.source} cannot write text to be calibrated on, as {reason}: name text, and leave out --calib-own "
+            "(calibration.own in a recipe)"
+        )
+    if own and not reason:
         try:
-            return _with_own(calibration, asking, inputs, calibration.samples), (_OWN,)
-        except QuarotError as error:  # what is the user's mistake will come up again with the documentation
-            reason = str(error)
-    said = (_DOCUMENTATION.format(f" (the model writes none itself: {reason})"),)
+            reader = _with_own(calibration, asking, inputs, own)
+        except QuarotError as error:
+            if not by_default:
+                raise
+            reason = str(error)  # what is the user's mistake will come up again with the documentation
+        else:
+            partly = (_PARTLY,) if unnamed and own < samples else ()
+            return reader, (_OWN,) if by_default else partly
+    why = f" (the model writes none itself: {reason})" if reason else ""
+    said = (_DOCUMENTATION.format(why),) if unnamed and rounded else ()
     return _with_own(calibration, asking, inputs, 0), said
+
+
+def _why_not(asking: Asking, inputs: ModelInputs) -> str:
+    """Why the model writes no text here; empty where it can."""
+    reason = why_not(asking.model, asking.source.parent, inputs)
+    if not reason and not asking.memory.holds(asking.model, _COPIES):
+        return "it does not fit into memory, and every token would be a pass over the file"
+    return reason
 
 
 def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
     """A reader of text, so many of its windows the model's own, in whole batches."""
     tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
-    length = calibration.seq_len if "seq_len" in calibration.model_fields_set else default_window(inputs)
     rows = inputs.lengths.batch or 1
     count, progress = -(-own // rows) * rows, of_phase(asking.progress, "own text")
+    write = partial(own_windows, asking.source, count, tokenizer=tokenizer, bos=bos, progress=progress)
     return TextReader(
         asking.source,
         calibration.text,
         tokenizer,
         samples=max(calibration.samples - count, 0),
-        seq_len=length,
-        more=partial(own_windows, asking.source, count, length, tokenizer=tokenizer, bos=bos, progress=progress)
-        if own
-        else None,
+        seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
+        more=write if own else None,
         bos=bos,
         text_key=calibration.text_key,
         decode_steps=calibration.decode_steps,

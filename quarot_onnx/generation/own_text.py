@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.bos import Bos, choose_bos
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.inputs import position_axis
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
@@ -95,16 +94,15 @@ def own_windows(
     if windows < 1 or taken < 1:
         raise CalibrationError(f"{windows} windows of {length} tokens hold no text: ask for more")
     decoder = Decoder(path, threads=threads)
-    if reason := why_not(decoder.model.model, Path(path).parent, decoder.model.inputs):
-        raise CalibrationError(
-            f"{path} cannot write text to be calibrated on, as {reason}: give text, and leave out --calib-own"
-        )
-    allowed = _ordinary(source, decoder.model.inputs)
+    inputs = decoder.model.inputs
+    if reason := why_not(decoder.model.model, Path(path).parent, inputs):
+        raise CalibrationError(f"{path} cannot write text to be calibrated on, as {reason}: give text")
+    allowed = _ordinary(source, inputs)
     ends = [round(i) for i in np.linspace(0, taken, -(-taken // _STRETCH) + 1)]
     stretches = [stop - start for start, stop in pairwise(ends)]
     rng, found = np.random.default_rng(seed), list[TokenIds]()
     longest, count = max(stretches), windows * len(stretches)
-    rows = decoder.model.inputs.lengths.batch or _rows(decoder.model, longest)
+    rows = inputs.lengths.batch or _rows(decoder.model, longest)
     for start in range(0, count, rows):
         some = min(rows, count - start)
         written = []
@@ -172,11 +170,6 @@ def _ordinary(source: Path, inputs: ModelInputs) -> TokenIds:
 def _rows(model: Scored, length: int) -> int:
     """How many texts of a length are written at once."""
     feeds = model.inputs.feed(np.zeros((1, 1), np.int64))
-    pasts = [feeds[past] for past, _ in model.inputs.presents]
-    row = length * sum(prod(_without(array.shape)) * array.itemsize for array in pasts)
+    pasts = [feeds[past] for past, _ in model.inputs.presents]  # one row, of no positions
+    row = length * sum(prod(size or 1 for size in array.shape) * array.itemsize for array in pasts)
     return max(1, max(_CACHES, opened_bytes(model.model) // _OF_WEIGHTS) // row)
-
-
-def _without(shape: tuple[int, ...]) -> list[int]:
-    """A cache's dimensions but for rows and positions."""
-    return [size for axis, size in enumerate(shape) if axis not in (0, position_axis(shape))]

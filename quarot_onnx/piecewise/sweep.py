@@ -77,8 +77,8 @@ class Sweep:
             model: The model, its large weights external.
             runs: The runs.
             memory: How large pieces and states may be.
-            wide: Whether weights of float16 are fed as the 32-bit floats that onnxruntime makes of them on a CPU: no
-                session packs them then, so that it is the same for those that would not.
+            wide: Whether weights of float16 are fed as the 32-bit floats that onnxruntime makes of them on a CPU; not
+                for sessions that would pack them, and add in another order.
         """
         self._model, self._runs, self._memory = model, runs, memory
         self._wide = wide and providers.current().name == providers.CPU

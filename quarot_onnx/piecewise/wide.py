@@ -6,7 +6,7 @@ were computed. It knows its own by their names, so that a Cast of such a name at
 well. Should another version not know them, values are rounded to 16 bits where they are handed on, as the graph says.
 
 Weights go in the same way. onnxruntime widens those of a session with one thread, into memory that is new for every
-piece and more than once; here both cores do that, into memory that the piece before has left.
+piece and more than once; here all cores do that, into memory that the piece before has left.
 """
 
 from collections.abc import Sequence

@@ -135,14 +135,14 @@ def copied(source: Path, folder: Path) -> Path:
 def test_windows_come_behind_those_of_a_text() -> None:
     path = genai_like(tied_transposed=False)
     more: npt.NDArray[np.int64] = np.full((2, 8), 7)
-    reader = TextReader(path, samples=3, seq_len=8, more=lambda: more)
+    reader = TextReader(path, samples=3, seq_len=8, more=lambda _: more)
     alone = TextReader(path, samples=3, seq_len=8)
     np.testing.assert_array_equal(reader.token_windows, np.concatenate([alone.token_windows, more]))
     np.testing.assert_array_equal(reader.rest, alone.rest)
-    assert (reader.of_text, TextReader(path, samples=0, seq_len=8, more=lambda: more).of_text) == (3, 0)
+    assert (reader.of_text, TextReader(path, samples=0, seq_len=8, more=lambda _: more).of_text) == (3, 0)
     for text in (None, Path(__file__)):
         np.testing.assert_array_equal(
-            TextReader(path, text, samples=0, seq_len=8, more=lambda: more).token_windows, more
+            TextReader(path, text, samples=0, seq_len=8, more=lambda _: more).token_windows, more
         )
     with pytest.raises(CalibrationError, match="more windows are"):
-        TextReader(path, samples=3, seq_len=9, more=lambda: more)
+        TextReader(path, samples=3, seq_len=9, more=lambda _: more)
