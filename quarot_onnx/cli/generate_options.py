@@ -43,6 +43,8 @@ class GenerateOptions:
     threads: Annotated[int | None, Option(metavar="N", min=1, help="onnxruntime's threads.")] = None
     provider: opt.Provider = None
     provider_option: opt.ProviderOption = None
+    max_memory: opt.MaxMemory = None
+    by_stages: opt.ByStages = None
     exact: Annotated[
         bool, Option("--exact", help="Compute 8-bit products exactly, where the processor's fast way is not.")
     ] = False

@@ -12,6 +12,7 @@ from quarot_onnx.cli.generate_options import GenerateOptions
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.generation.generator import Generated, Generator
 from quarot_onnx.generation.sampling import Sampling
+from quarot_onnx.piecewise.memory import Memory
 
 _STDIN = Path("-")
 _SHOWN = 60
@@ -31,13 +32,16 @@ def run(options: GenerateOptions, path: Path) -> None:
     sampling, bos = _sampling(options), _bos(options)
     prompts = _prompts(options)
     source = opt.tokenizer_path(options.tokenizer, path)
-    generator = Generator(path, source, threads=options.threads, exact=options.exact)
+    memory = Memory.of(options.max_memory, options.by_stages)
+    generator = Generator(path, source, threads=options.threads, exact=options.exact, memory=memory)
     tasks = [
         generator.task(prompt, max_new_tokens=options.max_new_tokens, chat=options.chat, bos=bos) for prompt in prompts
     ]
     if generator.saturating:
         count = generator.saturating
         notes([f"{count} of the model's products saturate on this processor; --exact computes them exactly"])
+    if generator.by_pieces and options.by_stages is None:
+        notes([f"{path} does not fit into memory: every token is a pass over the file (--whole opens it all the same)"])
     runs = []
     for number, task in enumerate(tasks, start=1):
         if len(tasks) > 1 and not options.as_json:

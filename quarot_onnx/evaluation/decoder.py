@@ -1,7 +1,8 @@
-"""A session of a decoder with its cache: tokens go in, the logits of the last one come out, of one text or several.
+"""A decoder with its cache: tokens go in, the logits of the last one come out, of one text or several.
 
 Every present output goes back as the past input that it carries on. A graph without a cache is run on the whole text
-each time, and one that takes a token at a time token by token.
+each time, and one that takes a token at a time token by token. A model that does not fit into memory is read from its
+file, piece by piece, at every run.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.pieces import pieces, require_ids
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
-from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.runs import Model, Whole, opened
+from quarot_onnx.piecewise.sweep import Run
 from quarot_onnx.sessions import runtime
 
 
@@ -25,21 +28,37 @@ class Decoder:
 
     Attributes:
         model: Its inputs, its logits, and the prefix that it brings.
+        by_pieces: Whether every run reads it from its file.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, exact: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        exact: bool = False,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
+    ) -> None:
         """Open a model.
 
         Args:
             path: The ONNX file.
             threads: onnxruntime's intra-op threads.
             exact: Compute 8-bit products exactly where this processor's fast way saturates.
+            memory: What it may take, and whether the model is run piece by piece for that.
 
         Raises:
             ModelError: It cannot be read or run, or is none that text can be generated with.
         """
         self.model = _decodable(Path(path))
-        self._session = runtime.session(path, threads=threads, exact_products=exact, timed=True)
+        self.by_pieces = memory.divides(self.model.model)
+        self._runs: Model
+        if self.by_pieces:
+            self._runs = opened(
+                path, memory, model=self.model.model, threads=threads, low_memory=True, exact_products=exact
+            )
+        else:
+            self._runs = Whole(runtime.session(path, threads=threads, exact_products=exact, timed=True))
         self.start()
 
     def start(self) -> None:
@@ -96,7 +115,7 @@ class Decoder:
         inputs = self.model.inputs
         names = [inputs.logits, *(present for _, present in inputs.presents if inputs.has_cache)]
         try:
-            outputs = run(self._session, names, inputs.feed(ids, self._past, self._held))
+            (outputs,) = self._runs.outputs([Run(inputs.feed(ids, self._past, self._held))], names)
         except FeedError as error:
             raise FeedError(error.reason, "the model cannot go on with this text") from error
         return dict(zip(names, outputs, strict=True))

@@ -13,6 +13,7 @@ from quarot_onnx.calibration.stops import end_ids
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.evaluation.encoding import Encoding
+from quarot_onnx.piecewise.memory import Memory
 
 _USUAL = 256
 """New tokens where a task does not say how many; lm-eval's number."""
@@ -67,7 +68,14 @@ class Spoken:
     """
 
     def __init__(
-        self, path: str | Path, encoding: Encoding, positions: int, *, threads: int | None = None, exact: bool = False
+        self,
+        path: str | Path,
+        encoding: Encoding,
+        positions: int,
+        *,
+        memory: Memory,
+        threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Open the model; arguments as for `Answers`, and the tokenizer and the positions that the model has.
 
@@ -77,7 +85,7 @@ class Spoken:
         self.cut = 0
         self._path, self._positions, self._tokenizer = Path(path), positions, encoding.tokenizer
         self._ends = end_ids(self._path.parent, encoding.path)
-        self._decoder = Decoder(path, threads=threads, exact=exact)
+        self._decoder = Decoder(path, threads=threads, exact=exact, memory=memory)
 
     def check(self, manner: Manner) -> None:
         """Refuse more new tokens than the model has room for.

@@ -74,7 +74,7 @@ def evaluate_tasks(
         bos: The BOS id, or where it comes from; by default the tokenizer's post-processor puts it there, or not.
         threads: onnxruntime's intra-op threads.
         exact: Compute 8-bit products exactly where this processor's fast way saturates.
-        memory: What it may take, and whether answers are scored piece by piece for that; texts are gone on with whole.
+        memory: What it may take, and whether the model is run piece by piece for that.
         progress: Told of the phases "index" and "evaluate".
 
     Raises:
@@ -99,7 +99,7 @@ def evaluate_tasks(
     from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
 
     def spoken() -> Spoken:
-        return Spoken(model_path, encoding, answers.positions, threads=threads, exact=exact)
+        return Spoken(model_path, encoding, answers.positions, memory=memory, threads=threads, exact=exact)
 
     lm = OnnxModel(answers, encoding, of_phase(progress, "evaluate"), spoken)
     start = time.perf_counter()

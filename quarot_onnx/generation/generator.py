@@ -17,6 +17,7 @@ from quarot_onnx.generation.room import DEFAULT_NEW, room_of
 from quarot_onnx.generation.sampling import Sampling, next_token
 from quarot_onnx.generation.stream import TextStream
 from quarot_onnx.graph.saturation import saturating_here
+from quarot_onnx.piecewise.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Generator:
 
     Attributes:
         saturating: How many products of the model saturate on this processor unless they are computed exactly.
+        by_pieces: Whether the model is run piece by piece, every token a pass over its file.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Generator:
         *,
         threads: int | None = None,
         exact: bool = False,
+        memory: Memory = Memory(),  # noqa: B008 - frozen
     ) -> None:
         """Open a model.
 
@@ -91,6 +94,7 @@ class Generator:
             tokenizer: A tokenizer.json, or the folder that holds one; None for the model's folder.
             threads: onnxruntime's intra-op threads.
             exact: Compute 8-bit products exactly where this processor's fast way saturates.
+            memory: What it may take, and whether the model is run piece by piece for that.
 
         Raises:
             CalibrationError: No tokenizer, or a config beside it that is not readable.
@@ -100,7 +104,8 @@ class Generator:
         self._source = tokenizer_file(path.parent if tokenizer is None else tokenizer)
         self._tokenizer = load_tokenizer(self._source)
         self._ends = end_ids(path.parent, self._source)
-        self._decoder = Decoder(path, threads=threads, exact=exact)
+        self._decoder = Decoder(path, threads=threads, exact=exact, memory=memory)
+        self.by_pieces = self._decoder.by_pieces
         self._room = room_of(self._decoder.model)
         self.saturating = 0 if exact else saturating_here(self._decoder.model.model)
 
@@ -182,6 +187,7 @@ def generate(
     chat: bool = False,
     bos: int | Bos = Bos.AUTO,
     threads: int | None = None,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
     tell: Callable[[str], None] | None = None,
 ) -> Generated:
     """Generate text from one prompt; for several, `Generator` keeps the model open.
@@ -189,17 +195,18 @@ def generate(
     Args:
         path: The ONNX file, float or quantized.
         prompt: As for `Generator.task`, with ``max_new_tokens``, ``chat`` and ``bos``.
-        tokenizer: As for `Generator`, with ``threads``.
+        tokenizer: As for `Generator`, with ``threads`` and ``memory``.
         max_new_tokens: See there.
         sampling: As for `Generator.run`, with ``tell``.
         chat: See there.
         bos: See there.
         threads: See there.
+        memory: See there.
         tell: See there.
 
     Raises:
         CalibrationError: Tokenizer, prompt or template are at fault.
         ModelError: The model cannot be read or run, or is none that text can be generated with.
     """
-    generator = Generator(path, tokenizer, threads=threads)
+    generator = Generator(path, tokenizer, threads=threads, memory=memory)
     return generator.run(generator.task(prompt, max_new_tokens=max_new_tokens, chat=chat, bos=bos), sampling, tell)

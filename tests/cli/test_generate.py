@@ -28,6 +28,20 @@ def test_text_goes_to_standard_output_and_speeds_to_standard_error(shell: Shell,
     assert shell.ok("generate", model.parent, "--prompt", "The quick", "--greedy", *FEW).out == result.out
 
 
+def test_a_model_that_does_not_fit_is_read_for_every_token(shell: Shell, model: Path) -> None:
+    asked = ("generate", model, "--prompt", "The quick", "--max-new-tokens", 2)
+    whole = shell.ok(*asked)
+    small = shell.ok(*asked, "--max-memory", "100kB")
+    assert small.out == shell.ok(*asked, "--by-stages").out == whole.out
+    (note,) = [line for line in small.err.splitlines() if line.startswith("note: ")]
+    assert note == (
+        f"note: {model} does not fit into memory: every token is a pass over the file (--whole opens it all the same)"
+    )
+    opened = shell.ok(*asked, "--max-memory", "100kB", "--whole")
+    assert (opened.out, "note" in opened.err) == (whole.out, False)
+    assert "--max-memory 'much' is no size" in shell.fails("generate", model, "--prompt", "a", "--max-memory", "much")
+
+
 def test_json(shell: Shell, model: Path) -> None:
     content = shell.ok("generate", model, "--prompt", "The quick", *FEW, "--json").json
     said = generate(model, "The quick", max_new_tokens=8)

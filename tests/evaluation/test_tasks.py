@@ -18,6 +18,7 @@ from quarot_onnx.evaluation.encoding import Encoding
 from quarot_onnx.evaluation.harness import OnnxModel
 from quarot_onnx.evaluation.spoken import Spoken
 from quarot_onnx.evaluation.tasks import evaluate_tasks
+from quarot_onnx.piecewise.memory import WHOLE
 
 PAIRS = [
     ("The quick brown fox", " jumps over"),
@@ -102,9 +103,8 @@ def test_generated_text_is_that_of_the_hugging_face_back_end(cached: bool) -> No
     )
     answers, encoding = Answers(export), Encoding.of(exports.optimum_export("llama").parent)
     done: list[int] = []
-    ours = OnnxModel(
-        answers, encoding, lambda count, _: done.append(count), lambda: Spoken(export, encoding, answers.positions)
-    )
+    spoken = partial(Spoken, export, encoding, answers.positions, memory=WHOLE)
+    ours = OnnxModel(answers, encoding, lambda count, _: done.append(count), spoken)
     # The first words that it says are stops of their own, so that texts are cut off, too.
     (said,) = theirs.generate_until(requests("generate_until", [GENERATED[0]]), disable_tqdm=True)
     assert len(said) > 4

@@ -23,6 +23,7 @@ from quarot_onnx.errors import CalibrationError, FeedError, ModelError
 from quarot_onnx.generation.generator import Generated, Generator, generate
 from quarot_onnx.generation.sampling import Sampling
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.run.prefixing import prefix_files, put_prefix
 from quarot_onnx.sessions import runtime
 
@@ -90,6 +91,22 @@ def test_behind_a_prefix_beside_the_graph(case: str, ids: tuple[int, ...], tmp_p
     (target.parent / "prefix.npz").unlink()
     with pytest.raises(ModelError, match=r"prefix\.npz is missing"):
         Generator(target)
+
+
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo llama", "dynamo cache", "genai"])
+def test_piece_by_piece_it_says_the_same(case: str) -> None:
+    source = EXPORTS[case]()
+    pieces = generate(source, PROMPT, max_new_tokens=COUNT, memory=Memory(100_000, by_stages=True))
+    assert pieces.ids == generate(source, PROMPT, max_new_tokens=COUNT, memory=WHOLE).ids
+
+
+@pytest.mark.parametrize("form", ["graph", "npz"])
+def test_piece_by_piece_behind_a_prefix(form: str, tmp_path: Path) -> None:
+    target = prefixed(EXPORTS["optimum llama"](), tmp_path, form, (7, 3))
+    generator = Generator(target, memory=Memory(100_000))
+    assert generator.by_pieces
+    task = generator.task(PROMPT, max_new_tokens=4)
+    assert generator.run(task).ids == generator.run(task).ids == Generator(target).run(task).ids
 
 
 def prefixed(source: Path, folder: Path, form: str, ids: tuple[int, ...]) -> Path:
