@@ -8,7 +8,7 @@ with fake quantization, and its perplexity taken on every text in windows of 512
 be of the kind that was calibrated on, the others of another kind. Results are kept in a JSON file: what is there
 already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method,
 `--blocks 12` leaves what comes after the first 12 decoder blocks in float: experiments at a part of the time. With
-`--own 16` the float model writes so many of the windows itself.
+`--own 16` the float model writes so many windows beside those of the text, as `quarot-onnx quantize` has it write.
 """
 
 import argparse
@@ -122,8 +122,8 @@ class Study:
             algo_config=[ROUNDINGS[method](**self.options)],
             output_format="fake",
         )
-        given, more = self.samples - self.own, (lambda _length: self.written) if self.own else None
-        reader = TextReader(source, self.calib, self.tokenizer, samples=given, seq_len=512, more=more)
+        more = (lambda _length: self.written) if self.own else None
+        reader = TextReader(source, self.calib, self.tokenizer, samples=self.samples, seq_len=512, more=more)
         out = self.work / "quantized"
         start = time.perf_counter()
         outcome = quantize(source, out / "model.onnx", config, reader, check=None)
@@ -192,8 +192,8 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["w4a16", "w4a8", "w4a4", "w8a8"])
     parser.add_argument("--methods", nargs="+", choices=list(ROUNDINGS), default=list(ROUNDINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=16, help="calibration windows of 512 tokens (default: 16)")
-    parser.add_argument("--own", type=int, default=0, help="so many of them that the model writes (default: none)")
+    parser.add_argument("--samples", type=int, default=16, help="windows of the calibration text (default: 16)")
+    parser.add_argument("--own", type=int, default=0, help="so many more that the model writes (default: none)")
     parser.add_argument(
         "--windows", type=int, nargs="+", default=[20], help="test windows of 512 tokens, for each text (default: 20)"
     )

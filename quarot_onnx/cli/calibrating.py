@@ -26,8 +26,11 @@ _NAME_TEXT = (
     "perplexity on WikiText-2 was {} x the float model's so, 1.11 x when calibrated on other parts of it"
 )
 _OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
-_PARTLY = "calibrated on Python's own documentation and on text that the model wrote"
+_BOTH = "calibrated on {} windows of {} and {} that the model wrote (--calib-own 0 leaves them out)"
 _DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
+
+_BESIDE = 16
+"""Windows that the model writes beside a text that is named, at most: where few are asked for, as many."""
 
 _COPIES = 2
 """How often the weights of a model are in memory that writes: as they lie in the file, and packed."""
@@ -90,17 +93,13 @@ def reader_of(chosen: Chosen, asking: Asking) -> tuple[DataReader, tuple[str, ..
 def _text_reader(
     calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool
 ) -> tuple[TextReader, tuple[str, ...]]:
-    """A reader of text, as much of it the model's own as is asked for or by default, and what to say of it."""
-    unnamed, samples = calibration.text is None, calibration.samples
-    by_default = calibration.own is None and unnamed and rounded
-    own = samples if by_default else calibration.own or 0
-    if own > samples:
-        raise ConfigError(
-            f"{own} windows of the model's own text are more than the {samples} that are calibrated on: ask for fewer "
-            "(--calib-own; calibration.own in a recipe), or for more of all (--calib-samples)"
-        )
+    """A reader of a text, of what the model writes, or of both, as is asked for or usual, and what to say of it."""
+    text, asked = calibration.text, calibration.own
+    own = asked or 0
+    if asked is None and rounded:
+        own = calibration.samples if text is None else min(_BESIDE, calibration.samples)
     reason = _why_not(asking, inputs) if own else ""
-    if reason and not by_default:
+    if reason and asked:
         raise ConfigError(
             f"{asking.source} cannot write text to be calibrated on, as {reason}: name text, and leave out --calib-own "
             "(calibration.own in a recipe)"
@@ -109,14 +108,14 @@ def _text_reader(
         try:
             reader = _with_own(calibration, asking, inputs, own)
         except QuarotError as error:
-            if not by_default:
+            if asked:
                 raise
-            reason = str(error)  # what is the user's mistake will come up again with the documentation
+            reason = str(error)  # what is the user's mistake will come up again with text alone
         else:
-            partly = (_PARTLY,) if unnamed and own < samples else ()
-            return reader, (_OWN,) if by_default else partly
+            both = _BOTH.format(reader.of_text, text, len(reader.token_windows) - reader.of_text)
+            return reader, () if asked else (_OWN if text is None else both,)
     why = f" (the model writes none itself: {reason})" if reason else ""
-    said = (_DOCUMENTATION.format(why),) if unnamed and rounded else ()
+    said = (_DOCUMENTATION.format(why),) if text is None and rounded else ()
     return _with_own(calibration, asking, inputs, 0), said
 
 
@@ -129,7 +128,7 @@ def _why_not(asking: Asking, inputs: ModelInputs) -> str:
 
 
 def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
-    """A reader of text, so many of its windows the model's own, in whole batches."""
+    """A reader of the text that is named, and so many windows that the model writes, in whole batches."""
     tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
     rows = inputs.lengths.batch or 1
     count, progress = -(-own // rows) * rows, of_phase(asking.progress, "own text")
@@ -138,7 +137,7 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own
         asking.source,
         calibration.text,
         tokenizer,
-        samples=max(calibration.samples - count, 0),
+        samples=0 if own and calibration.text is None else calibration.samples,
         seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
         more=write if own else None,
         bos=bos,

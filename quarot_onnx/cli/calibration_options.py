@@ -57,7 +57,7 @@ class CalibrationOptions:
     ] = None
     calib_samples: Annotated[
         int | None,
-        Option(metavar="N", min=1, help="Windows of text. Default: 16.", rich_help_panel=CALIBRATION),
+        Option(metavar="N", min=1, help="Windows of the text. Default: 16.", rich_help_panel=CALIBRATION),
         Key("calibration.samples"),
     ] = None
     nsamples: Annotated[
@@ -70,8 +70,8 @@ class CalibrationOptions:
         Option(
             metavar="N",
             min=0,
-            help="So many of the windows are text that the model writes itself. Default: all where no text is named "
-            "and weights are rounded with GPTQ, GPTAQ or Qronos, else none.",
+            help="Windows that the model writes itself, beside those of a text that is named. Default with GPTQ, GPTAQ "
+            "or Qronos: as many as --calib-samples, 16 at most beside a text; else none.",
             rich_help_panel=CALIBRATION,
         ),
         Key("calibration.own"),

@@ -159,9 +159,9 @@ class Calibration(Strict):
         text: A UTF-8 file; None for what the model writes, or for Python's own documentation.
         text_key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl files.
         tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
-        samples: Windows of text.
-        own: How many of them the model writes itself; None for all where no text is named and weights are rounded by
-            statistics, and for none elsewhere.
+        samples: Windows of the text.
+        own: Windows that the model writes itself, beside those of a text that is named; None for as many as ``samples``
+            where weights are rounded by statistics, 16 at most beside a text, and for none elsewhere.
         seq_len: Tokens of a window, BOS among them.
         bos: True forces the BOS that the tokenizer's files name, False none, a number is its id; None leaves it to
             the files.

@@ -159,7 +159,7 @@ def test_rotation_options_arrive(asks: Asks) -> None:
 
 
 def test_calibration_options(asks: Asks, text: Path) -> None:
-    passed = asks("--w-bits", 4, "--calib-text", text, "--nsamples", 3, "--calib-seq-len", 20)
+    passed = asks("--w-bits", 4, "--calib-text", text, "--nsamples", 3, "--calib-seq-len", 20, "--calib-own", 0)
     assert passed.reader is not None
     assert passed.reader.token_windows.shape == (3, 20)
     assert "calib-text" not in passed.notes

@@ -32,33 +32,67 @@ def test_what_the_model_writes_is_the_default(asks: Asks, model: Path) -> None:
     assert "note: calibrated on text that the model wrote; name text like what the model will meet" in passed.notes
 
 
-@pytest.mark.parametrize("options", [("--scheme", "w8a8-static"), ("--calib-text", "text.txt", *GPTQ)], ids=str)
-def test_elsewhere_it_is_not(
-    asks: Asks, model: Path, options: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    passed = asks(*options, *SMALL)
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    return path
+
+
+def both(model: Path, text: Path, samples: int, own: int) -> np.ndarray:
+    """Windows of a text, and those that the model writes behind them."""
+    of_text = TextReader(model, text, samples=samples, seq_len=16).token_windows
+    return np.concatenate([of_text, own_windows(model, own, 16)])
+
+
+def test_beside_a_text_the_model_writes_as_much(asks: Asks, model: Path, text: Path) -> None:
+    passed = asks(*GPTQ, *SMALL, "--calib-text", text)
     assert passed.reader is not None
-    text = "text.txt" if "--calib-text" in options else None
-    expected = TextReader(model, text, samples=2, seq_len=16).token_windows
+    np.testing.assert_array_equal(passed.reader.token_windows, both(model, text, 2, 2))
+    told = f"note: calibrated on 2 windows of {text} and 2 that the model wrote (--calib-own 0 leaves them out)"
+    assert told in passed.notes
+
+
+def test_beside_much_text_it_writes_some(asks: Asks, model: Path, text: Path) -> None:
+    passed = asks(*GPTQ, "--calib-samples", 20, "--calib-seq-len", 16, "--calib-text", text)
+    assert passed.reader is not None
+    np.testing.assert_array_equal(passed.reader.token_windows, both(model, text, 20, 16))
+
+
+@pytest.mark.parametrize("options", [("--scheme", "w8a8-static"), ("--calib-own", 0, *GPTQ)], ids=str)
+@pytest.mark.parametrize("named", [True, False])
+def test_elsewhere_it_writes_nothing(
+    asks: Asks, model: Path, options: tuple[object, ...], named: bool, text: Path
+) -> None:
+    passed = asks(*options, *SMALL, *(("--calib-text", text) if named else ()))
+    assert passed.reader is not None
+    expected = TextReader(model, text if named else None, samples=2, seq_len=16).token_windows
     np.testing.assert_array_equal(passed.reader.token_windows, expected)
-    assert "calibrated on" not in passed.notes
+    assert "the model wrote" not in passed.notes
 
 
-def test_a_part_of_the_windows(asks: Asks, model: Path, tmp_path: Path) -> None:
-    text, recipe = tmp_path / "text.txt", tmp_path / "recipe.yaml"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+def test_as_many_as_are_asked_for(asks: Asks, model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
     recipe.write_text("weights: {bits: 4, method: gptq}\ncalibration: {samples: 3, seq_len: 16, own: 1}\n")
     for passed in (
         asks(*GPTQ, "--calib-samples", 3, "--calib-seq-len", 16, "--calib-own", 1, "--calib-text", text),
         asks("--recipe", recipe, "--calib-text", text),
     ):
         assert passed.reader is not None
-        of_text = TextReader(model, text, samples=2, seq_len=16).token_windows
-        expected = np.concatenate([of_text, own_windows(model, 1, 16)])
-        np.testing.assert_array_equal(passed.reader.token_windows, expected)
+        np.testing.assert_array_equal(passed.reader.token_windows, both(model, text, 3, 1))
         assert "calibrated on" not in passed.notes
+    passed = asks(*GPTQ, *SMALL, "--calib-own", 3)
+    assert passed.reader is not None
+    np.testing.assert_array_equal(passed.reader.token_windows, own_windows(model, 3, 16))
+
+
+def test_text_alone_where_the_model_cannot_write(asks: Asks, text: Path) -> None:
+    source = dynamo_export("llama")
+    passed = asks(*GPTQ, *SMALL, "--calib-text", text, source=source)
+    assert passed.reader is not None
+    expected = TextReader(source, text, samples=2, seq_len=16).token_windows
+    np.testing.assert_array_equal(passed.reader.token_windows, expected)
+    assert "calibrated on" not in passed.notes
 
 
 @pytest.mark.parametrize("own", [(), ("--calib-own", 0)], ids=str)
@@ -100,12 +134,6 @@ def test_a_model_that_fails_in_writing_is_calibrated_all_the_same(asks: Asks, tm
     assert passed.reader.token_windows.shape == (2, 16)
 
 
-def test_a_part_of_the_documentation(asks: Asks) -> None:
-    passed = asks(*GPTQ, *SMALL, "--calib-own", 1)
-    assert passed.reader is not None
-    assert "calibrated on Python's own documentation and on text that the model wrote" in passed.notes
-
-
 @pytest.mark.parametrize(
     "options",
     [("--no-check", "--check-tokens", 12), ("--fix-shape", "nope=1")],
@@ -119,8 +147,6 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_what_cannot_be_is_refused(refused_early: Callable[..., str]) -> None:
-    message = refused_early(*GPTQ, *SMALL, "--calib-own", 3)
-    assert "3 windows of the model's own text are more than the 2 that are calibrated on" in message
     message = refused_early(*GPTQ, *SMALL, "--calib-own", 1, source=dynamo_export("llama"))
     assert "cannot write text to be calibrated on, as it has no cache" in message
     assert "leave out --calib-own" in message

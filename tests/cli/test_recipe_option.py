@@ -30,8 +30,10 @@ def test_a_recipe_in_one_step(asks: Asks, recipe: Path, text: Path) -> None:
     assert (passed.config.quarot.seed, passed.config.quarot.r4) == (5, True)
     assert passed.config.rounding == QronosConfig(perc_damp=0.02)
     assert passed.reader is not None
-    assert passed.reader.token_windows.shape == (2, 16)
-    assert not passed.notes
+    assert passed.reader.token_windows.shape == (4, 16)
+    assert passed.reader.text == text
+    assert passed.notes.count("note: ") == 1
+    assert "that the model wrote" in passed.notes
     own = asks("--recipe", recipe)
     assert own.config.quarot is not None
     assert own.config.quarot.seed == 1

@@ -53,12 +53,12 @@ def test_quantize_says_which_bos_and_why(shell: Shell, model: Path, text: Path, 
 def test_bos_and_text_key_reach_the_reader(asks: Asks, tmp_path: Path) -> None:
     lines = tmp_path / "lines.json"
     lines.write_text('{"content": "' + "The quick brown fox. " * 60 + '"}\n')
-    passed = asks(*W4, "--calib-text", lines, "--text-key", "content", "--bos-id", 5, *SHORT)
+    passed = asks(*W4, "--calib-text", lines, "--text-key", "content", "--bos-id", 5, "--calib-own", 0, *SHORT)
     assert passed.reader is not None
     assert (passed.reader.token_windows[:, 0] == 5).all()
     plain = tmp_path / "plain.txt"
     plain.write_text("The quick brown fox. " * 60)
-    other = asks(*W4, "--calib-text", plain, "--bos-id", 5, *SHORT)
+    other = asks(*W4, "--calib-text", plain, "--bos-id", 5, "--calib-own", 0, *SHORT)
     assert other.reader is not None
     assert other.reader.token_windows.tolist() == passed.reader.token_windows.tolist()
     recipe = tmp_path / "r.yaml"
