@@ -247,7 +247,7 @@ def quantize(
             use_external_data=config.use_external_data_format or None,
             progress=of_phase(progress, "save"),
             companions_from=folder,
-            report={**recipe, **cached.record, **proof, **providers.record()},
+            report={**recipe, **cached.record, **({} if data is None else data.record), **proof, **providers.record()},
             forbid=protected,
             check=partial(complete, run, start, fix_shapes or {}),
             beside={**prefix_files(start.lead), **cached.beside},

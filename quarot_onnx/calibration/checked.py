@@ -95,6 +95,12 @@ class CheckedReader(RewindableReader):
         bos = getattr(self._reader, "bos", None)
         return bos if self.count and isinstance(bos, BosChoice) else None
 
+    @property
+    def record(self) -> Mapping[str, object]:
+        """What was read, for the report, by the key ``calibration``; nothing of a reader that does not tell."""
+        told = getattr(self._reader, "record", None)
+        return {"calibration": dict(told)} if self.count and isinstance(told, Mapping) else {}
+
     def notes(self, wanted: int | None) -> tuple[str, ...]:
         """What the user should know of what was read.
 

@@ -1,7 +1,7 @@
 """Calibration readers of our own: from token ids, a text, or arrays in memory and in archives."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,13 @@ class TextReader(TokenReader):
                 raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}]")
             cut = np.concatenate([cut, added])
         super().__init__(inputs, cut, model_path, decode_steps=decode_steps)
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        """What was calibrated on, for the report: the text, its windows, those given besides, and their tokens."""
+        named = None if self.text is None or not self.of_text else str(self.text)
+        more = len(self.token_windows) - self.of_text
+        return {"text": named, "windows": self.of_text, "more": more, "seq_len": self.token_windows.shape[1]}
 
 
 class NpzReader(_IndexedReader):

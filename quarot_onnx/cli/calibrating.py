@@ -27,6 +27,7 @@ _NAME_TEXT = (
 )
 _OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
 _BOTH = "calibrated on {} windows of {} and {} that the model wrote (--calib-own 0 leaves them out)"
+_ALONE = "calibrated on {} alone{}"
 _DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
 
 _BESIDE = 16
@@ -101,12 +102,12 @@ def _text_reader(
     reason = _why_not(asking, inputs) if own else ""
     if reason and asked:
         raise ConfigError(
-            f"{asking.source} cannot write text to be calibrated on, as {reason}: name text, and leave out --calib-own "
-            "(calibration.own in a recipe)"
+            f"{asking.source} cannot write text to be calibrated on, as {reason}: leave out --calib-own "
+            "(calibration.own in a recipe), and name text if none is"
         )
     if own and not reason:
         try:
-            reader = _with_own(calibration, asking, inputs, own)
+            reader = _with_own(calibration, asking, inputs, own, rounded=rounded)
         except QuarotError as error:
             if asked:
                 raise
@@ -114,9 +115,11 @@ def _text_reader(
         else:
             both = _BOTH.format(reader.of_text, text, len(reader.token_windows) - reader.of_text)
             return reader, () if asked else (_OWN if text is None else both,)
+    reader = _with_own(calibration, asking, inputs, 0, rounded=rounded)
     why = f" (the model writes none itself: {reason})" if reason else ""
-    said = (_DOCUMENTATION.format(why),) if text is None and rounded else ()
-    return _with_own(calibration, asking, inputs, 0), said
+    if text is not None:
+        return reader, (_ALONE.format(text, why),) if reason else ()
+    return reader, (_DOCUMENTATION.format(why),) if rounded else ()
 
 
 def _why_not(asking: Asking, inputs: ModelInputs) -> str:
@@ -127,8 +130,13 @@ def _why_not(asking: Asking, inputs: ModelInputs) -> str:
     return reason
 
 
-def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int) -> TextReader:
-    """A reader of the text that is named, and so many windows that the model writes, in whole batches."""
+def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int, *, rounded: bool) -> TextReader:
+    """A reader of text, and of so many windows that the model writes, in whole batches.
+
+    Where weights are rounded these stand for the documentation, unless numbers of both are typed.
+    """
+    typed = calibration.own is not None and "samples" in calibration.model_fields_set
+    replaced = own and rounded and calibration.text is None and not typed
     tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
     rows = inputs.lengths.batch or 1
     count, progress = -(-own // rows) * rows, of_phase(asking.progress, "own text")
@@ -137,7 +145,7 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own
         asking.source,
         calibration.text,
         tokenizer,
-        samples=0 if own and calibration.text is None else calibration.samples,
+        samples=0 if replaced else calibration.samples,
         seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
         more=write if own else None,
         bos=bos,

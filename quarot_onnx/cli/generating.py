@@ -40,6 +40,7 @@ def run(options: GenerateOptions, path: Path) -> None:
     if generator.saturating:
         count = generator.saturating
         notes([f"{count} of the model's products saturate on this processor; --exact computes them exactly"])
+    notes(generator.notes)
     if generator.by_pieces and options.by_stages is None:
         notes([f"{path} does not fit into memory: every token is a pass over the file (--whole opens it all the same)"])
     runs = []

@@ -6,6 +6,7 @@ file, piece by piece, at every run.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Decoder:
     Attributes:
         model: Its inputs, its logits, and the prefix that it brings.
         by_pieces: Whether every run reads it from its file.
+        notes: What to say of a limit of memory that cannot be kept.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Decoder:
         """
         self.model = _decodable(Path(path))
         self.by_pieces = memory.divides(self.model.model)
+        self.notes = memory.notes(self.model.model) if self.by_pieces else ()
         self._runs: Model
         if self.by_pieces:
+            divided = replace(memory, by_stages=True)
             self._runs = opened(
-                path, memory, model=self.model.model, threads=threads, low_memory=True, exact_products=exact
+                path, divided, model=self.model.model, threads=threads, low_memory=True, exact_products=exact
             )
         else:
             self._runs = Whole(runtime.session(path, threads=threads, exact_products=exact, timed=True))

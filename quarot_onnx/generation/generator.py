@@ -76,6 +76,7 @@ class Generator:
     Attributes:
         saturating: How many products of the model saturate on this processor unless they are computed exactly.
         by_pieces: Whether the model is run piece by piece, every token a pass over its file.
+        notes: What to say of a limit of memory that cannot be kept.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Generator:
         self._tokenizer = load_tokenizer(self._source)
         self._ends = end_ids(path.parent, self._source)
         self._decoder = Decoder(path, threads=threads, exact=exact, memory=memory)
-        self.by_pieces = self._decoder.by_pieces
+        self.by_pieces, self.notes = self._decoder.by_pieces, self._decoder.notes
         self._room = room_of(self._decoder.model)
         self.saturating = 0 if exact else saturating_here(self._decoder.model.model)
 

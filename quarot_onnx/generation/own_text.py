@@ -23,7 +23,7 @@ from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.piecewise.memory import opened_bytes
+from quarot_onnx.piecewise.memory import WHOLE, opened_bytes
 from quarot_onnx.progress import Progress
 
 _STRETCH = 64
@@ -93,7 +93,7 @@ def own_windows(
     taken = length - (first is not None)
     if windows < 1 or taken < 1:
         raise CalibrationError(f"{windows} windows of {length} tokens hold no text: ask for more")
-    decoder = Decoder(path, threads=threads)
+    decoder = Decoder(path, threads=threads, memory=WHOLE)
     inputs = decoder.model.inputs
     if reason := why_not(decoder.model.model, Path(path).parent, inputs):
         raise CalibrationError(f"{path} cannot write text to be calibrated on, as {reason}: give text")

@@ -5,7 +5,7 @@ They are told all at once: a model that is run piece by piece takes all of them 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from quarot_onnx.errors import FeedError, QuarotError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.cuts import Piece
 from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.sweep import Arrays, Run, Sweep
+from quarot_onnx.piecewise.sweep import Arrays, Plans, Run, Sweep
 from quarot_onnx.progress import Progress
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.skeleton import open_augmented
@@ -87,6 +87,10 @@ class ByPieces:
     wide: bool = False
     progress: Progress | None = None
 
+    @cached_property
+    def _plans(self) -> Plans:
+        return Plans(self.model, self.memory.piece)
+
     def outputs(self, runs: Iterable[Run], names: Sequence[str], failed: Failed = not_run) -> Iterator[list[Any]]:
         """See `Model`."""
         given = list(runs)
@@ -102,7 +106,7 @@ class ByPieces:
 
             return run
 
-        with Sweep(self.model, given, self.memory, wide=self.wide) as sweep:
+        with Sweep(self.model, given, self.memory, wide=self.wide, plans=self._plans) as sweep:
             for number in sweep.through(visit, outputs=names, progress=self.progress):
                 wanted = [name for name in dict.fromkeys(names) if name not in given[number].skips]
                 found = {name: sweep.take(number, name) for name in wanted}

@@ -67,10 +67,32 @@ class Run:
     skips: frozenset[str] = frozenset()
 
 
+class Plans:
+    """How a model is cut for what it is run for: found once, where it is run again and again."""
+
+    def __init__(self, model: ir.Model, limit: int) -> None:
+        """Nothing is found yet; arguments as for `Cuts`."""
+        self._model, self._limit = model, limit
+        self._found: dict[object, Cuts] = {}
+
+    def of(self, wanted: Wanted) -> Cuts:
+        """The pieces."""
+        key = (*map(tuple, (wanted.outputs, wanted.observed, wanted.pasts)), frozenset(wanted.fed), wanted.wide)
+        if key not in self._found:
+            cuts = self._found[key] = Cuts(self._model, wanted, self._limit)
+            if len(cuts) == 1 and opened_bytes(self._model) > self._limit:
+                _LOG.warning("the graph %r has no place where it can be cut: it is run whole", self._model.graph.name)
+            else:
+                _LOG.info("the graph %r is run in %d pieces", self._model.graph.name, len(cuts))
+        return self._found[key]
+
+
 class Sweep:
     """Takes runs through the pieces of a model; to be closed by ``with``."""
 
-    def __init__(self, model: ir.Model, runs: Sequence[Run], memory: Memory, *, wide: bool) -> None:
+    def __init__(
+        self, model: ir.Model, runs: Sequence[Run], memory: Memory, *, wide: bool, plans: Plans | None = None
+    ) -> None:
         """Nothing is run yet.
 
         Args:
@@ -79,8 +101,10 @@ class Sweep:
             memory: How large pieces and states may be.
             wide: Whether weights of float16 are fed as the 32-bit floats that onnxruntime makes of them on a CPU; not
                 for sessions that would pack them, and add in another order.
+            plans: How the model is cut, where it is run more than once.
         """
-        self._model, self._runs, self._memory = model, runs, memory
+        self._model, self._runs = model, runs
+        self._plans = plans or Plans(model, memory.piece)
         self._wide = wide and providers.current().name == providers.CPU
         self._taken: dict[Key, list[tuple[slice, ...]]] = {}
         for i, run in enumerate(runs):
@@ -119,11 +143,7 @@ class Sweep:
         fed = {name for run in self._runs for name in run.feeds if name in self._model.graph.initializers}
         pasts = {(name, carried.output) for run in self._runs for name, carried in run.carried.items()}
         wanted = Wanted(outputs, observed, sorted(pasts), fed, wide=self._wide)
-        cuts = Cuts(self._model, wanted, self._memory.piece)
-        if len(cuts) == 1 and opened_bytes(self._model) > self._memory.piece:
-            _LOG.warning("the graph %r has no place where it can be cut: it is run whole", self._model.graph.name)
-        else:
-            _LOG.info("the graph %r is run in %d pieces", self._model.graph.name, len(cuts))
+        cuts = self._plans.of(wanted)
         with reused():
             for place, piece in enumerate(cuts, 1):
                 self._type(piece)

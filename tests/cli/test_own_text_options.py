@@ -81,9 +81,20 @@ def test_as_many_as_are_asked_for(asks: Asks, model: Path, text: Path, tmp_path:
         assert passed.reader is not None
         np.testing.assert_array_equal(passed.reader.token_windows, both(model, text, 3, 1))
         assert "calibrated on" not in passed.notes
-    passed = asks(*GPTQ, *SMALL, "--calib-own", 3)
+    passed = asks(*GPTQ, "--calib-seq-len", 16, "--calib-own", 3)
     assert passed.reader is not None
     np.testing.assert_array_equal(passed.reader.token_windows, own_windows(model, 3, 16))
+
+
+@pytest.mark.parametrize(
+    ("options", "of_text"), [((*GPTQ, *SMALL), 2), (("--scheme", "w8a8-static", "--calib-seq-len", 16), 16)], ids=str
+)
+def test_beside_the_documentation(asks: Asks, model: Path, options: tuple[object, ...], of_text: int) -> None:
+    """Where numbers of both are typed, and where it is what ranges are taken on."""
+    passed = asks(*options, "--calib-own", 3)
+    assert passed.reader is not None
+    expected = np.concatenate([TextReader(model, samples=of_text, seq_len=16).token_windows, own_windows(model, 3, 16)])
+    np.testing.assert_array_equal(passed.reader.token_windows, expected)
 
 
 def test_text_alone_where_the_model_cannot_write(asks: Asks, text: Path) -> None:
@@ -92,7 +103,9 @@ def test_text_alone_where_the_model_cannot_write(asks: Asks, text: Path) -> None
     assert passed.reader is not None
     expected = TextReader(source, text, samples=2, seq_len=16).token_windows
     np.testing.assert_array_equal(passed.reader.token_windows, expected)
-    assert "calibrated on" not in passed.notes
+    assert f"note: calibrated on {text} alone (the model writes none itself: it has no cache" in passed.notes
+    of_small = asks(*GPTQ, *SMALL, "--calib-text", text, "--max-memory", "100kB").notes
+    assert f"note: calibrated on {text} alone (the model writes none itself: it does not fit into memory" in of_small
 
 
 @pytest.mark.parametrize("own", [(), ("--calib-own", 0)], ids=str)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import FeedError
 from quarot_onnx.io import model_io
+from quarot_onnx.piecewise import sweep
 from quarot_onnx.piecewise.cuts import Cuts, Wanted
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import ByPieces, Whole, opened
@@ -52,6 +53,20 @@ def test_pieces_compute_what_the_whole_does(export: str) -> None:
         for expected, found in zip(one, other, strict=True):
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_is_cut_once_for_what_it_is_run_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exports.EXPORTS["optimum fp16"]()
+    model = model_io.load(path)
+    names, runs, made = [str(output.name) for output in model.graph.outputs], token_runs(model, path.parent), []
+    monkeypatch.setattr(sweep, "Cuts", lambda *arguments: made.append(arguments) or Cuts(*arguments))
+    parts = opened(path, SMALL, low_memory=True)
+    for wanted, given in ((names, runs[:2]), (names, runs[:1]), (names[:1], runs[:1]), (names, runs), (names, runs)):
+        whole = Whole(runtime.session(path, low_memory=True)).outputs(given, wanted)
+        for one, other in zip(whole, parts.outputs(given, wanted), strict=True):
+            for expected, found in zip(one, other, strict=True):
+                np.testing.assert_array_equal(found, expected)
+    assert len(made) == 3
 
 
 def test_one_piece_is_open_at_a_time_and_none_is_larger_than_was_asked() -> None:
