@@ -181,7 +181,7 @@ def rounded(arguments: argparse.Namespace, method: str, folder: Path, scheduler:
     """Round the model to 4 bits; seconds, and user seconds of the command."""
     words = [sys.executable, "-m", "quarot_onnx", "quantize", arguments.model, folder, "--weights", method]
     words += ["--w-bits", 4, "--a-bits", 8, "--no-verify", "--no-check", "--quiet", "--calib-text", arguments.text]
-    words += ["--calib-samples", arguments.samples, "--calib-seq-len", arguments.seq_len]
+    words += ["--calib-samples", arguments.samples, "--calib-seq-len", arguments.seq_len, "--calib-own", 0]
     words += ["--scheduler", scheduler] if scheduler else []
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.perf_counter()
     subprocess.run([str(word) for word in words], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Text that a model writes itself, to calibrate it on where no text of what it will meet is at hand.
+"""Text that a model writes itself, to calibrate it on: beside text of what it will meet, or where none is at hand.
 
 The first token is any, each further one is drawn as likely as the model finds it (temperature 1): LLM-QAT (Liu et al.
 2023, arXiv:2305.17888, section 2.1), and for calibration "Self-calibration for Language Model Quantization and Pruning"
