@@ -34,14 +34,21 @@ def rotate(model: Path, out: Path, _arguments: argparse.Namespace) -> None:
     rotate(model, out, QuarotConfig(), verify=False)
 
 
-def quantize(model: Path, out: Path, arguments: argparse.Namespace, *, rotated: bool = False) -> None:
-    from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
+def quantize(
+    model: Path, out: Path, arguments: argparse.Namespace, *, rotated: bool = False, checked: bool = True
+) -> None:
+    from quarot_onnx import Check, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
     from quarot_onnx.calibration.readers import TextReader
 
     layer = QLayerConfig(UInt8Spec(), Int8Spec(quant_granularity="Channel"))
     reader = TextReader(model, samples=arguments.samples, seq_len=arguments.seq_len)
     config = QConfig(layer, algo_config=[QuarotConfig()] if rotated else [])
-    ModelQuantizer(config).quantize_model(model, out, reader, verify=False)
+    check = Check() if checked else None
+    ModelQuantizer(config).quantize_model(model, out, reader, verify=False, check=check)
+
+
+def quantize_unchecked(model: Path, out: Path, arguments: argparse.Namespace) -> None:
+    quantize(model, out, arguments, checked=False)
 
 
 def rotate_and_quantize(model: Path, out: Path, arguments: argparse.Namespace) -> None:
@@ -69,6 +76,7 @@ TASKS = {
     "imports": imports,
     "rotate": rotate,
     "quantize": quantize,
+    "quantize, no check": quantize_unchecked,
     "rotate+quantize": rotate_and_quantize,
     "quantize_static": quantize_static,
 }
@@ -104,12 +112,12 @@ def main() -> None:
     data = arguments.model.with_name(f"{arguments.model.name}.data")
     size = arguments.model.stat().st_size + (data.stat().st_size if data.exists() else 0)
     print(f"{arguments.model}: {size / 1e6:.0f} MB, {arguments.samples} windows of {arguments.seq_len} tokens")
-    print(f"{'task':16}{'peak RSS (MB)':>14}{'seconds':>9}")
+    print(f"{'task':20}{'peak RSS (MB)':>14}{'seconds':>9}")
     for task in arguments.task or TASKS:
         command = [sys.executable, __file__, *sys.argv[1:], "--child", "--task", task]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         peak, seconds = map(float, done.stdout.splitlines()[-1].split())
-        print(f"{task:16}{peak:14.0f}{seconds:9.1f}", flush=True)
+        print(f"{task:20}{peak:14.0f}{seconds:9.1f}", flush=True)
 
 
 if __name__ == "__main__":
