@@ -28,6 +28,11 @@ class DataReader(Protocol):
 class RewindableReader(ABC):
     """A reader that can start over. Iterating it starts over first."""
 
+    @property
+    def record(self) -> Mapping[str, object]:
+        """What it reads, for the report; empty where there is nothing to tell."""
+        return {}
+
     @abstractmethod
     def get_next(self) -> Feeds | None:
         """The next feed (input name to array), or None at the end."""
@@ -97,9 +102,9 @@ class CheckedReader(RewindableReader):
 
     @property
     def record(self) -> Mapping[str, object]:
-        """What was read, for the report, by the key ``calibration``; nothing of a reader that does not tell."""
-        told = getattr(self._reader, "record", None)
-        return {"calibration": dict(told)} if self.count and isinstance(told, Mapping) else {}
+        """That of a reader of ours which was read, by the key ``calibration``."""
+        told = self._reader.record if self.count and isinstance(self._reader, RewindableReader) else {}
+        return {"calibration": told} if told else {}
 
     def notes(self, wanted: int | None) -> tuple[str, ...]:
         """What the user should know of what was read.

@@ -95,10 +95,10 @@ def _text_reader(
     calibration: Calibration, asking: Asking, inputs: ModelInputs, *, rounded: bool
 ) -> tuple[TextReader, tuple[str, ...]]:
     """A reader of a text, of what the model writes, or of both, as is asked for or usual, and what to say of it."""
-    text, asked = calibration.text, calibration.own
+    text, asked, samples = calibration.text, calibration.own, calibration.samples
     own = asked or 0
     if asked is None and rounded:
-        own = calibration.samples if text is None else min(_BESIDE, calibration.samples)
+        own = samples if text is None else min(_BESIDE, samples)
     reason = _why_not(asking, inputs) if own else ""
     if reason and asked:
         raise ConfigError(
@@ -106,16 +106,20 @@ def _text_reader(
             "(calibration.own in a recipe), and name text if none is"
         )
     if own and not reason:
+        # Where weights are rounded it stands for the documentation, unless numbers of both are typed.
+        typed = bool(asked) and "samples" in calibration.model_fields_set
+        of_text = 0 if text is None and rounded and not typed else samples
         try:
-            reader = _with_own(calibration, asking, inputs, own, rounded=rounded)
+            reader = _with_own(calibration, asking, inputs, of_text, own)
         except QuarotError as error:
             if asked:
                 raise
             reason = str(error)  # what is the user's mistake will come up again with text alone
         else:
-            both = _BOTH.format(reader.of_text, text, len(reader.token_windows) - reader.of_text)
-            return reader, () if asked else (_OWN if text is None else both,)
-    reader = _with_own(calibration, asking, inputs, 0, rounded=rounded)
+            written = len(reader.token_windows) - reader.of_text
+            said = _OWN if text is None else _BOTH.format(reader.of_text, text, written)
+            return reader, () if asked else (said,)
+    reader = _with_own(calibration, asking, inputs, samples, 0)
     why = f" (the model writes none itself: {reason})" if reason else ""
     if text is not None:
         return reader, (_ALONE.format(text, why),) if reason else ()
@@ -130,13 +134,8 @@ def _why_not(asking: Asking, inputs: ModelInputs) -> str:
     return reason
 
 
-def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own: int, *, rounded: bool) -> TextReader:
-    """A reader of text, and of so many windows that the model writes, in whole batches.
-
-    Where weights are rounded these stand for the documentation, unless numbers of both are typed.
-    """
-    typed = calibration.own is not None and "samples" in calibration.model_fields_set
-    replaced = own and rounded and calibration.text is None and not typed
+def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, samples: int, own: int) -> TextReader:
+    """A reader of so many windows of text, and of so many that the model writes, in whole batches."""
     tokenizer, bos = opt.tokenizer_path(calibration.tokenizer, asking.source), Bos.of(calibration.bos)
     rows = inputs.lengths.batch or 1
     count, progress = -(-own // rows) * rows, of_phase(asking.progress, "own text")
@@ -145,7 +144,7 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, own
         asking.source,
         calibration.text,
         tokenizer,
-        samples=0 if replaced else calibration.samples,
+        samples=samples,
         seq_len=calibration.seq_len if "seq_len" in calibration.model_fields_set else None,
         more=write if own else None,
         bos=bos,

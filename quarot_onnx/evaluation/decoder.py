@@ -6,7 +6,6 @@ file, piece by piece, at every run.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.evaluation.scored import Scored
 from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.runs import Model, Whole, opened
+from quarot_onnx.piecewise.runs import ByPieces, opened
 from quarot_onnx.piecewise.sweep import Run
-from quarot_onnx.sessions import runtime
 
 
 class Decoder:
@@ -53,16 +51,10 @@ class Decoder:
             ModelError: It cannot be read or run, or is none that text can be generated with.
         """
         self.model = _decodable(Path(path))
-        self.by_pieces = memory.divides(self.model.model)
-        self.notes = memory.notes(self.model.model) if self.by_pieces else ()
-        self._runs: Model
-        if self.by_pieces:
-            divided = replace(memory, by_stages=True)
-            self._runs = opened(
-                path, divided, model=self.model.model, threads=threads, low_memory=True, exact_products=exact
-            )
-        else:
-            self._runs = Whole(runtime.session(path, threads=threads, exact_products=exact, timed=True))
+        model = self.model.model
+        self._runs = opened(path, memory, model=model, threads=threads, exact_products=exact, timed=True)
+        self.by_pieces = isinstance(self._runs, ByPieces)
+        self.notes = memory.notes(model) if self.by_pieces else ()
         self.start()
 
     def start(self) -> None:

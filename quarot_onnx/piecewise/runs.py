@@ -121,6 +121,7 @@ def opened(
     threads: int | None = None,
     low_memory: bool = False,
     exact_products: bool = False,
+    timed: bool = False,
     progress: Progress | None = None,
 ) -> Model:
     """A model ready to run, whole or piece by piece as it fits.
@@ -132,17 +133,22 @@ def opened(
         threads: onnxruntime's intra-op threads.
         low_memory: Do not copy the weights into packed form.
         exact_products: Compute 8-bit products without saturation.
+        timed: Runs follow each other, and their time counts: whole, it is ready for them all; pieces, of which each is
+            opened for one run, do not copy their weights.
         progress: Called where it is run piece by piece, with the runs done, of every piece, and their number.
 
     Raises:
         ModelError: It cannot be loaded.
         MissingPackageError: It uses onnxruntime-extensions and that is not installed.
     """
-    opening = partial(open_augmented, threads=threads, low_memory=low_memory, exact_products=exact_products)
+    fed = low_memory or timed
+    opening = partial(open_augmented, threads=threads, low_memory=fed, exact_products=exact_products)
     if low_memory or memory.by_stages is not False:
         model = model_io.load(path) if model is None else model
         if memory.divides(model):
-            return ByPieces(model, memory, opening, low_memory, progress)
+            return ByPieces(model, memory, opening, fed, progress)
         if low_memory:
             return Whole(opening(model))  # weights stay in their file, of which onnxruntime would copy a single one
-    return Whole(runtime.session(path, threads=threads, low_memory=low_memory, exact_products=exact_products))
+    return Whole(
+        runtime.session(path, threads=threads, low_memory=low_memory, exact_products=exact_products, timed=timed)
+    )

@@ -110,6 +110,23 @@ def test_a_wrapped_reader_with_rewind_starts_over():
     assert len(list(reader)) == len(list(reader)) == 1
 
 
+def test_the_record_is_of_readers_of_ours(model_path):
+    class Theirs:
+        def __init__(self):
+            self.record = {"of": object()}  # something else, which no report could hold
+            self.samples = iter([{"input_ids": np.ones((1, 2), np.int64)}])
+
+        def get_next(self):
+            return next(self.samples, None)
+
+    theirs, ours = wrap(Theirs()), wrap(TextReader(model_path, samples=2, seq_len=8))
+    assert ours.record == {}, "it was not read yet"
+    assert len(list(theirs)) == 1
+    assert len(list(ours)) == 2
+    assert theirs.record == {}
+    assert ours.record == {"calibration": {"text": None, "windows": 2, "more": 0, "seq_len": 8}}
+
+
 def test_wrap_refuses_what_is_no_reader():
     with pytest.raises(CalibrationError, match="list is no calibration reader"):
         wrap([])
