@@ -8,7 +8,8 @@ with fake quantization, and its perplexity taken on every text in windows of 512
 be of the kind that was calibrated on, the others of another kind. Results are kept in a JSON file: what is there
 already is not run again, so that a long series can be interrupted. `--set perc_damp=1.0` sets an option of the method,
 `--blocks 12` leaves what comes after the first 12 decoder blocks in float: experiments at a part of the time. With
-`--own 16` the float model writes so many windows beside those of the text, as `quarot-onnx quantize` has it write.
+`--own 16` the float model writes so many windows beside those of the text, as `quarot-onnx quantize` has it write;
+with `--no-spread` those of the text follow each other from its start.
 """
 
 import argparse
@@ -74,6 +75,7 @@ class Study:
     tokenizer: Path
     samples: int
     own: int
+    spread: bool
     windows: list[int]
     work: Path
     options: dict[str, Any]
@@ -123,7 +125,15 @@ class Study:
             output_format="fake",
         )
         more = (lambda _length: self.written) if self.own else None
-        reader = TextReader(source, self.calib, self.tokenizer, samples=self.samples, seq_len=512, more=more)
+        reader = TextReader(
+            source,
+            self.calib,
+            self.tokenizer,
+            samples=self.samples,
+            seq_len=512,
+            more=more,
+            spread=self.spread,
+        )
         out = self.work / "quantized"
         start = time.perf_counter()
         outcome = quantize(source, out / "model.onnx", config, reader, check=None)
@@ -194,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=16, help="windows of the calibration text (default: 16)")
     parser.add_argument("--own", type=int, default=0, help="so many more that the model writes (default: none)")
+    parser.add_argument("--no-spread", action="store_true", help="windows from the start of the text")
     parser.add_argument(
         "--windows", type=int, nargs="+", default=[20], help="test windows of 512 tokens, for each text (default: 20)"
     )
@@ -209,6 +220,7 @@ def main() -> None:
         tokenizer,
         given.samples,
         given.own,
+        not given.no_spread,
         given.windows,
         work,
         options,

@@ -80,7 +80,7 @@ def measured(
             StageRunner(
                 model,
                 stages,
-                list(wrap(TextReader(source, text, samples=count, seq_len=512))),
+                list(wrap(TextReader(source, text, samples=count, seq_len=512, spread=False))),
                 follow_float=True,
                 scratch=Path(stack.enter_context(tempfile.TemporaryDirectory())),
                 limit=1 << 30,

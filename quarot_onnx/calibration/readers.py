@@ -14,6 +14,7 @@ from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.sample import cache_after
+from quarot_onnx.calibration.spreading import spread_windows
 from quarot_onnx.calibration.text import (
     Bos,
     TokenIds,
@@ -163,6 +164,7 @@ class TextReader(TokenReader):
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
+        spread: Windows from all over the text, where it is long enough; otherwise one after the other from its start.
         inputs: The model's inputs, where they are known; None to read them from the file.
 
     Attributes:
@@ -171,7 +173,8 @@ class TextReader(TokenReader):
         notes: What the user should know: windows that are too long for the model, text that is none.
         text: The file; None for ``default_text()``.
         of_text: Windows of the text; none where others are given alone.
-        rest: Token ids of the text past the windows, some thousand at most.
+        spread: Whether these are from all over it.
+        rest: Token ids of the text that are in no window, some thousand at most.
 
     Raises:
         CalibrationError: The text or the tokenizer cannot be read, do not fit the model, or hold too little.
@@ -190,6 +193,7 @@ class TextReader(TokenReader):
         bos: int | Bos = Bos.AUTO,
         text_key: str | None = None,
         decode_steps: int | None = None,
+        spread: bool = True,
         inputs: ModelInputs | None = None,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
@@ -205,14 +209,21 @@ class TextReader(TokenReader):
         too_long = position_note(Path(model_path).parent, length)
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
-        ids = tokenize(content, tokenizer, max(count * length, 0) + _REST)
         looks: tuple[str, ...] = ()
-        cut = np.empty((0, length), np.int64)
-        if count or more is None:  # else others are given alone
-            cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id, vocab_size=inputs.vocab_size)
-            looks = () if text is None else running_text_note(cut, tokenizer, str(text))
-        self.notes, self.of_text = (*too_long, *looks), len(cut)
-        self.rest = ids[cut.size : cut.size + _REST]
+        spaced = None
+        if spread and count > 0:
+            spaced = spread_windows(content, tokenizer, length=length, count=count, bos_id=self.bos_id, more=_REST)
+        if spaced is not None:
+            cut, self.rest = spaced
+        else:
+            ids, cut = tokenize(content, tokenizer, max(count * length, 0) + _REST), np.empty((0, length), np.int64)
+            if count or more is None:  # else others are given alone
+                cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id)
+            self.rest = ids[cut.size : cut.size + _REST]
+        check_vocabulary(cut, inputs.vocab_size, tokenizer)
+        if len(cut) and text is not None:
+            looks = running_text_note(cut, tokenizer, str(text))
+        self.notes, self.of_text, self.spread = (*too_long, *looks), len(cut), spaced is not None
         if more is not None:
             added = more(length)
             if added.shape[1:] != (length,):
@@ -225,7 +236,8 @@ class TextReader(TokenReader):
         """What was calibrated on, for the report: the text, its windows, those given besides, and their tokens."""
         named = None if self.text is None or not self.of_text else str(self.text)
         more = len(self.token_windows) - self.of_text
-        return {"text": named, "windows": self.of_text, "more": more, "seq_len": self.token_windows.shape[1]}
+        seq_len = self.token_windows.shape[1]
+        return {"text": named, "windows": self.of_text, "spread": self.spread, "more": more, "seq_len": seq_len}
 
 
 class NpzReader(_IndexedReader):

@@ -8,6 +8,7 @@ that one serves.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ __all__ = [
     "check_vocabulary",
     "choose_bos",
     "default_text",
+    "each_window",
     "find_bos",
     "load_tokenizer",
     "read_text",
@@ -114,7 +116,7 @@ def windows(
         ids = tokenize(source, tokenizer, None if count is None else count * length)
     else:
         ids = np.asarray(source, np.int64)
-    found = list(_cut(ids, length, bos_id, count))
+    found = list(islice(each_window(ids, length, bos_id), count))
     wanted = len(found) if count is None else count
     if len(found) < max(wanted, 1):
         fewer = f"{len(found)} window{'s' if len(found) > 1 else ''}" if found else "shorter windows"
@@ -128,16 +130,16 @@ def windows(
     return cut
 
 
-def _cut(ids: TokenIds, length: int, bos_id: int | None, count: int | None) -> Iterator[TokenIds]:
-    """Windows ``[length]`` one after the other, at most ``count``; a BOS in the text is not put there twice."""
-    start = number = 0
-    while count is None or number < count:
+def each_window(ids: TokenIds, length: int, bos_id: int | None) -> Iterator[TokenIds]:
+    """All windows ``[length]`` of token ids, one after the other; a BOS in the text is not put there twice."""
+    start = 0
+    while True:
         front = [] if bos_id is None or ids[start : start + 1].tolist() == [bos_id] else [bos_id]
         stop = start + length - len(front)
         if stop > ids.size:
             return
         yield np.concatenate([np.array(front, np.int64), ids[start:stop]])
-        start, number = stop, number + 1
+        start = stop
 
 
 def check_vocabulary(ids: TokenIds, vocab_size: int | None, tokenizer: Tokenizer | None = None) -> None:

@@ -150,5 +150,6 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, sam
         bos=bos,
         text_key=calibration.text_key,
         decode_steps=calibration.decode_steps,
+        spread=calibration.spread,
         inputs=inputs,
     )

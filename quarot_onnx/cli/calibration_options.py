@@ -65,6 +65,15 @@ class CalibrationOptions:
         Option(metavar="N", min=1, help="The same as --calib-samples.", rich_help_panel=CALIBRATION),
         Key("calibration.samples"),
     ] = None
+    calib_spread: Annotated[
+        bool | None,
+        Option(
+            "--calib-spread/--no-calib-spread",
+            help="Windows from all over the text, or one after the other from its start. Default: from all over it.",
+            rich_help_panel=CALIBRATION,
+        ),
+        Key("calibration.spread"),
+    ] = None
     calib_own: Annotated[
         int | None,
         Option(

@@ -119,7 +119,7 @@ def text_material(
     if text is not None:
         source, origin = read_text(text, text_key), str(text)
     elif calibrated is not None and calibrated.rest.size >= needed:
-        past = ", past what was calibrated on" if calibrated.of_text else ""
+        past = ", parts that were not calibrated on" if calibrated.of_text else ""
         source, origin = calibrated.rest, f"{calibrated.text or _DOCUMENTATION}{past}"
     elif calibrated is not None and calibrated.text is None:
         raise CalibrationError(

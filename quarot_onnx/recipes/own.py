@@ -160,6 +160,7 @@ class Calibration(Strict):
         text_key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl files.
         tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
         samples: Windows of the text.
+        spread: They are from all over it, where it is long enough; otherwise one after the other from its start.
         own: Windows that the model writes itself, beside those of a text that is named; None for as many as ``samples``
             where weights are rounded by statistics, 16 at most beside a text, and for none elsewhere.
         seq_len: Tokens of a window, BOS among them.
@@ -173,6 +174,7 @@ class Calibration(Strict):
     text_key: StrictStr | None = None
     tokenizer: ConfigPath = None
     samples: int = Field(default=16, ge=1, strict=True)
+    spread: StrictBool = True
     own: int | None = Field(default=None, ge=0, strict=True)
     seq_len: int = Field(default=512, ge=2, strict=True)
     bos: Annotated[bool | int | None, BeforeValidator(_bos)] = None

@@ -56,7 +56,7 @@ def test_token_reader_refuses_what_does_not_fit():
 def test_text_reader(model_path, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{i}" for i in range(2, 12)))
-    reader = TextReader(model_path, text, samples=2, seq_len=4, bos=1)
+    reader = TextReader(model_path, text, samples=2, seq_len=4, bos=1, spread=False)
     np.testing.assert_array_equal(reader.token_windows, [[1, 2, 3, 4], [1, 5, 6, 7]])
     reader = TextReader(model_path, text, model_path.parent, samples=1, seq_len=4, bos=Bos.NONE)
     np.testing.assert_array_equal(reader.get_next()["input_ids"], [[2, 3, 4, 5]])
@@ -124,7 +124,7 @@ def test_the_record_is_of_readers_of_ours(model_path):
     assert len(list(theirs)) == 1
     assert len(list(ours)) == 2
     assert theirs.record == {}
-    assert ours.record == {"calibration": {"text": None, "windows": 2, "more": 0, "seq_len": 8}}
+    assert ours.record == {"calibration": {"text": None, "windows": 2, "spread": True, "more": 0, "seq_len": 8}}
 
 
 def test_wrap_refuses_what_is_no_reader():

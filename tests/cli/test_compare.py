@@ -202,7 +202,7 @@ def test_the_check_reads_on_where_calibration_stopped(shell: Shell, model: Path,
     (tmp_path / "text.txt").write_text("some words to read, and some more of them. " * 60)
     given = ("--scheme", "w8a8-static", "--calib-text", tmp_path / "text.txt", "--check-tokens", 64, *CALIBRATION)
     done = shell.ok("quantize", model, tmp_path / "q.onnx", "--json", *given).json
-    assert done["check"]["text"] == f"{tmp_path / 'text.txt'}, past what was calibrated on"
+    assert done["check"]["text"] == f"{tmp_path / 'text.txt'}, parts that were not calibrated on"
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -64,7 +64,7 @@ def test_typed_bits(shell: Shell, model: Path, text: Path, tmp_path: Path) -> No
         f"note: calibrated on 2 windows of {text} and 2 that the model wrote (--calib-own 0 leaves them out)"
     ]
     record = json.loads(out.with_suffix(".quarot.json").read_text())
-    assert record["calibration"] == {"text": str(text), "windows": 2, "more": 2, "seq_len": 64}
+    assert record["calibration"] == {"text": str(text), "windows": 2, "spread": True, "more": 2, "seq_len": 64}
     config = record["quantization"]["config"]
     assert [item["name"] for item in config["algo_config"]] == ["quarot", "qronos"]
     kinds = [item.data_type for item in onnx.load(out, load_external_data=False).graph.initializer]
