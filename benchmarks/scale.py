@@ -30,6 +30,7 @@ TASKS = {
     "--no-verify --no-check --quiet",
     "w4a8 GPTQ": "quantize {model} {out} --weights gptq --w-bits 4 --a-bits 8 --calib-samples 16 --calib-seq-len 256 "
     "--calib-own 0 --no-verify --no-check --quiet",
+    "w4a8 Qronos": "quantize {model} {out} --weights qronos --w-bits 4 --a-bits 8 --no-verify --no-check --quiet",
     "rotate 1GB": "rotate {model} {out} --max-memory 1GB --quiet",
     "w8a8 static 1GB": "quantize {model} {out} --scheme w8a8-static --calib-samples 4 --calib-seq-len 128 "
     "--max-memory 1GB --quiet",
