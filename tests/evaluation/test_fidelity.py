@@ -127,7 +127,7 @@ def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path) -> None:
     source = exports.optimum_export("llama")
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + n % 26) for n in range(3000)))
-    reader = TextReader(source, text, samples=4, seq_len=65)
+    reader = TextReader(source, text, samples=4, seq_len=65, spread=False)
     given = material_for(Check(tokens=256, text=None), source, model_io.load(source), reader)
     assert str(text) in given.origin
     used = reader.token_windows.size
