@@ -28,7 +28,7 @@ _NAME_TEXT = (
 _OWN = f"calibrated on text that the model wrote; {_NAME_TEXT.format('1.14')}"
 _BOTH = "calibrated on {} windows of {} and {} that the model wrote (--calib-own 0 leaves them out)"
 _ALONE = "calibrated on {} alone{}"
-_DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.19')}"
+_DOCUMENTATION = f"calibrated on Python's own documentation{{}}; {_NAME_TEXT.format('1.20')}"
 
 _BESIDE = 16
 """Windows that the model writes beside a text that is named, at most: where few are asked for, as many."""

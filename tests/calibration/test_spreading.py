@@ -42,7 +42,9 @@ def test_a_place_within_a_line_is_left_for_the_next_one(tokenizer: Tokenizer) ->
 
 def test_long_lines_are_entered_at_a_word(tokenizer: Tokenizer) -> None:
     ids = [10 + i % 80 for i in range(8000)]
-    cut, between = spread_windows(words(ids, 8000), tokenizer, length=5, count=2, bos_id=None, more=4) or pytest.fail("none")
+    cut, between = spread_windows(words(ids, 8000), tokenizer, length=5, count=2, bos_id=None, more=4) or pytest.fail(
+        "none"
+    )
     np.testing.assert_array_equal(cut, [ids[:5], ids[4000:4005]])
     np.testing.assert_array_equal(between, [*ids[5:7], *ids[4005:4007]])
 
