@@ -209,21 +209,19 @@ class TextReader(TokenReader):
         too_long = position_note(Path(model_path).parent, length)
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
-        looks: tuple[str, ...] = ()
-        spaced = None
+        taken = None
         if spread and count > 0:
-            spaced = spread_windows(content, tokenizer, length=length, count=count, bos_id=self.bos_id, more=_REST)
-        if spaced is not None:
-            cut, self.rest = spaced
-        else:
+            taken = spread_windows(content, tokenizer, length=length, count=count, bos_id=self.bos_id, more=_REST)
+        self.spread = taken is not None
+        if taken is None:
             ids, cut = tokenize(content, tokenizer, max(count * length, 0) + _REST), np.empty((0, length), np.int64)
             if count or more is None:  # else others are given alone
                 cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id)
-            self.rest = ids[cut.size : cut.size + _REST]
+            taken = cut, ids[cut.size : cut.size + _REST]
+        cut, self.rest = taken
         check_vocabulary(cut, inputs.vocab_size, tokenizer)
-        if len(cut) and text is not None:
-            looks = running_text_note(cut, tokenizer, str(text))
-        self.notes, self.of_text, self.spread = (*too_long, *looks), len(cut), spaced is not None
+        looks = () if text is None or not len(cut) else running_text_note(cut, tokenizer, str(text))
+        self.notes, self.of_text = (*too_long, *looks), len(cut)
         if more is not None:
             added = more(length)
             if added.shape[1:] != (length,):

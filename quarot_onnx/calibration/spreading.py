@@ -45,7 +45,7 @@ def spread_windows(
         cut = next(each_window(ids, length, bos_id), None)
         if cut is None:
             return None
-        used = length - (bos_id is not None and ids[0] != bos_id)
+        used = length - int(cut[0] != ids[0])  # a BOS was put in front
         found.append(cut)
         between.append(ids[used : used + share])
     return np.stack(found), np.concatenate(between)

@@ -18,7 +18,7 @@ def recipe(tmp_path: Path) -> Path:
         "rotation: {use_random_had: true, seed: 1, r4: true}\n"
         "weights: {bits: 4, perc_damp: 0.02}\n"
         "activations: {bits: 8}\n"
-        "calibration: {text: t.txt, samples: 2, seq_len: 16}\n"
+        "calibration: {text: t.txt, samples: 2, spread: false, seq_len: 16}\n"
     )
     (path.parent / "t.txt").write_text("The quick brown fox jumps over the lazy dog. " * 9)
     return path
@@ -38,7 +38,7 @@ def test_a_recipe_in_one_step(asks: Asks, recipe: Path, text: Path) -> None:
     assert own.config.quarot is not None
     assert own.config.quarot.seed == 1
     assert own.reader is not None
-    assert (own.reader.token_windows[0] == passed.reader.token_windows[0]).all(), "both texts begin with one sentence"
+    assert (own.reader.token_windows != passed.reader.token_windows).sum() == 0, "the same sentence, twice"
     assert "lm_head: int8 makes decoding faster" in own.notes
 
 

@@ -123,14 +123,14 @@ def test_exact_products_are_a_figure_of_their_own(pair: tuple[Path, Path], monke
         require(found)
 
 
-def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spread", "used"), [(False, 4 * 65), (True, 64)])
+def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path, spread: bool, used: int) -> None:
     source = exports.optimum_export("llama")
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + n % 26) for n in range(3000)))
-    reader = TextReader(source, text, samples=4, seq_len=65, spread=False)
+    reader = TextReader(source, text, samples=4, seq_len=65, spread=spread)
     given = material_for(Check(tokens=256, text=None), source, model_io.load(source), reader)
     assert str(text) in given.origin
-    used = reader.token_windows.size
     whole = TextReader(source, text, samples=1, seq_len=2900).token_windows[0]
     whole = whole[1:] if reader.bos_id is not None else whole
     front = given.ids[0, 1:] if reader.bos_id is not None else given.ids[0]
