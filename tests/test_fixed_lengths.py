@@ -1,6 +1,7 @@
 """Lengths that the output fixes: by name, sums too, and the model runs at them."""
 
 from pathlib import Path
+from typing import Any
 
 import exports
 import numpy as np
@@ -14,6 +15,7 @@ from quarot_onnx.config import Int8Spec
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, parse_lengths
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.sessions import runtime
 
 W8 = QConfig(QLayerConfig(weight=Int8Spec()))
@@ -46,6 +48,26 @@ def test_sums_follow_their_terms(tmp_path: Path) -> None:
     feeds = inputs.feed(np.arange(8)[None])
     one, other = (runtime.session(path).run(["logits"], feeds)[0] for path in (target, tmp_path / "free.onnx"))
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_by_stages_the_output_is_opened_with_its_weights_left_in_the_file(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, opened = list[dict[str, Any]](), runtime.session
+
+    def session(path: Path, **more: Any) -> Any:
+        options.append(more)
+        return opened(path, **more)
+
+    monkeypatch.setattr(runtime, "session", session)
+    source, wanted = exports.optimum_export("llama", dtype=dtype), {"batch_size": 1, "sequence_length": 8}
+    for by_stages in (False, True):
+        target = tmp_path / f"{by_stages}.onnx"
+        memory = Memory(by_stages=by_stages)
+        ModelQuantizer(W8).quantize_model(source, target, fix_shapes=wanted, check=None, memory=memory)
+        assert options[-1] == {"optimize": not by_stages, "low_memory": by_stages}
+    assert (tmp_path / "True.onnx").read_bytes() == (tmp_path / "False.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,16 @@
 """Calibration readers of our own: from token ids, a text, or arrays in memory and in archives."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, RewindableReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.given import load_npz
-from quarot_onnx.calibration.pieces import default_window, pieces, require_ids
+from quarot_onnx.calibration.pieces import default_window
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
-from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.calibration.spreading import spread_windows
 from quarot_onnx.calibration.text import (
     Bos,
@@ -27,8 +24,10 @@ from quarot_onnx.calibration.text import (
     tokenizer_file,
     windows,
 )
+from quarot_onnx.calibration.token_reader import IndexedReader, TokenReader
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.sessions import runtime
+from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.progress import Progress
 
 __all__ = [
     "CheckedReader",
@@ -45,29 +44,7 @@ __all__ = [
 _REST = 8192  # tokens kept past those that are calibrated on
 
 
-class _IndexedReader(RewindableReader):
-    """A reader over samples with numbers."""
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def _sample(self, index: int) -> Feeds: ...
-
-    def get_next(self) -> Feeds | None:
-        if self._next >= len(self):
-            return None
-        self._next += 1
-        return self._sample(self._next - 1)
-
-    def rewind(self) -> None:
-        self._next = 0
-
-
-class SampleReader(_IndexedReader):
+class SampleReader(IndexedReader):
     """Feeds that are in memory already.
 
     Args:
@@ -83,71 +60,6 @@ class SampleReader(_IndexedReader):
 
     def _sample(self, index: int) -> Feeds:
         return self._samples[index]
-
-
-class TokenReader(_IndexedReader):
-    """Feeds from token ids: each window is one prefill of batch 1.
-
-    Where the graph fixes the batch, as many windows are one prefill. Where it fixes a shorter length, the window is run
-    in pieces, each on the cache of those before it; each piece is a sample.
-
-    Args:
-        inputs: The model's inputs.
-        token_windows: ``[samples, seq]``.
-        model_path: The ONNX file, needed for windows in pieces.
-        decode_steps: Tokens of each window that are decoded one by one where ranges are taken; None for 4 where the
-            graph has a cache.
-
-    Raises:
-        CalibrationError: No windows, an id outside the model's vocabulary, a length that the graph does not take, or
-            fewer steps than none.
-        FeedError: The graph takes no token ids.
-    """
-
-    def __init__(
-        self,
-        inputs: ModelInputs,
-        token_windows: TokenIds,
-        model_path: str | Path | None = None,
-        *,
-        decode_steps: int | None = None,
-    ) -> None:
-        super().__init__()
-        require_ids(inputs)
-        if decode_steps is not None and decode_steps < 0:
-            raise CalibrationError(f"decode_steps {decode_steps}: ask for 0 or more")
-        self.decode_steps = decode_steps
-        token_windows = np.asarray(token_windows)
-        if token_windows.ndim != 2 or token_windows.size == 0:
-            raise CalibrationError(
-                f"token windows are {list(token_windows.shape)}: need [samples, sequence], not empty"
-            )
-        check_vocabulary(token_windows, inputs.vocab_size)
-        self.inputs = inputs
-        self.token_windows = token_windows
-        self._pieces = pieces(inputs, token_windows.shape[1])
-        self._rows = inputs.lengths.batch or 1
-        self._past: Feeds | None = None
-        self._session: Any = None
-        if len(self._pieces) > 1:
-            if model_path is None:
-                raise CalibrationError(
-                    f"{inputs.tokens!r} takes {inputs.lengths.seq} of {token_windows.shape[1]} tokens at a time: give "
-                    "model_path too, so that the model can be run for its cache"
-                )
-            self._session = runtime.session(model_path, low_memory=True)
-
-    def __len__(self) -> int:
-        return -(-len(self.token_windows) // self._rows) * len(self._pieces)
-
-    def _sample(self, index: int) -> Feeds:
-        batch, piece = divmod(index, len(self._pieces))
-        start, stop = self._pieces[piece]
-        rows = self.token_windows[batch * self._rows : (batch + 1) * self._rows, start:stop]
-        feeds = self.inputs.feed(rows, self._past if piece else None, start)
-        if self._session is not None:
-            self._past = cache_after(self._session, self.inputs, feeds, index)
-        return feeds
 
 
 class TextReader(TokenReader):
@@ -166,6 +78,8 @@ class TextReader(TokenReader):
         decode_steps: See `TokenReader`.
         spread: Windows from all over the text, where it is long enough; otherwise one after the other from its start.
         inputs: The model's inputs, where they are known; None to read them from the file.
+        memory: See `TokenReader`.
+        progress: See `TokenReader`.
 
     Attributes:
         bos: The BOS used, and why.
@@ -195,6 +109,8 @@ class TextReader(TokenReader):
         decode_steps: int | None = None,
         spread: bool = True,
         inputs: ModelInputs | None = None,
+        memory: Memory | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos = choose_bos(self.tokenizer_path, bos)
@@ -227,7 +143,7 @@ class TextReader(TokenReader):
             if added.shape[1:] != (length,):
                 raise CalibrationError(f"more windows are {list(added.shape)}: need [windows, {length}]")
             cut = np.concatenate([cut, added])
-        super().__init__(inputs, cut, model_path, decode_steps=decode_steps)
+        super().__init__(inputs, cut, model_path, decode_steps=decode_steps, memory=memory, progress=progress)
 
     @property
     def record(self) -> Mapping[str, object]:
@@ -238,7 +154,7 @@ class TextReader(TokenReader):
         return {"text": named, "windows": self.of_text, "spread": self.spread, "more": more, "seq_len": seq_len}
 
 
-class NpzReader(_IndexedReader):
+class NpzReader(IndexedReader):
     """Feeds from NumPy archives.
 
     Args:

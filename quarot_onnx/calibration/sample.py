@@ -6,7 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io.tensors import read_array
 
@@ -70,26 +70,15 @@ def run_sample(session: Any, feeds: Feeds, sample: int, names: list[str] | None 
     try:
         return list(session.run(names, feeds))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise CalibrationError(
-            f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
-            "expect, in type, shape and length"
-        ) from error
+        raise not_run(sample, error) from error
 
 
-def cache_after(session: Any, inputs: ModelInputs, feeds: Feeds, sample: int) -> Feeds:
-    """The cache that a run leaves, as the past of the next one.
-
-    Args:
-        session: Of the whole model.
-        inputs: Its inputs.
-        feeds: What is run.
-        sample: The sample's number, for the message.
-
-    Raises:
-        CalibrationError: onnxruntime cannot run it.
-    """
-    names = [present for _, present in inputs.presents]
-    return inputs.present_to_past(dict(zip(names, run_sample(session, feeds, sample, names), strict=True)))
+def not_run(sample: int, error: Exception) -> CalibrationError:
+    """The error for a sample that onnxruntime cannot run."""
+    return CalibrationError(
+        f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
+        "expect, in type, shape and length"
+    )
 
 
 def not_finite(name: str, sample: int) -> CalibrationError:

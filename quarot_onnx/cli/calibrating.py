@@ -152,4 +152,6 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, sam
         decode_steps=calibration.decode_steps,
         spread=calibration.spread,
         inputs=inputs,
+        memory=asking.memory,
+        progress=of_phase(asking.progress, "caches"),
     )

@@ -18,6 +18,7 @@ _PHASES = {
     "rotate": "rotating weights",
     "verify": "comparing with the original",
     "own text": "writing text to calibrate on",
+    "caches": "running windows for their caches",
     "calibrate": "calibrating",
     "round": "rounding weights",
     "correct": "correcting biases",

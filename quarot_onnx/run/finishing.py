@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import fix_lengths
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.run.preparing import Run, Start
 from quarot_onnx.sessions import runtime
 
@@ -17,5 +19,11 @@ def complete(run: Run, start: Start, fix_shapes: Mapping[str, int], quantized: P
     run.clock.lap("check")
     if fix_shapes:
         fix_lengths(quantized, fix_shapes)
-        runtime.session(quantized)  # it must still open
+        _require_open(quantized, run.memory)
     return record
+
+
+def _require_open(file: Path, memory: Memory) -> None:
+    """Refuse a file that onnxruntime does not open, as it comes where it fits, or else with its weights left in it."""
+    fits = not memory.divides(model_io.load(file))
+    runtime.session(file, optimize=fits, low_memory=not fits)

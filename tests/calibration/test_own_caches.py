@@ -22,10 +22,10 @@ from quarot_onnx.calibration.decoding import Decoding
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.leading import behind
 from quarot_onnx.calibration.readers import DataReader, SampleReader, TokenReader, wrap
-from quarot_onnx.calibration.sample import cache_after
 from quarot_onnx.config import Int8Spec
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import fix_lengths
+from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.quantization.select import Selection
@@ -119,7 +119,9 @@ def reader_of(source: Path, way: str) -> DataReader:
     inputs = ModelInputs.from_path(source)
     if way == "pasts":
         session = runtime.session(source)
-        caches = [cache_after(session, inputs, inputs.feed(row[None, :HALF]), 0) for row in TEXT]
+        names = [present for _, present in inputs.presents]
+        left = [session.run(names, inputs.feed(row[None, :HALF])) for row in TEXT]
+        caches = [inputs.present_to_past(dict(zip(names, arrays, strict=True))) for arrays in left]
         return Pasts([inputs.feed(row[None, HALF:], cache, HALF) for row, cache in zip(TEXT, caches, strict=True)])
     return TokenReader(inputs, TEXT, source, decode_steps=0 if way == "pieces" else STEPS)
 
@@ -192,3 +194,29 @@ def test_the_calibrated_model_computes_what_the_original_does(
     quantize(source, tmp_path / "q.onnx", config, reader_of(source, way), verify=False, check=None)
     samples = len(TEXT) * (4 if way == "pieces" else 1)
     assert spy.compared == 2 * samples + (0 if way == "pieces" else len(TEXT) * STEPS)
+
+
+@pytest.mark.parametrize("exporter", ["optimum", "genai"])
+def test_windows_in_pieces_are_the_same_by_stages(exporter: str, tmp_path: Path) -> None:
+    """All windows go through one piece of the model before the next is opened, begun anew wherever they are left."""
+    source = source_of(exporter, "pieces", tmp_path)
+    inputs, done = ModelInputs.from_path(source), list[tuple[int, int | None]]()
+    whole = TokenReader(inputs, TEXT, source, memory=Memory(by_stages=False))
+    staged = TokenReader(
+        inputs, TEXT, source, memory=Memory(1 << 20, by_stages=True), progress=lambda *step: done.append(step)
+    )
+    for _ in range(3):
+        staged.get_next()
+    staged.rewind()
+    done.clear()
+    samples = list(zip(whole, staged, strict=True))
+    assert len(samples) == 4 * len(TEXT)
+    for one, other in samples:
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+    runs = 3 * len(TEXT)  # a window's last piece leaves a cache to nobody
+    assert done[-1][0] == done[-1][1]
+    assert done[-1][0] % runs == 0
+    assert done[-1][0] > runs
+    assert all(samples[3][0][past].any() for past, _ in inputs.presents)
