@@ -49,15 +49,6 @@ class PerplexityOptions:
     text_key: Annotated[
         str | None, Option("--text-key", metavar="KEY", help=opt.TEXT_KEY_HELP, rich_help_panel=PERPLEXITY)
     ] = None
-    scheduler: Annotated[
-        str | None,
-        Option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="A Dask scheduler (tcp://host:8786) whose workers run the windows (extra distributed).",
-            rich_help_panel=PERPLEXITY,
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,5 +92,6 @@ class EvaluateOptions(TaskOptions, PerplexityOptions):
     provider_option: opt.ProviderOption = None
     max_memory: opt.MaxMemory = None
     by_stages: opt.ByStages = None
+    scheduler: opt.Scheduler = None
     as_json: opt.Json = False
     quiet: opt.Quiet = False

@@ -89,7 +89,8 @@ def _tasks(options: EvaluateOptions, model: Path, tokenizer: Path, bos: int | Bo
     result = evaluate_tasks(
         model, tokenizer, names, include_path=options.include_path, limit=options.limit,
         num_fewshot=options.num_fewshot, batch_size=options.batch_size or 1, bos=bos, threads=options.threads,
-        exact=options.exact, memory=Memory.of(options.max_memory, options.by_stages), progress=progress,
+        exact=options.exact, memory=Memory.of(options.max_memory, options.by_stages),
+        scheduler=quiet_scheduler(options.scheduler), progress=progress,
     )  # fmt: skip
 
     def show() -> None:

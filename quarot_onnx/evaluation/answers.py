@@ -7,30 +7,29 @@ cannot see either. Equal rows are run once. What a row and the prefix of a model
 for the last token of the context, whose logits are needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.pieces import longest_window
 from quarot_onnx.calibration.positions import positions_of
-from quarot_onnx.calibration.text import TokenIds, check_vocabulary
-from quarot_onnx.errors import CalibrationError, ModelError
-from quarot_onnx.evaluation.logits import negative_log_likelihood
+from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.distributed.cluster import Cluster
+from quarot_onnx.errors import CalibrationError
+from quarot_onnx.evaluation.rows import Batch, Rows, found, spread_found
 from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.evaluation.source import Source
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.runs import ByPieces, opened
+from quarot_onnx.piecewise.runs import ByPieces
 from quarot_onnx.progress import Progress
 
 _OF_ALL_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 """Operators that find one scale for all rows that they are given."""
-
-_SHORTER = "where rows are longer than what the model takes, choose a task with shorter texts"
 
 _POSITIONS = 2048
 """Of a model that does not say how many it has; lm-eval's number."""
@@ -44,6 +43,7 @@ class Answers:
 
     Attributes:
         path: Its file.
+        source: The same, and how it is run.
         positions: The most tokens that are fed of a row.
         cut: How many rows were too long and lost tokens on the left.
         saturating: How many products of the model saturate on this processor unless they are computed exactly.
@@ -57,6 +57,7 @@ class Answers:
         threads: int | None = None,
         exact: bool = False,
         memory: Memory = Memory(),  # noqa: B008 - frozen
+        cluster: Cluster | None = None,
     ) -> None:
         """Open the model.
 
@@ -67,10 +68,12 @@ class Answers:
             threads: onnxruntime's intra-op threads.
             exact: Compute 8-bit products exactly where this processor's fast way saturates.
             memory: What it may take, and whether the model is run piece by piece for that.
+            cluster: Workers that run it; None where it is run here.
 
         Raises:
             ModelError: The model cannot be run, or takes no token ids.
             CalibrationError: A config beside it is not readable.
+            ClusterError: The workers do not see it.
         """
         self.path = Path(path)
         self.cut = 0
@@ -86,7 +89,11 @@ class Answers:
         alone = fed or shares or (self._fixed is not None and InputRole.PAST in inputs.roles.values())
         self._rows = 1 if alone else min(batch_size, inputs.lengths.batch or batch_size)
         self.saturating = 0 if exact else saturating_here(self._model.model)
-        self._runnable = opened(path, memory, model=self._model.model, threads=threads, exact_products=exact)
+        self.source, self._cluster = Source(self.path, threads, exact, memory), cluster
+        if cluster is None:
+            self._runnable = self.source.opened(self._model)
+        else:
+            self.source = self.source.shared(self._model, cluster)
 
     def score(self, pairs: Sequence[tuple[Ids, Ids]], progress: Progress | None = None) -> list[tuple[float, bool]]:
         """How likely each continuation is, and whether it is what greedy decoding would give.
@@ -107,19 +114,21 @@ class Answers:
         asked: dict[Row, list[int]] = {}
         for number, (context, continuation) in enumerate(pairs):
             asked.setdefault(self._row(context, continuation), []).append(number)
-        found: dict[int, tuple[float, bool]] = {}
         batches = list(self._batches(list(asked)))
-        runnable, told = self._runnable, progress
-        if isinstance(runnable, ByPieces):
-            runnable, told = replace(runnable, progress=progress), None
-        every = self._model.logits_of(runnable, map(self._padded, batches), _SHORTER)
-        for batch, found_logits in zip(batches, every, strict=True):
-            for row, logits in zip(batch, found_logits, strict=True):
-                for number in asked[row]:
-                    found[number] = self._answer(logits[: len(row)], np.array(pairs[number][1], np.int64))
+        rows = Rows(self.source, [self._batch(batch, asked, pairs) for batch in batches])
+        answers, told = dict[int, tuple[float, bool]](), progress
+        if self._cluster is not None:
+            every = spread_found(rows, self._model, self._cluster)
+        elif isinstance(self._runnable, ByPieces):
+            every, told = found(rows, self._model, replace(self._runnable, progress=progress)), None
+        else:
+            every = found(rows, self._model, self._runnable)
+        for batch, of_batch in zip(batches, every, strict=True):
+            for row, of_row in zip(batch, of_batch, strict=True):
+                answers.update(zip(asked[row], of_row, strict=True))
             if told is not None:
-                told(len(found), len(pairs))
-        return [found[number] for number in range(len(pairs))]
+                told(len(answers), len(pairs))
+        return [answers[number] for number in range(len(pairs))]
 
     def notes(self) -> tuple[str, ...]:
         """What to say of the rows that were scored."""
@@ -165,17 +174,12 @@ class Answers:
         """The tokens of a row as it is run."""
         return len(row) if self._fixed is None else -(-len(row) // self._fixed) * self._fixed
 
-    def _padded(self, batch: Sequence[Row]) -> TokenIds:
-        """The tokens of rows that are run together, and of what is fed behind them where the graph fixes a length."""
-        ids = np.zeros((len(batch), self._length(batch[0])), np.int64)
-        for place, row in enumerate(batch):
+    def _batch(
+        self, rows: Sequence[Row], asked: Mapping[Row, Sequence[int]], pairs: Sequence[tuple[Ids, Ids]]
+    ) -> Batch:
+        """Rows that are run together, with what is fed behind them where the graph fixes a length, and their ends."""
+        ids = np.zeros((len(rows), self._length(rows[0])), np.int64)
+        for place, row in enumerate(rows):
             ids[place, : len(row)] = row
-        return ids
-
-    def _answer(self, logits: npt.NDArray[np.floating], continuation: npt.NDArray[np.int64]) -> tuple[float, bool]:
-        """The answer for one pair, from the logits of its row."""
-        logits = logits[-len(continuation) :]
-        total = -float(negative_log_likelihood(logits, continuation).sum())
-        if not np.isfinite(total):
-            raise ModelError(f"the logits of {self.path} are not finite: the model is damaged")
-        return total, bool((logits.argmax(axis=-1) == continuation).all())
+        ends = tuple(tuple(tuple(pairs[number][1]) for number in asked[row]) for row in rows)
+        return Batch(ids, tuple(map(len, rows)), ends)

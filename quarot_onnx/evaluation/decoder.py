@@ -6,6 +6,7 @@ file, piece by piece, at every run.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ class Decoder:
         self.by_pieces = isinstance(self._runs, ByPieces)
         self.notes = memory.notes(model) if self.by_pieces else ()
         self.start()
+
+    def another(self) -> "Decoder":
+        """The same model, open once, for another text beside this one."""
+        other = copy(self)
+        other.start()
+        return other
 
     def start(self) -> None:
         """Forget the texts, but for the prefix that the caller has to bring."""

@@ -77,8 +77,9 @@ class OnnxModel(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         spoken, found = self._spoken(), list[str]()
         for _, manner, _ in asked:
             spoken.check(manner)
-        for context, manner, given in asked:
-            found.append(spoken.go_on(self.tok_encode(context), manner))
+        texts = spoken.go_on((self.tok_encode(context), manner) for context, manner, _ in asked)
+        for (context, _, given), text in zip(asked, texts, strict=True):
+            found.append(text)
             self.cache_hook.add_partial("generate_until", (context, given), found[-1])
             if self._progress is not None:
                 self._progress(len(found), len(asked))

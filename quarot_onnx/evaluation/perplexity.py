@@ -25,6 +25,7 @@ from quarot_onnx.distributed.cluster import connected
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.evaluation.outputs import run
 from quarot_onnx.evaluation.scored import Scored
+from quarot_onnx.evaluation.source import Source
 from quarot_onnx.evaluation.windows import Windows, scores, spread_scores
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.piecewise.memory import Memory
@@ -142,7 +143,7 @@ def perplexity(
     if decode >= seq_len - max(brought):
         raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
     saturating = saturating_here(model.model)
-    wanted = Windows(Path(model_path), ids, firsts, decode, threads, exact, memory)
+    wanted = Windows(Source(Path(model_path), threads, exact, memory), ids, firsts, decode)
     with connected(scheduler) as cluster:
         found = scores(wanted, model, progress) if cluster is None else spread_scores(wanted, model, cluster, progress)
         start, total = time.perf_counter(), 0.0

@@ -4,16 +4,19 @@ A text ends where one of its stops begins, with a token that ends texts, or afte
 leaves no room for these the last tokens count, as lm-eval has it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quarot_onnx.calibration.stops import end_ids
+from quarot_onnx.calibration.tokenizer import load_tokenizer
+from quarot_onnx.distributed.cluster import Cluster
+from quarot_onnx.distributed.worker import kept
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.decoder import Decoder
-from quarot_onnx.evaluation.encoding import Encoding
-from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.evaluation.source import Source
 
 _USUAL = 256
 """New tokens where a task does not say how many; lm-eval's number."""
@@ -60,6 +63,59 @@ class Manner:
         return cls(tuple([until] if isinstance(until, str) else until), int(count))
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A text that is to be gone on with.
+
+    Attributes:
+        source: The model.
+        tokenizer_path: The tokenizer.json.
+        context: The tokens before it, with room for those to come.
+        manner: How.
+    """
+
+    source: Source
+    tokenizer_path: Path
+    context: tuple[int, ...]
+    manner: Manner
+
+
+class Voice:
+    """An open model with its tokenizer; texts may be asked of it from several threads."""
+
+    def __init__(self, source: Source, tokenizer_path: Path) -> None:
+        """Open the model.
+
+        Raises:
+            ModelError: It cannot be run, or is none that text can be generated with.
+            CalibrationError: The tokenizer cannot be read.
+        """
+        self._tokenizer = load_tokenizer(tokenizer_path)
+        self._ends = end_ids(source.path.parent, tokenizer_path)
+        self._decoder = Decoder(source.path, threads=source.threads, exact=source.exact, memory=source.memory)
+
+    def go_on(self, asked: Asked) -> str:
+        """The text behind a context.
+
+        Raises:
+            ModelError: The model cannot be run.
+        """
+        decoder, found, text = self._decoder.another(), list[int](), ""
+        following = list(asked.context[decoder.model.brought(asked.context) :])
+        while len(found) < asked.manner.count:
+            token = int(decoder.feed(following).argmax())
+            if token in self._ends:
+                break
+            found.append(token)
+            following = [token]
+            text = str(self._tokenizer.decode(found, skip_special_tokens=True))
+            if any(stop and stop in text for stop in asked.manner.stops):
+                break
+        for stop in filter(None, asked.manner.stops):
+            text = text.split(stop)[0]
+        return text
+
+
 class Spoken:
     """A model that goes on with texts.
 
@@ -67,25 +123,26 @@ class Spoken:
         cut: How many contexts were too long and lost tokens on the left.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        encoding: Encoding,
-        positions: int,
-        *,
-        memory: Memory,
-        threads: int | None = None,
-        exact: bool = False,
-    ) -> None:
-        """Open the model; arguments as for `Answers`, and the tokenizer and the positions that the model has.
+    def __init__(self, source: Source, tokenizer_path: Path, positions: int, cluster: Cluster | None = None) -> None:
+        """Open the model, or leave that to workers.
+
+        Args:
+            source: The model.
+            tokenizer_path: Its tokenizer.json.
+            positions: Those that it has.
+            cluster: Workers, to which the model is known; None where texts are generated here.
 
         Raises:
             ModelError: It cannot be run, or is none that text can be generated with.
+            ClusterError: The workers do not see the tokenizer.
         """
         self.cut = 0
-        self._path, self._positions, self._tokenizer = Path(path), positions, encoding.tokenizer
-        self._ends = end_ids(self._path.parent, encoding.path)
-        self._decoder = Decoder(path, threads=threads, exact=exact, memory=memory)
+        self._source, self._tokenizer_path, self._positions = source, tokenizer_path.absolute(), positions
+        if cluster is None:
+            self._texts: Callable[[Iterable[Asked]], Iterator[str]] = partial(map, Voice(source, tokenizer_path).go_on)
+        else:
+            cluster.check([self._tokenizer_path])
+            self._texts = partial(cluster.in_order, go_on)
 
     def check(self, manner: Manner) -> None:
         """Refuse more new tokens than the model has room for.
@@ -95,34 +152,29 @@ class Spoken:
         """
         if not 0 < manner.count < self._positions:
             raise ConfigError(
-                f"a task asks for {manner.count} new tokens, and {self._path} takes {self._positions}, its context "
-                f"among them: set max_gen_toks to less {_WHERE}"
+                f"a task asks for {manner.count} new tokens, and {self._source.path} takes {self._positions}, its "
+                f"context among them: set max_gen_toks to less {_WHERE}"
             )
 
-    def go_on(self, context: Sequence[int], manner: Manner) -> str:
-        """The text behind a context.
+    def go_on(self, asked: Iterable[tuple[Sequence[int], Manner]]) -> Iterator[str]:
+        """The texts behind contexts.
 
         Args:
-            context: Its tokens, one or more.
-            manner: How, looked at by `check`.
+            asked: Tokens, one or more, and how, looked at by `check`.
 
         Raises:
             ModelError: The model cannot be run.
+            ClusterError: The workers cannot do it.
         """
+        return self._texts(self._asked(context, manner) for context, manner in asked)
+
+    def _asked(self, context: Sequence[int], manner: Manner) -> Asked:
         room = self._positions - manner.count
         self.cut += len(context) > room
-        ids, found, text = list(context[-room:]), list[int](), ""
-        self._decoder.start()
-        following = ids[self._decoder.model.brought(ids) :]
-        while len(found) < manner.count:
-            token = int(self._decoder.feed(following).argmax())
-            if token in self._ends:
-                break
-            found.append(token)
-            following = [token]
-            text = str(self._tokenizer.decode(found, skip_special_tokens=True))
-            if any(stop and stop in text for stop in manner.stops):
-                break
-        for stop in filter(None, manner.stops):
-            text = text.split(stop)[0]
-        return text
+        return Asked(self._source, self._tokenizer_path, tuple(context[-room:]), manner)
+
+
+def go_on(asked: Asked) -> str:
+    """The text behind a context, in a worker."""
+    voice = kept("spoken", asked.source.token, lambda: Voice(asked.source, asked.tokenizer_path))
+    return voice.go_on(asked)

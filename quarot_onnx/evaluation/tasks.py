@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quarot_onnx.calibration.bos import Bos
+from quarot_onnx.distributed.cluster import connected
 from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
@@ -25,6 +27,7 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 
 if TYPE_CHECKING:
+    import distributed
     from lm_eval.tasks import TaskManager
 
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -59,6 +62,7 @@ def evaluate_tasks(
     threads: int | None = None,
     exact: bool = False,
     memory: Memory = Memory(),  # noqa: B008 - frozen
+    scheduler: "str | distributed.Client | None" = None,
     progress: PhaseProgress = silent,
 ) -> TaskResults:
     """Score a model on tasks of lm-eval.
@@ -75,6 +79,7 @@ def evaluate_tasks(
         threads: onnxruntime's intra-op threads.
         exact: Compute 8-bit products exactly where this processor's fast way saturates.
         memory: What it may take, and whether the model is run piece by piece for that.
+        scheduler: A Dask scheduler's address, or a client of it, whose workers run the model, with the same results.
         progress: Told of the phases "index" and "evaluate".
 
     Raises:
@@ -82,6 +87,7 @@ def evaluate_tasks(
         ConfigError: A task that is not known, that wants text to be drawn, or that lm-eval cannot run.
         CalibrationError: The data of a task cannot be had, or tokenizer and texts do not fit the model.
         ModelError: The model cannot be run, or has no logits of every position.
+        ClusterError: There is no such scheduler, or its workers do not see the model.
     """
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"no folder at {include_path}: --include-path names one with YAML files of tasks")
@@ -91,19 +97,21 @@ def evaluate_tasks(
     if not tasks:
         raise ConfigError("no task is named: --tasks takes names of lm-eval's, such as piqa,arc_easy")
     _require_harness()
-    progress("index", 0, None)
-    manager, names = _known(tasks, include_path)
-    _seed()
-    loaded = [task for name in names for task in _loaded(manager, name)]
-    answers = Answers(model_path, batch_size=batch_size, threads=threads, exact=exact, memory=memory)
     from quarot_onnx.evaluation.harness import OnnxModel  # noqa: PLC0415 - imports lm-eval
 
-    def spoken() -> Spoken:
-        return Spoken(model_path, encoding, answers.positions, memory=memory, threads=threads, exact=exact)
-
-    lm = OnnxModel(answers, encoding, of_phase(progress, "evaluate"), spoken)
-    start = time.perf_counter()
-    found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
+    with connected(scheduler) as cluster:
+        progress("index", 0, None)
+        manager, names = _known(tasks, include_path)
+        _seed()
+        loaded = [task for name in names for task in _loaded(manager, name)]
+        answers = Answers(
+            model_path, batch_size=batch_size, threads=threads, exact=exact, memory=memory, cluster=cluster
+        )
+        spoken = partial(Spoken, answers.source, encoding.path, answers.positions, cluster)
+        lm = OnnxModel(answers, encoding, of_phase(progress, "evaluate"), spoken)
+        start = time.perf_counter()
+        found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
+        seconds = time.perf_counter() - start
     config = {
         "model": str(model_path),
         "tokenizer": str(encoding.path),
@@ -114,7 +122,7 @@ def evaluate_tasks(
         "positions": answers.positions,
         "exact": exact,
         "lm_eval": version("lm_eval"),
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
     return TaskResults(
         tables=_tables(found),
@@ -122,6 +130,7 @@ def evaluate_tasks(
         notes=(
             *answers.notes(),
             *([f"{lm.cut} contexts lost their beginning, for room for new tokens"] if lm.cut else []),
+            *(() if cluster is None else cluster.notes),
         ),
     )
 

@@ -2,18 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from uuid import uuid4
 
 from quarot_onnx.calibration.text import TokenIds
-from quarot_onnx.calibration.units import units
 from quarot_onnx.distributed.cluster import Cluster
-from quarot_onnx.distributed.worker import kept
 from quarot_onnx.evaluation.logits import negative_log_likelihood
 from quarot_onnx.evaluation.scored import Scored
-from quarot_onnx.io import model_io
-from quarot_onnx.piecewise.memory import Memory
-from quarot_onnx.piecewise.runs import Model, Whole, opened
+from quarot_onnx.evaluation.source import Source
+from quarot_onnx.piecewise.runs import Model, Whole
 from quarot_onnx.progress import Progress
 
 _SHORTER = "where windows are longer than the model's positions, use shorter ones (--seq-len)"
@@ -21,41 +16,22 @@ _SHORTER = "where windows are longer than the model's positions, use shorter one
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """What is scored, and how the model is run.
+    """What is scored.
 
     Attributes:
-        path: The model's file.
+        source: The model.
         ids: ``[windows, tokens]``.
         firsts: The first token of each window that is scored.
         decode: Tokens at the end of a window that are fed one by one.
-        threads: onnxruntime's intra-op threads.
-        exact: Whether 8-bit products are computed exactly.
-        memory: What it may take, and whether the model is run piece by piece for that.
-        token: Of the run.
     """
 
-    path: Path
+    source: Source
     ids: TokenIds
     firsts: Sequence[int]
     decode: int = 0
-    threads: int | None = None
-    exact: bool = False
-    memory: Memory = Memory()  # noqa: RUF009 - frozen
-    token: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def opened(self, model: Scored, progress: Progress | None = None) -> Model:
-        """The model ready to run; the progress is of one that is run piece by piece."""
-        return opened(
-            self.path,
-            self.memory,
-            model=model.model,
-            threads=self.threads,
-            exact_products=self.exact,
-            progress=progress,
-        )
 
     def some(self, places: range) -> "Windows":
         """Some of them."""
@@ -75,7 +51,7 @@ def scores(windows: Windows, model: Scored, progress: Progress | None = None) ->
         FeedError: The model cannot be run on them.
         ModelError: It has no logits of every token.
     """
-    runnable = windows.opened(model, progress)
+    runnable = windows.source.opened(model, progress)
 
     def run() -> Iterator[float]:
         for number, score in enumerate(_scores(windows, model, runnable), start=1):
@@ -101,13 +77,9 @@ def spread_scores(
         ClusterError: The workers cannot do it.
         QuarotError: As for ``scores``.
     """
-    cluster.check(model_io.input_files(model.model))
-    windows = replace(windows, path=windows.path.absolute(), token=uuid4().hex)
+    windows = replace(windows, source=windows.source.shared(model, cluster))
     count, length = windows.ids.shape
-    groups = units([length] * count)
-    if windows.memory.divides(model.model):  # each group reads the whole model: as few of them as there are threads
-        size = -(-count // cluster.threads)
-        groups = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    groups = windows.source.groups(model, [length] * count, cluster.threads)
     done = 0
     for group in cluster.in_order(score_group, map(windows.some, groups)):
         done += len(group)
@@ -118,13 +90,7 @@ def spread_scores(
 
 def score_group(windows: Windows) -> list[float]:
     """The scores of some windows, in a worker."""
-
-    def make() -> tuple[Scored, Model]:
-        model = Scored.of_text(windows.path)
-        return model, windows.opened(model)
-
-    model, runnable = kept("evaluated", windows.token, make)
-    return list(_scores(windows, model, runnable))
+    return list(_scores(windows, *windows.source.kept()))
 
 
 def _scores(windows: Windows, model: Scored, runnable: Model) -> Iterator[float]:

@@ -122,8 +122,8 @@ def test_rows_that_would_share_a_scale_run_alone(tmp_path: Path) -> None:
 
 def test_equal_rows_are_run_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers, runs = Answers(plain), []
-    inner = answers._padded
-    monkeypatch.setattr(answers, "_padded", lambda batch: runs.append(batch) or inner(batch))
+    inner = answers._batch
+    monkeypatch.setattr(answers, "_batch", lambda rows, *rest: runs.append(rows) or inner(rows, *rest))
     context = [5, 6, 7]
     found = answers.score([(context, [8, token]) for token in range(2, 12)])
     assert len(runs) == 1

@@ -101,9 +101,9 @@ def test_generated_text_is_that_of_the_hugging_face_back_end(cached: bool) -> No
         pretrained=AutoModelForCausalLM.from_pretrained(source, dtype="float32"),
         tokenizer=AutoTokenizer.from_pretrained(source),
     )
-    answers, encoding = Answers(export), Encoding.of(exports.optimum_export("llama").parent)
+    answers, encoding = Answers(export, memory=WHOLE), Encoding.of(exports.optimum_export("llama").parent)
     done: list[int] = []
-    spoken = partial(Spoken, export, encoding, answers.positions, memory=WHOLE)
+    spoken = partial(Spoken, answers.source, encoding.path, answers.positions)
     ours = OnnxModel(answers, encoding, lambda count, _: done.append(count), spoken)
     # The first words that it says are stops of their own, so that texts are cut off, too.
     (said,) = theirs.generate_until(requests("generate_until", [GENERATED[0]]), disable_tqdm=True)

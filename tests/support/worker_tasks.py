@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stage_runs import decoder_stages
 
+from quarot_onnx.evaluation.rows import Found, Rows, find_group
 from quarot_onnx.graph.query import seen
 from quarot_onnx.io import model_io
 from quarot_onnx.stages import unit
@@ -49,6 +50,13 @@ def take_unit_or_die(task: UnitTask) -> UnitSums:
     found = unit.take_unit(task)
     if (task.step.number, task.unit) == (5, 1):
         _die_once(task.plan.folder.parents[2])  # beside the output's folder, which is not there yet
+    return found
+
+
+def find_or_die(folder: Path, asked: Rows) -> list[Found]:
+    """The real task; the first worker is killed when all is found, and nothing returned."""
+    found = find_group(asked)
+    _die_once(folder)
     return found
 
 
