@@ -14,6 +14,9 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model, opened
 from quarot_onnx.progress import Progress
 
+KIND = "evaluated"
+"""Of what a worker keeps open: one model at a time, for one purpose."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -51,7 +54,7 @@ class Source:
             model = Scored.of_text(self.path)
             return model, self.opened(model)
 
-        return kept("evaluated", self.token, make)
+        return kept(KIND, self.token, make)
 
     def shared(self, model: Scored, cluster: Cluster) -> "Source":
         """The same for workers.

@@ -16,7 +16,7 @@ from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.distributed.worker import kept
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.decoder import Decoder
-from quarot_onnx.evaluation.source import Source
+from quarot_onnx.evaluation.source import KIND, Source
 
 _USUAL = 256
 """New tokens where a task does not say how many; lm-eval's number."""
@@ -176,5 +176,5 @@ class Spoken:
 
 def go_on(asked: Asked) -> str:
     """The text behind a context, in a worker."""
-    voice = kept("spoken", asked.source.token, lambda: Voice(asked.source, asked.tokenizer_path))
+    voice = kept(KIND, (asked.source.token, "texts"), lambda: Voice(asked.source, asked.tokenizer_path))
     return voice.go_on(asked)
