@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
+from quarot_onnx.graph.caches import pasts_behind
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.products import operand_axis
 from quarot_onnx.graph.query import attribute_int, data_input, label, resolve_constant
@@ -187,7 +188,7 @@ def _assemble(parts: _Parts, shapes: Shapes, left_out: list[LeftOut]) -> Attenti
     num_heads = parts.num_heads or (output.in_features // head_dim if output else 0)
     source = attempt(Kind.R2, lambda: _value_source(parts, num_heads, head_dim, shapes))
     # Where exporters repeat K and V before a fused operator, only V's Linear tells the true number of heads.
-    num_kv_heads = source.width // head_dim if source else (parts.num_kv_heads or num_heads)
+    num_kv_heads = source.width // head_dim if source else (parts.num_kv_heads or _cached_heads(parts) or num_heads)
     heads = attempt(Kind.R3, lambda: _head_rotation(parts, head_dim, shapes))
     usable = source is not None and output is not None and _fits(source, output, head_dim, parts, left_out)
     return Attention(
@@ -200,6 +201,13 @@ def _assemble(parts: _Parts, shapes: Shapes, left_out: list[LeftOut]) -> Attenti
         output,
         heads,
     )
+
+
+def _cached_heads(parts: _Parts) -> int | None:
+    """The heads of the cache that V holds, where its shape tells them."""
+    shapes = (past.shape for past in pasts_behind(parts.value))
+    lengths = [length for shape in shapes if shape is not None and len(shape) == 4 for length in shape[1:3]]
+    return next((length for length in lengths if isinstance(length, int)), None)
 
 
 def _fits(source: Source, output: Linear, head_dim: int, parts: _Parts, left_out: list[LeftOut]) -> bool:
