@@ -19,7 +19,6 @@ from quarot_onnx.config.algorithm import QuarotConfig, SinkPrefixConfig
 from quarot_onnx.evaluation.check import Check, prepare
 from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
-from quarot_onnx.graph.metadata import transforms_of
 from quarot_onnx.io import model_io
 from quarot_onnx.io.companions import GenaiSettings
 from quarot_onnx.io.lengths import check_lengths
@@ -36,12 +35,12 @@ from quarot_onnx.run.caching import check_scales
 from quarot_onnx.run.finishing import complete
 from quarot_onnx.run.hosting import hosting_notes, refuse_lost, search_settings
 from quarot_onnx.run.integers import helped, put_integers
-from quarot_onnx.run.intent import kinds_for, needless_notes, needless_r4
+from quarot_onnx.run.intent import kinds_for, needless_notes
 from quarot_onnx.run.outcome import Outcome
 from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
-from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate
+from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate, turn
 from quarot_onnx.run.workspace import Clock, scratch_folder, workers_of, workspace
 from quarot_onnx.sessions import providers
 from quarot_onnx.sites.detect import Survey
@@ -217,25 +216,18 @@ def quantize(
     ):
         run = Run(source, config, work, checking, given_inputs, verify, clock, progress, memory, cluster)
         kinds = kinds_for(config)
-        plan = (
-            None
-            if rotating is None
-            else rotate_in_place(
-                selection.survey, rotating, kinds, needless_r4(selection, config), alone=not config.balances_keys
-            )
-        )
+        rotation, unrotated = (None, ()) if rotating is None else turn(selection, config, rotating)
         # What must not be replaced is told after what is wrong with the configuration, before anything that takes long.
         exact = {EXACT_PRODUCTS: "1"} if saturable(selection, config) else {}
         genai = GenaiSettings(exact, search_settings(of_cache, folder))
         model_io.check_target(model, target, overwrite=overwrite, companions_from=folder, genai=genai)
-        rotation = None if plan is None or rotating is None else (plan, rotating)
         check_scales(of_cache, model, rotation)
         begin = Start(source, selection, work.reader, work.samples, config.calib_data_size, given_inputs)
         begin = behind_its_prefix(begin, folder)
         start = prepared(begin, rotation, run, config.prefix if no_prefix is None else None)
         earlier = recorded(start.model)
         # Of a rotated model that is quantized without any activation `rotation_notes` speaks.
-        needless = needless_notes(start.selection) if plan is not None or Kind.R4 in kinds else ()
+        needless = needless_notes(start.selection) if rotation is not None or Kind.R4 in kinds else ()
         notes, cached = put_integers(start, run, target)
         recipe = make_recipe(earlier=earlier, quantization=(config, start.selection))
         record(start.model, recipe)
@@ -254,7 +246,7 @@ def quantize(
             genai=genai,
         )
         clock.lap("save")
-    of_rotation = () if plan is not None or transforms_of(recipe) else rotation_notes(earlier, kinds)
+    of_rotation = unrotated if rotating is not None else rotation_notes(earlier, kinds)
     of_reader = () if data is None else data.notes(config.calib_data_size)
     notes = (*providers.notes(start.model), *start.notes, *of_rotation, *needless, *notes, *of_reader, *checking.notes)
     notes = (*notes, *hosting_notes(start.model, start.selection, config, folder))

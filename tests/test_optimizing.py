@@ -57,7 +57,17 @@ def test_of_a_quantized_model(algorithms: list[Any], tmp_path: Path) -> None:
     reader = TokenReader(ModelInputs.from_path(source), IDS)
     config = QConfig(QLayerConfig(weight=Int8Spec()), algo_config=algorithms)
     quantize(source, target, config, reader, verify=False, check=None)
-    saved = optimize(target, tmp_path / "copy" / "model.onnx")
+    refused = None
+    try:
+        saved = optimize(target, tmp_path / "copy" / "model.onnx")
+    except VerificationError as error:
+        refused = str(error)
+    if refused is not None:
+        # Before 1.32 onnxruntime's copy of 8-bit MatMulNBits computes something else on processors without VNNI.
+        assert tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32)
+        assert "computes something else here" in refused
+        assert not (tmp_path / "copy").exists()
+        return
     np.testing.assert_array_equal(logits(saved.path, optimised=True), logits(target, optimised=False))
     assert {file.name for file in target.parent.iterdir()} <= {file.name for file in saved.path.parent.iterdir()}
     again = optimize(target, saved.path)  # its own may be replaced

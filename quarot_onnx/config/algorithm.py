@@ -86,6 +86,12 @@ class QuarotConfig(AlgoConfig):
         return self
 
     @property
+    def leaves_open(self) -> bool:
+        """Whether it names no rotation, so that the graph and the scheme decide on all of them."""
+        said = (self.r1, self.r2, self.r3, self.r4, self.r_config_path, self.r1_matrix_path, self.r2_matrix_path)
+        return all(value is None for value in said)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """One sentence for everything in this configuration that has no effect."""
         # Files that are written name every field: the seed that is the default anyway asks for nothing.

@@ -143,10 +143,10 @@ def rotation_notes(recipe: Record | None, wanted: Collection[Kind]) -> tuple[str
     """
     if recipe is None or not is_rotated(recipe):
         return ()
-    done = _counts(recipe)
-    if Kind.R3 in wanted and not done.get("R3"):
+    done, since = _counts(recipe), {entry.get("name") for entry in transforms_of(recipe)}
+    if Kind.R3 in wanted and not done.get("R3") and "kv_cache" not in since:
         return ("the model was rotated without R3, which quantized keys gain from: rotate the original with r3",)
-    if Kind.R4 in wanted and not done.get("R4"):
+    if Kind.R4 in wanted and not done.get("R4") and "smooth_quant" not in since:
         return ("the model was rotated without R4, which quantized activations gain from: rotate the original with r4",)
     if Kind.R4 not in wanted and done.get("R4"):
         return ("the model was rotated with R4, which costs time at every step and gains little for weights alone",)

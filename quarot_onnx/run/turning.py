@@ -17,9 +17,10 @@ from quarot_onnx.io.spellings import weights_with_default
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model
 from quarot_onnx.progress import PhaseProgress
+from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
-from quarot_onnx.run.intent import sites_and_request
+from quarot_onnx.run.intent import kinds_for, needless_r4, sites_and_request
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.integer_caches import refuse_integer_cache
@@ -53,6 +54,7 @@ def rotate_in_place(
     needless: Mapping[ir.Node, str] | None = None,
     *,
     alone: bool = True,
+    without: str = "",
 ) -> Plan:
     """Plan and edit the graph, after which the survey is out of date; weights follow when the model is written.
 
@@ -62,6 +64,7 @@ def rotate_in_place(
         default: Those that are done where possible when nothing speaks of them.
         needless: Linears before which R4 does not pay, with the reason.
         alone: Whether there must be a rotation, as nothing else changes keys and weights.
+        without: How to go on where there is none, for the message.
 
     Raises:
         ConfigError: A rotation that is asked for is impossible; or there is none.
@@ -86,10 +89,38 @@ def rotate_in_place(
     plan = plan_rotation(sites, request)
     plan = replace(plan, notes=(*notes, *plan.notes))
     if alone and not plan.edits:
-        why = f": {plan.notes[0]}" if plan.notes else "; switch on at least one of R1 to R4"
-        raise ConfigError(f"no rotation is left to do{why}")
+        firsts = {note.split(" ", 1)[0]: note for note in reversed(plan.notes)}  # of each rotation
+        why = f": {'; '.join(reversed(firsts.values()))}" if firsts else "; switch on at least one of R1 to R4"
+        raise ConfigError(f"no rotation is left to do{why}{without}")
     apply_plan(model, plan, survey.shapes)
     return plan
+
+
+def turn(
+    selection: Selection, config: QConfig, rotating: QuarotConfig
+) -> tuple[tuple[Plan, QuarotConfig] | None, tuple[str, ...]]:
+    """Rotate what is to be quantized, in place, where the configuration asks for it or the graph allows it.
+
+    Args:
+        selection: What is quantized.
+        config: What is asked for.
+        rotating: The rotation that is left to do.
+
+    Returns:
+        What was done and what was asked for, None where no place of the graph allows any rotation and none was named;
+        and what to say of that.
+
+    Raises:
+        ConfigError: A rotation that is asked for is impossible.
+        ModelError: The model is rotated already, has a prefix, or is no decoder.
+    """
+    needless, wanted = needless_r4(selection, config), config.balances_keys or rotating.leaves_open
+    plan = rotate_in_place(
+        selection.survey, rotating, kinds_for(config), needless, alone=not wanted, without=f", or {_WITHOUT}"
+    )
+    if plan.edits or config.balances_keys:
+        return (plan, rotating), ()
+    return None, ("not rotated, as no place of the graph allows it", *plan.notes)
 
 
 def prove(
