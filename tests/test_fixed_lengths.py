@@ -7,15 +7,16 @@ import exports
 import numpy as np
 import onnx
 import pytest
-from command_line import run
+from command_line import Shell, run
 
 from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.config import Int8Spec
+from quarot_onnx.config import Int8Spec, SinkPrefixConfig
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, parse_lengths
-from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.piecewise.memory import WHOLE, Memory
+from quarot_onnx.run.prefixing import prefix_files, put_prefix
 from quarot_onnx.sessions import runtime
 
 W8 = QConfig(QLayerConfig(weight=Int8Spec()))
@@ -48,6 +49,28 @@ def test_sums_follow_their_terms(tmp_path: Path) -> None:
     feeds = inputs.feed(np.arange(8)[None])
     one, other = (runtime.session(path).run(["logits"], feeds)[0] for path in (target, tmp_path / "free.onnx"))
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "source", [lambda: exports.optimum_export("llama"), exports.genai_like], ids=["optimum", "genai"]
+)
+def test_a_prefix_in_a_file_needs_a_cache_of_free_length(source: Any, tmp_path: Path, shell: Shell) -> None:
+    """Asked for now, or brought by the model; in the graph it does not."""
+    path = source()
+    fixed = ("--fix-shape", "batch_size=1", "--fix-shape", "past_sequence_length=62")
+    small = ("--scheme", "w8", "--no-check", "--no-rotate")
+    beside = ("--prefix", "npz", "--prefix-ids", "256,84")
+    said = shell.fails("quantize", path, tmp_path / "q" / "m.onnx", *small, *fixed, *beside)
+    assert "past_sequence_length=62 fixes the length of the cache" in said
+    assert "(--prefix graph)" in said
+    assert not (tmp_path / "q").exists()
+    model = model_io.load(path)
+    given, _ = put_prefix(model, path, SinkPrefixConfig(form="npz", ids=[256, 84]), path.parent, WHOLE)
+    model_io.save(model, tmp_path / "p" / "m.onnx", companions_from=path.parent, beside=prefix_files(given.lead))
+    later = shell.fails("quantize", tmp_path / "p" / "m.onnx", tmp_path / "q" / "m.onnx", *small, *fixed)
+    assert "past_sequence_length=62 fixes the length of the cache" in later
+    shell.ok("quantize", path, tmp_path / "free" / "m.onnx", *small, "--fix-shape", "batch_size=1", *beside)
+    shell.ok("quantize", path, tmp_path / "graph" / "m.onnx", *small, *fixed, "--prefix", "graph", *beside[2:])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

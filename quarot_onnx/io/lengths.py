@@ -37,7 +37,7 @@ def check_lengths(model: ir.Model, wanted: Mapping[str, int]) -> None:
     """
     shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
     dims = [dim.value for shape in shapes for dim in shape if not isinstance(dim, int) and dim.value]
-    names = list(dict.fromkeys(term for dim in dims for term in _terms(dim) if not term.isdecimal()))
+    names = list(dict.fromkeys(term for dim in dims for term in terms(dim) if not term.isdecimal()))
     for name, value in wanted.items():
         if name not in names:
             there = f"its free lengths are {', '.join(names)}" if names else "all of its lengths are fixed"
@@ -54,13 +54,14 @@ def fix_lengths(file: Path, wanted: Mapping[str, int]) -> None:
     """
     proto = onnx.load(file, load_external_data=False)
     for dim in _dims(proto.graph):
-        terms = [wanted.get(term, term) for term in _terms(dim.dim_param)]
-        if all(isinstance(term, int) or term.isdecimal() for term in terms):
-            dim.dim_value = sum(int(term) for term in terms)
+        summands = [wanted.get(term, term) for term in terms(dim.dim_param)]
+        if all(isinstance(term, int) or term.isdecimal() for term in summands):
+            dim.dim_value = sum(int(term) for term in summands)
     onnx.save(proto, file)
 
 
-def _terms(dim: str) -> list[str]:
+def terms(dim: str) -> list[str]:
+    """The names and numbers that a length is the sum of."""
     return [term.strip() for term in dim.split("+")]
 
 

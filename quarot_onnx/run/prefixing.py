@@ -1,7 +1,7 @@
 """The sink prefix of a run: whether one can be, which tokens it is of, and the model that has it."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.errors import ConfigError, ModelError
+from quarot_onnx.graph.caches import presents
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
+from quarot_onnx.io.lengths import terms
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.piecewise.runs import opened
 from quarot_onnx.piecewise.sweep import Run
@@ -31,7 +33,11 @@ from quarot_onnx.sites.detect import Survey
 
 
 def check_prefix(
-    config: QConfig, selection: Selection, source: str | Path, feeds: Sequence[Feeds] | None
+    config: QConfig,
+    selection: Selection,
+    source: str | Path,
+    feeds: Sequence[Feeds] | None,
+    fix_shapes: Mapping[str, int],
 ) -> str | None:
     """Find out, before any long work, whether the model can have the prefix that is asked for.
 
@@ -40,15 +46,19 @@ def check_prefix(
         selection: Of the original.
         source: Its file.
         feeds: Inputs for the proof, where no rule makes them.
+        fix_shapes: Lengths that the output fixes, by name.
 
     Returns:
         Why there will be none, where that is left to the model; None where there may be one.
 
     Raises:
-        ConfigError: Tokens outside the vocabulary, or more than the model has positions for.
+        ConfigError: Tokens outside the vocabulary, or more than the model has positions for; or one that is fed as a
+            cache whose length the output fixes.
         ModelError: The graph has no room for one.
     """
-    asked = config.prefix
+    asked, there = config.prefix, prefix_of(recorded(selection.survey.model))
+    if PrefixForm.NPZ in (None if asked is None else asked.form, None if there is None else there[0]):
+        _check_free(selection.survey.model, fix_shapes)
     if asked is None:
         return None
     if feeds is not None:
@@ -87,6 +97,19 @@ def _check_cache(model: ir.Model, folder: Path) -> None:
             "the graph takes no cache of free length, so a prefix cannot be fed as one; keep it in the graph "
             "(--prefix graph)"
         )
+
+
+def _check_free(model: ir.Model, fix_shapes: Mapping[str, int]) -> None:
+    """Refuse to fix the length of a cache that a prefix is fed as."""
+    dims = [dim for past in presents(model.graph) for dim in (past.shape or ())[1:]]  # the first is that of rows
+    free = {term for dim in dims if not isinstance(dim, int) and dim.value for term in terms(dim.value)}
+    for name, length in fix_shapes.items():
+        if name in free:
+            raise ConfigError(
+                f"fix_shapes (--fix-shape) {name}={length} fixes the length of the cache, and a prefix in a file is a "
+                "cache that the caller begins with, of a length of its own: keep the prefix in the graph (--prefix "
+                "graph), or leave that length free"
+            )
 
 
 def _check_ids(asked: SinkPrefixConfig, model: ir.Model, folder: Path) -> None:
