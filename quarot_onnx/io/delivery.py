@@ -30,11 +30,13 @@ class Delivery:
         outputs: Its files.
         earlier: What earlier runs wrote into its folder.
         listed: Whether its report lists the companions.
+        inputs: What it is made of.
     """
 
     outputs: Outputs
     earlier: Earlier
     listed: bool
+    inputs: tuple[Path, ...]
 
     @classmethod
     def to(
@@ -77,10 +79,10 @@ class Delivery:
         earlier = Earlier.at(target)
         if overwrite is None:
             earlier.check(outputs)
-        return cls(outputs, earlier, companions_from is not None)
+        return cls(outputs, earlier, companions_from is not None, tuple(inputs))
 
     def make(self, size: int, write: Write, report: Mapping[str, object]) -> None:
-        """Write all files beside their places, and move them there.
+        """Write all files beside their places, and move them there; what an earlier run wrote besides, is removed.
 
         Args:
             size: Bytes of the model and its data.
@@ -104,6 +106,9 @@ class Delivery:
                 if outputs.report is not None:
                     full = {**report, **found, **listed}
                     batch.stage(outputs.report).write_text(f"{json.dumps(full, indent=2)}\n", encoding="utf-8")
+                for file in self.earlier.stale(outputs):
+                    if not any(same_file(file, given) for given in self.inputs):
+                        batch.take_away(file)
         except OSError as error:
             free = free_bytes(target.parent)
             raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error

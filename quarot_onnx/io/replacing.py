@@ -5,7 +5,8 @@
     "beside": {"model": "model.onnx", "companions": {"config.json": "<SHA-256 of its content>", ...}}
 
 A companion is replaced where this list alone names it and its content is still the one that was written. One that has
-the content that it is to get stays as it is, whoever wrote it.
+the content that it is to get stays as it is, whoever wrote it. What a run would replace and does not write, is removed:
+a data file, a prefix or scales of another model would go with the new one.
 """
 
 import hashlib
@@ -104,6 +105,22 @@ class Earlier:
     def pending(self, companions: Mapping[Path, bytes]) -> dict[Path, bytes]:
         """The companions that are not there yet as they should be."""
         return {file: content for file, content in companions.items() if _content(file) != content}
+
+    def stale(self, outputs: Outputs) -> list[Path]:
+        """The files of the earlier output that are none of the new one."""
+        if self.own is None:
+            return []
+        data = self.target.with_name(f"{self.target.name}.data")
+        left = [data] if outputs.data is None and os.path.lexists(data) and self._own_data(data) else []
+        if any(path.name != self.target.name for path in self.target.parent.glob("*.onnx")):
+            return left  # which may go with the companions, too
+        written = {path.name for path in outputs.files}
+        for name in self.own.companions.keys() - written:
+            file = self.target.parent / Path(name).name
+            content = _content(file)
+            if content is not None and hashlib.sha256(content).hexdigest() == self.own.companions[name]:
+                left.append(file)
+        return left
 
     def record(self, companions: Mapping[Path, bytes]) -> dict[str, object]:
         """What a report says of the companions: those that this run writes, or that earlier runs wrote as they are."""

@@ -31,22 +31,29 @@ class Batch:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self._targets: list[Path] = []
+        self._leaving: list[Path] = []
 
     def stage(self, target: Path) -> Path:
         """Where to write the file that is to become ``target``."""
         self._targets.append(target)
         return self.scratch / target.name
 
+    def take_away(self, file: Path) -> None:
+        """Remove a file when the others are moved into place."""
+        self._leaving.append(file)
+
     def commit(self) -> None:
         """Move every staged file into place; if one cannot be moved, put back what was there."""
-        olds = {target: self.scratch / f"{target.name}.old" for target in self._targets if os.path.lexists(target)}
+        both = [*self._targets, *self._leaving]
+        olds = {target: self.scratch / f"{target.name}.old" for target in both if os.path.lexists(target)}
         begun: list[Path] = []
         try:
-            for target in self._targets:
+            for target in both:
                 begun.append(target)
                 if target in olds:
                     target.replace(olds[target])
-                (self.scratch / target.name).replace(target)
+                if target not in self._leaving:
+                    (self.scratch / target.name).replace(target)
         except BaseException:
             for target in reversed(begun):
                 if target not in olds:

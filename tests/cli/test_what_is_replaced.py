@@ -7,6 +7,8 @@ import exports
 import pytest
 from command_line import Shell, files
 
+from quarot_onnx.io import model_io
+
 W8 = ("--scheme", "w8", "--no-rotate")
 
 
@@ -38,6 +40,57 @@ def test_a_folder_that_was_named_keeps_its_own_model(shell: Shell, model: Path, 
     shutil.copy(model, other / "named.onnx")
     shell.ok("quantize", model, other / "named.onnx", *W8)
     assert "would overwrite the input" in shell.fails("quantize", model, model.parent, *W8)
+
+
+def test_what_an_earlier_run_wrote_besides_does_not_stay(
+    shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, a prefix and scales of another model: each as long as nobody changed it or may need it."""
+    out, source = tmp_path / "out", exports.genai_like()
+    names = ["model.onnx.data", "prefix.npz", "model.kv_scales.json"]
+    monkeypatch.setattr(model_io, "_EXTERNAL_FROM", 1)
+    cached = ("--w-bits", 16, "--kv-bits", 8, "--no-check", "--calib-samples", 1, "--calib-seq-len", 16)
+    shell.ok("quantize", source, out, *cached)
+    shell.ok("quantize", source, tmp_path / "led", *W8, "--prefix", "npz", "--prefix-ids", "7,3")
+    written = files(out) | files(tmp_path / "led")
+    assert set(names) < set(written)
+    monkeypatch.undo()
+
+    def again(*prepared: str) -> set[str]:
+        folder = tmp_path / "again"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(out, folder)
+        for name in prepared:
+            (folder / name).write_bytes(b"of somebody else")
+        shell.ok("quantize", source, folder, *W8)
+        return {path.name for path in folder.iterdir()} & {*names, *prepared}
+
+    assert again() == set()
+    assert again("model.kv_scales.json") == {"model.kv_scales.json"}
+    assert again("other.onnx") == {"other.onnx", "model.kv_scales.json"}
+    shell.ok("quantize", source, tmp_path / "led", *W8)
+    assert not (tmp_path / "led" / "prefix.npz").exists()
+    assert (tmp_path / "led" / "tokenizer.json").exists()
+
+
+def test_an_output_that_fails_leaves_what_was_there(
+    shell: Shell, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(model_io, "_EXTERNAL_FROM", 1)
+    shell.ok("quantize", model, out, *W8)
+    monkeypatch.undo()
+    before, move = files(out), Path.replace
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == "model.onnx.data":
+            raise OSError("no")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    assert "cannot write" in shell.fails("quantize", model, out, *W8, "--no-check")
+    monkeypatch.undo()
+    assert files(out) == before
 
 
 def test_an_existing_rotation_config_is_replaced_only_when_asked(shell: Shell, model: Path, tmp_path: Path) -> None:
