@@ -13,7 +13,7 @@ from quarot_onnx.config.choices import OutputFormat, Precision, Scheme
 from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.quantization.groups import odd_groups
 from quarot_onnx.quantization.select import Selection, select
-from quarot_onnx.recipes.build import Parts, head_note, quantization_config
+from quarot_onnx.recipes.build import Parts, exclude_notes, head_note, quantization_config
 from quarot_onnx.recipes.loading import Loaded, has_fixed_scales, load, scheme_of, shipped
 from quarot_onnx.recipes.own import Calibration, Recipe
 from quarot_onnx.recipes.rules import refuse_contradictions
@@ -224,7 +224,7 @@ def _carried_out(
     selection = select(question.survey, config)
     _refuse_odd_groups(selection, wording)
     note = head_note(recipe, config, wording)
-    notes: tuple[str, ...] = () if note is None else (note,)
+    notes = (*(() if note is None else (note,)), *exclude_notes(recipe, parts, wording))
     if recipe.kv_cache is not None and config.kv_cache is None:
         notes += tuple(map(wording.sentence, recipe.kv_cache.said))
     return Chosen(config, selection, recipe.calibration, notes, wording=wording)

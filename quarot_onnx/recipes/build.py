@@ -1,5 +1,6 @@
 """From a recipe and the places of a model to a `QConfig`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from quarot_onnx.config.enums import OpType, QuantGranularity
 from quarot_onnx.config.formats import BLOCKS
 from quarot_onnx.config.numbers import FLOAT_BITS
 from quarot_onnx.config.rounding import ROUNDINGS
+from quarot_onnx.config.rules import any_matches
 from quarot_onnx.config.spec import Int4Spec, Int8Spec, QLayerConfig, QTensorConfig, UInt8Spec, spec_class
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.graph.query import label
 from quarot_onnx.recipes.own import Activations, Recipe, Weights
 from quarot_onnx.recipes.wording import Wording
 from quarot_onnx.sites.model import Sites
@@ -28,11 +31,13 @@ class Parts:
         head: The language model head's nodes and the number of their input features.
         down: The down projections' nodes.
         hidden: Columns of the embedding; None where there is none.
+        tables: The embeddings' nodes.
     """
 
     head: tuple[tuple[str, int], ...] = ()
     down: tuple[str, ...] = ()
     hidden: int | None = None
+    tables: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, sites: Sites) -> "Parts":
@@ -41,7 +46,14 @@ class Parts:
             head=tuple((linear.name, linear.in_features) for linear in sites.head),
             down=tuple(linear.name for linear in sites.mlps),
             hidden=sites.embeddings[0].table.shape[1] if sites.embeddings else None,
+            tables=tuple(label(embedding.node) for embedding in sites.embeddings),
         )
+
+    def without(self, exclude: Sequence[str]) -> "Parts":
+        """Those that patterns do not name."""
+        head = tuple((name, features) for name, features in self.head if not any_matches(exclude, name))
+        down, tables = (tuple(n for n in names if not any_matches(exclude, n)) for names in (self.down, self.tables))
+        return Parts(head, down, self.hidden, tables)
 
 
 def rotation_alone(recipe: Recipe) -> QuarotConfig | None:
@@ -89,13 +101,14 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
     ruled = head is not Precision.FLOAT and not plain
     if ruled and not parts.head:
         raise ConfigError(f"{wording.named('lm_head')}: the graph has no language model head; leave it out")
-    rules = _head_rules(recipe, parts, head, written) if ruled else []
+    left = parts.without(recipe.exclude)
+    rules = _head_rules(recipe, left, head, written) if ruled and left.head else []
     if recipe.int8_down_proj:
         if not parts.down:
             raise ConfigError(f"{wording.named('int8_down_proj')}: the graph has no down projection; leave it out")
-        rules.append((_eight_bits(recipe, written), list(parts.down)))
+        rules += [(_eight_bits(recipe, written), list(left.down))] if left.down else []
     types, tables = [OpType.MatMul, OpType.Gemm], []
-    if recipe.embedding not in {None, Precision.FLOAT}:
+    if recipe.embedding not in {None, Precision.FLOAT} and (left.tables or not parts.tables):
         types.append(OpType.Gather)
         # A Gather has no activation to quantize; naming the global one says that nothing is left out.
         tables.append(
@@ -115,6 +128,30 @@ def quantization_config(recipe: Recipe, parts: Parts, rotation: QuarotConfig | N
         accuracy_level=recipe.accuracy_level,
         bias_correction=recipe.activations.bias_correction,
     )
+
+
+def exclude_notes(recipe: Recipe, parts: Parts, wording: Wording) -> tuple[str, ...]:
+    """What to say where nodes that are excluded were named for other bits, or would have stayed in float anyway.
+
+    Args:
+        recipe: What is asked for.
+        parts: Of the model.
+        wording: Whose words the notes use.
+    """
+    left, excluded = parts.without(recipe.exclude), wording.named("exclude")
+    asked = (
+        ("lm_head", recipe.lm_head not in {None, Precision.FLOAT}, parts.head, left.head),
+        ("int8_down_proj", recipe.int8_down_proj, parts.down, left.down),
+        ("embedding", recipe.embedding not in {None, Precision.FLOAT}, parts.tables, left.tables),
+    )
+    found = [
+        f"{excluded} leaves in float what {wording.named(key)} names"
+        for key, is_asked, there, kept in asked
+        if is_asked and there and not kept
+    ]
+    if recipe.exclude and layer_config(recipe) is None:
+        found.append(f"{excluded} has no effect: weights and activations stay in float")
+    return tuple(found)
 
 
 def head_note(recipe: Recipe, config: QConfig, wording: Wording) -> str | None:
