@@ -11,9 +11,11 @@ import onnx_ir as ir
 from quarot_onnx.calibration.given import FeedsSource
 from quarot_onnx.calibration.readers import DataReader
 from quarot_onnx.config import QConfig
+from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.errors import ConfigError, ModelError, OutputError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.io import model_io
+from quarot_onnx.kvcache import scale_file
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 
@@ -86,6 +88,12 @@ class ModelQuantizer:
         """
         if not isinstance(model_output, str | Path | None):
             raise OutputError(f"model_output is a {type(model_output).__name__}; pass a path, or None for a ModelProto")
+        prefix = self.config.prefix
+        if model_output is None and prefix is not None and prefix.form is PrefixForm.NPZ:
+            raise ConfigError(
+                f"{prefix.name}: form=npz is a file beside the model, and without model_output there is none: name a "
+                "file to write, or keep the prefix in the graph (form='graph')"
+            )
         with tempfile.TemporaryDirectory(prefix="quarot-") as name:
             scratch = Path(name)
             source = _as_file(model_input, scratch)
@@ -105,6 +113,8 @@ class ModelQuantizer:
             )
             for note in self.outcome.notes:
                 _LOG.warning(note)
+            if model_output is None and target.with_name(scale_file.file_name(target)).exists():
+                _LOG.warning("without model_output the file of scales is not kept; the graph has them, too")
             return _read_back(target) if model_output is None else None
 
 

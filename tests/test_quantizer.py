@@ -16,8 +16,18 @@ import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import CalibrationDataReader
 
-from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
+from quarot_onnx import (
+    Int8Spec,
+    KVCacheConfig,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    QuarotConfig,
+    SinkPrefixConfig,
+    UInt8Spec,
+)
 from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError
 from quarot_onnx.sites.detect import detect
 
@@ -322,3 +332,19 @@ def test_a_rotation_that_suits_another_scheme_is_told(
         assert quantizer.outcome is not None
         assert [item for item in quantizer.outcome.notes if note and note in item] or note is None
         assert note is not None or not [item for item in quantizer.outcome.notes if "R4" in item]
+
+
+def test_a_prefix_in_a_file_needs_an_output(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = exports.optimum_export("llama")
+    config = QConfig(W8, algo_config=[SinkPrefixConfig(form="npz", ids=[256, 84])])
+    reader = TextReader(source, samples=1, seq_len=16)
+    with pytest.raises(ConfigError, match="without model_output there is none: name a file"):
+        ModelQuantizer(config).quantize_model(source, None, reader)
+    ModelQuantizer(config).quantize_model(source, tmp_path / "m.onnx", reader, check=None)
+    inside = QConfig(W8, algo_config=[SinkPrefixConfig(form="graph", ids=[256, 84])])
+    assert ModelQuantizer(inside).quantize_model(source, None, reader, check=None) is not None
+    caplog.clear()
+    cached = QConfig(W8, algo_config=[KVCacheConfig(bits=8, scales="channel")])
+    path = exports.genai_like()
+    ModelQuantizer(cached).quantize_model(path, None, TextReader(path, samples=1, seq_len=16), check=None)
+    assert "without model_output the file of scales is not kept" in caplog.text

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.cli.bounding import tell_of_limit
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, measure, reference
 from quarot_onnx.io import model_io
@@ -23,6 +24,7 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None, memo
         InputError: A model cannot be run, or text and tokenizer do not fit.
         VerificationError: The quantized model's logits are not finite, or of another shape.
     """
+    tell_of_limit(memory, original, quantized)
     model = model_io.load(quantized)
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)

@@ -9,6 +9,7 @@ from pathlib import Path
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
+from quarot_onnx.cli.bounding import tell_of_limit
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions, PerplexityOptions, TaskOptions
 from quarot_onnx.cli.scheduling import quiet_scheduler
@@ -31,6 +32,8 @@ def run(options: EvaluateOptions, model: Path) -> None:
     _require_one(options)
     tokenizer = opt.tokenizer_path(options.tokenizer, model)
     bos = Bos.of(opt.bos_choice(options.bos, options.bos_id))
+    if options.scheduler is None:  # else it is the workers' memory
+        tell_of_limit(Memory.of(options.max_memory, options.by_stages), model)
     evaluate = _perplexity if options.text is not None else _tasks
     with bars(quiet=options.quiet or options.as_json) as progress:
         show = evaluate(options, model, tokenizer, bos, progress)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.cli.bounding import tell_of_limit
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare
 from quarot_onnx.io import model_io
@@ -23,6 +24,7 @@ def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None
     Raises:
         QuarotError: See ``compare``.
     """
+    tell_of_limit(memory, first, second)
     given = None if feeds is None else given_feeds(feeds, model_io.load(first))
     try:
         return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed, memory=memory)
