@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
-from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
@@ -137,10 +137,10 @@ def _named(said: object, file: Path, path: Path, tokenizer: Tokenizer) -> BosCho
     token = said.get("content") if isinstance(said, Mapping) else said
     if token is None:
         return BosChoice(None, f"{file.name}: bos_token is null")
-    token_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    if token_id is None:
+    known = token_id(token, tokenizer)
+    if known is None:
         raise CalibrationError(f"{file} names the BOS {token!r}, which {path} does not know: {_WAYS}")
-    return BosChoice(int(token_id), f"{file.name}: bos_token {token!r}")
+    return BosChoice(known, f"{file.name}: bos_token {token!r}")
 
 
 def _numbered(said: object, file: Path) -> BosChoice:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from quarot_onnx.calibration.tokenizer import load_tokenizer
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
@@ -28,7 +28,7 @@ def end_ids(model: Path, tokenizer: Path) -> frozenset[int]:
     file = tokenizer.parent / "tokenizer_config.json"
     token = read_json(file, CalibrationError).get("eos_token")
     text = token.get("content") if isinstance(token, Mapping) else token
-    known = load_tokenizer(tokenizer).token_to_id(text) if isinstance(text, str) else None
+    known = token_id(text, load_tokenizer(tokenizer))
     return frozenset() if known is None else frozenset({known})
 
 

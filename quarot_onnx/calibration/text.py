@@ -16,7 +16,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.calibration.bos import Bos, BosChoice, choose_bos, find_bos, resolve_bos
 from quarot_onnx.calibration.text_files import read_text
-from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_ids, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 
 __all__ = [
@@ -64,7 +64,7 @@ def tokenize(text: str, tokenizer: Tokenizer, first: int | None = None) -> Token
             all.
 
     Raises:
-        CalibrationError: The text is empty.
+        CalibrationError: The text is empty, or holds what is no character.
     """
     size = len(text) if first is None else _PROBE
     while first is not None and size < len(text):
@@ -79,7 +79,7 @@ def tokenize(text: str, tokenizer: Tokenizer, first: int | None = None) -> Token
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> TokenIds:
-    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    return np.asarray(token_ids(text, tokenizer), np.int64)
 
 
 def windows(
@@ -105,7 +105,8 @@ def windows(
         ``[count, length]``.
 
     Raises:
-        CalibrationError: Too little text, an id outside the vocabulary, or a length that leaves no room for text.
+        CalibrationError: Too little text, one that holds what is no character, an id outside the vocabulary, or a
+            length that leaves no room for text.
     """
     taken = length - (bos_id is not None)
     if taken < 1 or (count is not None and count < 1):

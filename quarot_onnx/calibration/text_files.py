@@ -19,6 +19,10 @@ _MARK = "\ufeff"
 """A byte order mark, which editors on Windows write: no text."""
 _HALVES = re.compile("[\ud800-\udfff]")
 """What JSON's escapes can say and UTF-8 cannot."""
+_BYTES = range(0xDC80, 0xDD00)
+"""Those that Python has in place of bytes of a command line that are not UTF-8."""
+_BEFORE = 20
+"""Characters that show a place in a text."""
 
 
 def is_json_lines(path: str | Path, key: str | None = None) -> bool:
@@ -43,16 +47,25 @@ def read_text(path: str | Path, key: str | None = None) -> str:
             under the key.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
-    text = decoded(content, str(path))
+    text = file_text(path)
     if is_json_lines(path, key):
         text = _joined(text, DEFAULT_KEY if key is None else key, path)
     if not text.strip():
         raise CalibrationError(f"the text {path} is empty: name a file with text in it")
     return text
+
+
+def file_text(path: str | Path) -> str:
+    """What is in a UTF-8 file, as it is, without a byte order mark at its head.
+
+    Raises:
+        CalibrationError: It is missing, or not UTF-8.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
+    return decoded(content, str(path))
 
 
 def decoded(content: bytes, name: str) -> str:
@@ -69,6 +82,26 @@ def decoded(content: bytes, name: str) -> str:
         return content.decode("utf-8").lstrip(_MARK)
     except UnicodeDecodeError as error:
         raise CalibrationError(f"the text {name} is not UTF-8 (byte {error.start}): convert it first") from error
+
+
+def require_characters(text: str, name: str) -> None:
+    """Refuse what is in a string and is no character: no tokenizer takes it.
+
+    Args:
+        text: The string.
+        name: What it is, for messages.
+
+    Raises:
+        CalibrationError: It holds half of a surrogate pair, as a byte that is not UTF-8 becomes on a command line.
+    """
+    half = _HALVES.search(text)
+    if half is None:
+        return
+    start, code = half.start(), ord(half.group())
+    place = f"behind {text[max(start - _BEFORE, 0) : start]!r}" if start else "at its start"
+    if code in _BYTES:
+        raise CalibrationError(f"{name} is not UTF-8 (byte 0x{code - 0xDC00:02x} {place}): convert it first")
+    raise CalibrationError(f"{name} holds half of a surrogate pair, which is no character ({place}): take it out")
 
 
 def _joined(content: str, key: str, path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
+from quarot_onnx.calibration.text_files import require_characters
 from quarot_onnx.errors import CalibrationError
 
 
@@ -35,6 +36,31 @@ def _loaded(path: Path, _changed: int, _size: int) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def token_ids(text: str, tokenizer: Tokenizer, name: str = "the text", *, special: bool = False) -> list[int]:
+    """The token ids of a text.
+
+    Args:
+        text: The text.
+        tokenizer: The tokenizer.
+        name: What the text is, for messages.
+        special: With what the post-processor puts around it.
+
+    Raises:
+        CalibrationError: It holds what is no character.
+    """
+    require_characters(text, name)
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=special).ids]
+
+
+def token_id(token: object, tokenizer: Tokenizer) -> int | None:
+    """The id of a token that a file names; None where the tokenizer does not know it, or it is no text."""
+    try:
+        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say
+        return None
+    return None if found is None else int(found)
 
 
 def tokenizer_file(path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.calibration.bos import Bos, choose_bos, find_bos
-from quarot_onnx.calibration.tokenizer import load_tokenizer, tokenizer_file
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id, token_ids, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import read_json
 
@@ -68,10 +68,14 @@ class Encoding:
         return self.front
 
     def ids(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of a text, with what stands before it unless ``special`` is false or the text begins with it."""
+        """The ids of a text, with what stands before it unless ``special`` is false or the text begins with it.
+
+        Raises:
+            CalibrationError: It holds what is no character.
+        """
         begun = self.front is not None and text.startswith(self.tokenizer.id_to_token(self.front) or "\0")
         special &= not begun
-        found = [int(token) for token in self.tokenizer.encode(text, add_special_tokens=special and self.special).ids]
+        found = token_ids(text, self.tokenizer, "a text of a task", special=special and self.special)
         return [self.bos, *found] if special and self.bos is not None else found
 
 
@@ -82,7 +86,7 @@ def _front(path: Path) -> int | None:
         for name in _FILES:
             said = read_json(path.parent / name, CalibrationError).get(key)
             token = said.get("content") if isinstance(said, Mapping) else said
-            found = tokenizer.token_to_id(token) if isinstance(token, str) else None
+            found = token_id(token, tokenizer)
             if found is not None:
-                return int(found)
+                return found
     return find_bos(path)

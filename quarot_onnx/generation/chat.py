@@ -16,6 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from quarot_onnx.calibration.text_files import file_text
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import read_json
 
@@ -31,7 +32,7 @@ def render(folder: Path, prompt: str) -> str:
         prompt: What the user says.
 
     Raises:
-        CalibrationError: There is no template, or it fails.
+        CalibrationError: There is no template, it cannot be read, or it fails.
     """
     template, file = _template(folder)
     try:
@@ -48,7 +49,7 @@ def _template(folder: Path) -> tuple[str, Path]:
     """A template and the file that it is from."""
     file = folder / TEMPLATE_FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8"), file
+        return file_text(file), file
     for file in (folder / "tokenizer_config.json", folder / "chat_template.json"):
         found = read_json(file, CalibrationError).get("chat_template")
         if isinstance(found, list):  # several by name

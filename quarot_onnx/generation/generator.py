@@ -9,7 +9,9 @@ import numpy as np
 
 from quarot_onnx.calibration.bos import Bos, choose_bos
 from quarot_onnx.calibration.stops import end_ids
-from quarot_onnx.calibration.text import check_vocabulary, load_tokenizer, tokenizer_file
+from quarot_onnx.calibration.text import check_vocabulary
+from quarot_onnx.calibration.text_files import require_characters
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_ids, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.generation.chat import render
@@ -122,12 +124,14 @@ class Generator:
             bos: The BOS id in front of the prompt, or where it comes from.
 
         Raises:
-            CalibrationError: No tokens, some that the model does not know, more than it has room for, or no template.
+            CalibrationError: No tokens, some that the model does not know, more than it has room for, no template, or
+                a prompt that holds what is no character.
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise CalibrationError(f"max_new_tokens is {max_new_tokens}: ask for 1 or more")
+        require_characters(prompt, "the prompt")
         text = render(self._source.parent, prompt) if chat else prompt
-        ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        ids = token_ids(text, self._tokenizer, "the prompt as the chat template writes it")
         first = None if chat else choose_bos(self._source, bos).id
         if first is not None and ids[:1] != [first]:
             ids = [first, *ids]

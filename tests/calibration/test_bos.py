@@ -81,3 +81,10 @@ def test_files_with_a_byte_order_mark(tmp_path: Path) -> None:
     folder = write(tmp_path, {})
     (folder / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"bos_token": "<s>"}')
     assert choose_bos(folder).id == 1
+
+
+def test_a_bos_that_is_no_text(tmp_path: Path) -> None:
+    """JSON can say half of a surrogate pair, which no tokenizer looks up."""
+    folder = write(tmp_path, {"tokenizer_config.json": {"bos_token": "\ud83d"}})
+    with pytest.raises(CalibrationError, match=r"names the BOS '\\ud83d', which .* does not know"):
+        choose_bos(folder)

@@ -198,3 +198,8 @@ def test_a_text_of_few_tokens_is_read_on(folder):
     assert set(found.tolist()) == {5}
     with pytest.raises(CalibrationError, match=r"40 windows of 101 need 4040 .* are 4000: ask for 39 windows"):
         text.windows(prose, tokenizer, length=101, count=40)
+
+
+def test_what_is_no_character():
+    with pytest.raises(CalibrationError, match=r"^the text is not UTF-8 \(byte 0xe9 behind 'w3 '\): convert it first"):
+        text.windows("w3 \udce9", tiny.tokenizer(), length=1, count=1)

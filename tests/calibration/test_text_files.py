@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quarot_onnx.calibration.text_files import read_text
+from quarot_onnx.calibration.text_files import read_text, require_characters
 from quarot_onnx.errors import CalibrationError
 
 
@@ -59,3 +59,19 @@ def test_what_is_wrong_is_told_by_file_and_line(tmp_path: Path, line: bytes, mes
 def test_json_lines_without_text(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="is empty"):
         read_text(lines(tmp_path / "text.jsonl", {"text": ""}, {"text": " "}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" * 30 + "caf\udce9", r"^it is not UTF-8 \(byte 0xe9 behind 'a{17}caf'\): convert it first$"),
+        ("\udc80 and \udcff", r"^it is not UTF-8 \(byte 0x80 at its start\)"),
+        ("x\ud83d", r"^it holds half of a surrogate pair, which is no character \(behind 'x'\): take it out$"),
+        ("\udc7f", "half of a surrogate pair"),
+        ("\udd00", "which is no character .at its start"),
+    ],
+)
+def test_what_is_no_character(text: str, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        require_characters(text, "it")
+    require_characters("Grüße, 世界 \U0001f600", "it")

@@ -119,6 +119,7 @@ def test_what_an_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPat
         (("--prompt", "a", "--chat", "--no-bos"), "the template says what comes first"),
         (("--prompt", "a", "--bos", "--bos-id", 3), "--bos-id 3 contradicts --bos"),
         (("--prompt", "", "--no-bos"), "the prompt is empty"),
+        (("--prompt", "caf\udce9"), "the prompt is not UTF-8 (byte 0xe9 behind 'caf'): convert it first"),
         (("--prompt", "a", "--prompt", "b" * 200), "the prompt has 201 tokens"),
         (("--prompt", "a", "--max-new-tokens", 127), "ask for 126 or fewer"),
         (("--prompt", "a", "--bos-id", 999), "token id 999 is outside"),

@@ -61,3 +61,10 @@ def test_what_stands_in_for_a_context(folder: Path, tmp_path: Path) -> None:
     assert nobody.ids("w3 w4") == [3, 4]
     with pytest.raises(CalibrationError, match="--bos-id N"):
         _ = nobody.prefix
+
+
+def test_what_is_no_character(folder: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"^a text of a task holds half of .* pair, .* \(behind 'a'\): take"):
+        Encoding.of(folder).ids("a\ud83d")
+    settings(folder, bos_token="\ud83d")
+    assert Encoding.of(folder).prefix == exports.EOS, "a token that no tokenizer knows"

@@ -70,6 +70,15 @@ def test_no_template(tmp_path: Path) -> None:
         render(tmp_path, "Hi")
 
 
+def test_a_template_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "chat_template.jinja"
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(CalibrationError, match=r"chat_template\.jinja is not UTF-8 \(byte 3\): convert it first"):
+        render(tmp_path, "Hi")
+    file.write_text(f"\ufeff{TURNS}", encoding="utf-8")
+    assert render(tmp_path, "Hi").startswith("[user] Hi"), "a byte order mark is no text"
+
+
 def test_as_transformers_writes_it(llama_optimum: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).write_bytes((llama_optimum.parent / name).read_bytes())

@@ -341,6 +341,21 @@ def test_a_chat_begins_as_its_template_says(llama_optimum: Path, tmp_path: Path)
     assert Generator(model).task("hi", chat=True).ids == ids_of("hi")
 
 
+def test_a_prompt_that_is_no_text(llama_optimum: Path, tmp_path: Path) -> None:
+    model = copied(llama_optimum, tmp_path)
+    model.with_name("chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    generator = Generator(model)
+    for chat in (False, True):
+        with pytest.raises(CalibrationError, match=r"^the prompt is not UTF-8 \(byte 0xe9 behind 'caf'\)"):
+            generator.task("caf\udce9", chat=chat)
+    config = model.with_name("tokenizer_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "\ud83d"}))
+    with pytest.raises(CalibrationError, match="the prompt as the chat template writes it holds half of a surrogate"):
+        generator.task("caf", chat=True)
+    set_ends(model, tokenizer_config={"eos_token": "\ud83d"})
+    assert end_ids(model.parent, model.with_name("tokenizer.json")) == frozenset()
+
+
 def test_a_tokenizer_of_another_model(llama_optimum: Path, tmp_path: Path) -> None:
     model = words(copied(llama_optimum, tmp_path), 999)
     with pytest.raises(CalibrationError, match="token id 998 is outside"):
