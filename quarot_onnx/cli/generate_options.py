@@ -21,7 +21,9 @@ class GenerateOptions:
     ] = None
     prompt_file: Annotated[
         list[Path] | None,
-        Option(metavar="FILE", help="The same from a UTF-8 file, without its last line end; - for standard input."),
+        Option(
+            metavar="FILE", help="The same from a UTF-8 file, all of it but its last line end; - for standard input."
+        ),
     ] = None
     chat: Annotated[
         bool, Option("--chat", help="The prompt is a user's turn, written as the model's chat template says.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quarot_onnx.calibration.bos import Bos
-from quarot_onnx.calibration.text_files import decoded, read_text
+from quarot_onnx.calibration.text_files import decoded, file_text
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli.console import notes, print_json, remark
 from quarot_onnx.cli.generate_options import GenerateOptions
@@ -100,13 +100,12 @@ def _prompts(options: GenerateOptions) -> list[str]:
 
 
 def _prompt_of(file: Path) -> str:
-    """The prompt in a file, without the line end that editors put at its end."""
-    if file != _STDIN:
-        text = read_text(file)
-    else:
-        text = decoded(sys.stdin.buffer.read(), "on standard input")
-        if not text.strip():
-            raise CalibrationError("standard input is empty: pipe a prompt into it, or give --prompt TEXT")
+    """The prompt in a file, as it is whatever its name, without the line end that editors put at its end."""
+    piped = file == _STDIN
+    text = decoded(sys.stdin.buffer.read(), "on standard input") if piped else file_text(file)
+    if not text.strip():
+        what, way = ("standard input", "pipe a prompt into it") if piped else (f"the text {file}", "write one into it")
+        raise CalibrationError(f"{what} is empty: {way}, or give --prompt TEXT")
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -73,6 +73,16 @@ def test_every_prompt_is_a_run_of_its_own(
     assert told == ["[1/4] one", "[2/4] two", "[3/4] Grüße an alle", "[4/4] from a pipe"]
 
 
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.ndjson", "prompts.json"])
+def test_a_prompt_file_is_one_prompt_whatever_its_name(name: str, shell: Shell, model: Path, tmp_path: Path) -> None:
+    content = '{"text": "one"}\n{"text": "two"}'
+    (tmp_path / name).write_bytes(f"\ufeff{content}\r\n".encode())
+    (run,) = shell.ok("generate", model, "--prompt-file", tmp_path / name, *FEW, "--json").json["runs"]
+    assert run["prompt"] == content
+    (tmp_path / name).write_bytes(b'{"text": "caf\xe9"}')
+    assert f"{name} is not UTF-8 (byte 13)" in shell.fails("generate", model, "--prompt-file", tmp_path / name)
+
+
 def test_sampling(shell: Shell, model: Path) -> None:
     def said(*options: object) -> dict:
         return shell.ok("generate", model, "--prompt", "one", "--prompt", "one", *FEW, "--json", *options).json
@@ -124,6 +134,7 @@ def test_what_an_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPat
         (("--prompt", "a", "--max-new-tokens", 127), "ask for 126 or fewer"),
         (("--prompt", "a", "--bos-id", 999), "token id 999 is outside"),
         (("--prompt-file", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--prompt-file", "/dev/null"), "the text /dev/null is empty: write one into it, or give --prompt TEXT"),
         (("--prompt", "a", "--tokenizer", "nowhere"), "no tokenizer at nowhere"),
     ],
 )
