@@ -94,6 +94,10 @@ class ModelQuantizer:
                 f"{prefix.name}: form=npz is a file beside the model, and without model_output there is none: name a "
                 "file to write, or keep the prefix in the graph (form='graph')"
             )
+        if not isinstance(check, Check | None):
+            raise ConfigError(f"check is a {type(check).__name__}; pass a Check, or None to go without one")
+        if not isinstance(memory, Memory):
+            raise ConfigError(f"memory is a {type(memory).__name__}; pass a Memory")
         with tempfile.TemporaryDirectory(prefix="quarot-") as name:
             scratch = Path(name)
             source = _as_file(model_input, scratch)

@@ -258,6 +258,14 @@ def test_an_output_that_is_no_path_is_refused_before_any_work(source: Path) -> N
         ModelQuantizer(QConfig(W8)).quantize_model(source, 3)  # type: ignore[arg-type]
 
 
+def test_settings_of_other_types_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:
+    quantizer = ModelQuantizer(QConfig(PER_TOKEN))
+    with pytest.raises(ConfigError, match="check is a bool; pass a Check, or None"):
+        quantizer.quantize_model(source, tmp_path / "out.onnx", check=False)
+    with pytest.raises(ConfigError, match="memory is a str; pass a Memory"):
+        quantizer.quantize_model(source, tmp_path / "out.onnx", memory="8GB")
+
+
 def test_incomplete_models_in_memory_are_refused() -> None:
     with pytest.raises(ModelError, match="without nodes"):
         ModelQuantizer(QConfig(W8)).quantize_model(onnx.ModelProto())

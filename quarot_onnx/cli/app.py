@@ -218,14 +218,14 @@ def compare(
     first, second = opt.model_file(original), opt.model_file(quantized)
     chosen = opt.bos_choice(bos, bos_id)
     from quarot_onnx.calibration.bos import Bos  # noqa: PLC0415
-    from quarot_onnx.cli.comparing import run  # noqa: PLC0415
+    from quarot_onnx.cli.comparing import limits_of, run  # noqa: PLC0415
     from quarot_onnx.evaluation.check import Check  # noqa: PLC0415
-    from quarot_onnx.evaluation.fidelity import Limits, require  # noqa: PLC0415
+    from quarot_onnx.evaluation.fidelity import require  # noqa: PLC0415
     from quarot_onnx.evaluation.report import fidelity_record  # noqa: PLC0415
     from quarot_onnx.piecewise.memory import Memory  # noqa: PLC0415
 
-    limits = Limits(max_kl, max_ppl_ratio)
-    check = Check(tokens, text, text_key, tokenizer, Bos.of(chosen), limits)
+    limits = limits_of(max_kl, max_ppl_ratio)
+    check = Check(tokens=tokens, text=text, text_key=text_key, tokenizer=tokenizer, bos=Bos.of(chosen), limits=limits)
     with provider_of(provider, provider_option):
         result = run(first, second, check, threads, Memory.of(max_memory, by_stages))
         content = fidelity_record(result)

@@ -9,6 +9,7 @@ from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli.calibrating import Asking, needs_text, reader_of
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.comparing import limits_of
 from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.scheduling import quiet_scheduler
@@ -17,7 +18,6 @@ from quarot_onnx.cli.typed import typed_keys
 from quarot_onnx.config.kernels import widened
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check
-from quarot_onnx.evaluation.fidelity import Limits
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, parse_lengths
 from quarot_onnx.piecewise.memory import Memory
@@ -104,19 +104,20 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
     Raises:
         ConfigError: Options of the check beside --no-check.
     """
-    limits = Limits(options.max_kl, options.max_ppl_ratio)
+    limits = limits_of(options.max_kl, options.max_ppl_ratio)
     if not options.check:
         for name in ("check_tokens", "check_text", "max_kl", "max_ppl_ratio"):
             if getattr(options, name) is not None:
                 raise ConfigError(f"--{name.replace('_', '-')} contradicts --no-check; leave out one of them")
         return None
     text = options.check_text
-    default = Check(
+    tokens = {} if options.check_tokens is None else {"tokens": options.check_tokens}
+    return Check(
         text=text,
         # A key that was given for the calibration text goes for a text of the same kind.
         text_key=calibration.text_key if text is not None and is_json_lines(text) else None,
         tokenizer=calibration.tokenizer,
         bos=Bos.of(calibration.bos),
         limits=limits,
+        **tokens,
     )
-    return default if options.check_tokens is None else replace(default, tokens=options.check_tokens)

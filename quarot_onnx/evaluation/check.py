@@ -3,15 +3,17 @@
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import onnx_ir as ir
+from pydantic import Field, PlainValidator
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.readers import DataReader, TextReader
 from quarot_onnx.calibration.text import Bos
+from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import CalibrationError, InputError, ModelError
 from quarot_onnx.evaluation.equivalence import is_decoder
 from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, Reference, measure, reference, require
@@ -21,8 +23,18 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model
 
 
-@dataclass(frozen=True)
-class Check:
+def _bos(value: object) -> int | Bos:
+    """A BOS as ``choose_bos`` takes it."""
+    if value is None:
+        return Bos.NONE
+    if isinstance(value, Bos):
+        return value
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("need a token id from 0 on, or a Bos")
+    return Bos.of(value)
+
+
+class Check(Strict):
     """How a quantized model is compared with its original.
 
     Attributes:
@@ -33,13 +45,18 @@ class Check:
             check runs on random ids and takes no perplexity.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         limits: What may be lost; past them nothing is written.
+
+    Raises:
+        ConfigError: A value is of another type or out of range.
     """
 
-    tokens: int = 512
+    positional = ("tokens", "text", "text_key", "tokenizer", "bos", "limits")
+
+    tokens: Annotated[int, Field(ge=1, strict=True)] = 512
     text: Path | None = None
-    text_key: str | None = None
+    text_key: Annotated[str, Field(strict=True)] | None = None
     tokenizer: Path | None = None
-    bos: int | Bos = Bos.AUTO
+    bos: Annotated[int | Bos, PlainValidator(_bos)] = Bos.AUTO
     limits: Limits = NO_LIMITS
 
     @property

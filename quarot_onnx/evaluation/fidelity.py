@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import Field
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.kept import Kept, kept
@@ -35,18 +37,24 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model, opened
 from quarot_onnx.processor import EXACT_PRODUCTS
 
+_Limit = Annotated[float, Field(ge=0, strict=True)] | None
 
-@dataclass(frozen=True)
-class Limits:
+
+class Limits(Strict):
     """What a quantized model may lose; None for no limit.
 
     Attributes:
         max_kl: Of the KL divergence, in nats.
         max_ppl_ratio: Of the perplexity's ratio to the original's.
+
+    Raises:
+        ConfigError: A limit is no number, negative, or not finite.
     """
 
-    max_kl: float | None = None
-    max_ppl_ratio: float | None = None
+    positional = ("max_kl", "max_ppl_ratio")
+
+    max_kl: _Limit = None
+    max_ppl_ratio: _Limit = None
 
 
 NO_LIMITS = Limits()

@@ -3,12 +3,14 @@
 import ctypes
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import onnx_ir as ir
+from pydantic import Field, field_validator
 
+from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.io.halves import HALVES
 from quarot_onnx.io.nodes import all_graphs
@@ -21,17 +23,28 @@ _BASE, QUANTIZING = 250 * 10**6, 300 * 10**6
 once; and what quantizing adds, which is texts, tokenizer, and predictions that are compared."""
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Strict):
     """What a run may take, and how it runs models.
 
     Attributes:
         limit: Bytes; None for what the machine has available when it is asked.
         by_stages: Whether models are run piece by piece; None where they would not fit otherwise.
+
+    Raises:
+        ConfigError: The limit is no number of bytes.
     """
 
-    limit: int | None = None
-    by_stages: bool | None = None
+    positional = ("limit", "by_stages")
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    by_stages: Annotated[bool, Field(strict=True)] | None = None
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _of_bytes(cls, value: object) -> object:
+        if isinstance(value, bool | str):
+            raise ValueError("need a number of bytes, or None; Memory.of reads words such as '8GB'")  # noqa: TRY004 - becomes a ConfigError
+        return value
 
     @property
     def bytes(self) -> int | None:
@@ -99,7 +112,7 @@ class Memory:
             size = 0
         if size < 1:
             raise ConfigError(f"--max-memory {words!r} is no size: give bytes, or a number with MB, GB, MiB or GiB")
-        return cls(size, by_stages)
+        return cls(limit=size, by_stages=by_stages)
 
 
 WHOLE = Memory(by_stages=False)

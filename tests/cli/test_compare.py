@@ -89,6 +89,13 @@ def test_no_check_and_a_check(option: tuple[str, object], shell: Shell, model: P
     assert f"{option[0]} contradicts --no-check" in message
 
 
+@pytest.mark.parametrize("option", ["--max-kl", "--max-ppl-ratio"])
+def test_a_limit_that_is_none(option: str, shell: Shell, model: Path, tmp_path: Path) -> None:
+    for command in (("compare", model, model), ("quantize", model, tmp_path / "q.onnx")):
+        assert f"{option} inf is no limit: give a finite number" in shell.fails(*command, option, "inf")
+        assert f"Invalid value for '{option}'" in shell.fails(*command, option, "nan")
+
+
 def test_limits_without_a_tokenizer(shell: Shell, model: Path, tmp_path: Path) -> None:
     (model.parent / "tokenizer.json").unlink()
     message = shell.fails("quantize", model, tmp_path / "q.onnx", "--max-ppl-ratio", 1.1)
