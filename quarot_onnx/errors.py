@@ -8,6 +8,7 @@
     │   │   └── FeedError          an input of the graph that no rule can feed
     │   ├── ConfigError            a config file, a key in it, an option
     │   ├── CalibrationError       calibration or evaluation data, a tokenizer
+    │   │   └── ShortTextError     a text with fewer tokens than are asked for
     │   ├── OutputError            the place where the result should go
     │   ├── MissingPackageError    an optional package that the task needs
     │   └── ClusterError           other machines that were to help: a scheduler, its workers, what they share
@@ -58,6 +59,23 @@ class ConfigError(InputError):
 
 class CalibrationError(InputError):
     """Calibration or evaluation data do not fit the model."""
+
+
+class ShortTextError(CalibrationError):
+    """A text holds fewer tokens than are asked for.
+
+    Attributes:
+        reason: How many, without the way out.
+    """
+
+    def __init__(self, reason: str, way_out: str) -> None:
+        """Compose the message; what the way out is depends on who asked."""
+        super().__init__(f"{reason}: {way_out}")
+        self.reason, self._way_out = reason, way_out
+
+    def __reduce__(self) -> tuple[type["ShortTextError"], tuple[str, str]]:
+        """Of another process it comes as it was."""
+        return type(self), (self.reason, self._way_out)
 
 
 class OutputError(InputError):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 from quarot_onnx.calibration.bos import Bos, BosChoice, choose_bos, find_bos, resolve_bos
 from quarot_onnx.calibration.text_files import read_text
 from quarot_onnx.calibration.tokenizer import load_tokenizer, token_ids, tokenizer_file
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, ShortTextError
 
 __all__ = [
     "Bos",
@@ -105,7 +105,8 @@ def windows(
         ``[count, length]``.
 
     Raises:
-        CalibrationError: Too little text, one that holds what is no character, an id outside the vocabulary, or a
+        ShortTextError: Too little text.
+        CalibrationError: A text that holds what is no character, an id outside the vocabulary, or a
             length that leaves no room for text.
     """
     taken = length - (bos_id is not None)
@@ -123,8 +124,9 @@ def windows(
         fewer = f"{len(found)} window{'s' if len(found) > 1 else ''}" if found else "shorter windows"
         needs = f"1 window of {length} needs" if wanted <= 1 else f"{wanted} windows of {length} need"
         there = ids.size if bos_id is None else np.count_nonzero(ids != bos_id)
-        raise CalibrationError(
-            f"{needs} {max(wanted, 1) * taken} tokens of text, there are {there}: ask for {fewer}, or give more text"
+        raise ShortTextError(
+            f"{needs} {max(wanted, 1) * taken} tokens of text, there are {there}",
+            f"ask for {fewer}, or give more text",
         )
     cut = np.stack(found)
     check_vocabulary(cut, vocab_size, tokenizer)
@@ -156,5 +158,5 @@ def check_vocabulary(ids: TokenIds, vocab_size: int | None, tokenizer: Tokenizer
         size = f" (the tokenizer has {tokenizer.get_vocab_size()})" if tokenizer is not None else ""
         raise CalibrationError(
             f"token id {int(wrong[0])} is outside the model's vocabulary of {vocab_size}{size}: "
-            "use the tokenizer that belongs to the model"
+            "use the tokenizer that belongs to the model, and ids that it has"
         )

@@ -83,6 +83,9 @@ def inspect(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="For --sinks. Default: beside the model.")
     ] = None,
+    text_key: opt.TextKey = None,
+    bos: opt.UseBos = None,
+    bos_id: opt.BosId = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -91,16 +94,21 @@ def inspect(
     from quarot_onnx.cli.inspecting import inspect_model  # noqa: PLC0415
 
     source = opt.tokenizer_path(tokenizer, path) if sinks else None
-    if not sinks and (text is not None or tokenizer is not None):
-        raise ConfigError("--text and --tokenizer are read for --sinks alone; add it, or leave them out")
+    given = {"--text": text, "--tokenizer": tokenizer, "--text-key": text_key, "--bos-id": bos_id}
+    given["--bos" if bos else "--no-bos"] = bos
+    needless = [option for option, value in given.items() if value is not None]
+    if needless and not sinks:
+        raise ConfigError(f"{needless[0]} is read for --sinks alone; add it, or leave {needless[0]} out")
+    before = opt.bos_choice(bos, bos_id)
     content = inspect_model(path, rotation_config, write_config, split_cache=split_cache, overwrite=overwrite)
     if source is not None:
         if "quantized" in content:
             raise ConfigError(f"--sinks looks at float activations, and {path} is quantized: inspect the original")
-        from quarot_onnx.cli.sinks import find_sinks  # noqa: PLC0415
+        from quarot_onnx.calibration.bos import Bos  # noqa: PLC0415
+        from quarot_onnx.cli.sinks import SinkText, find_sinks  # noqa: PLC0415
 
         with bars(quiet=as_json) as progress:
-            content["sinks"] = find_sinks(path, text, source, progress)
+            content["sinks"] = find_sinks(path, SinkText(source, text, text_key, Bos.of(before)), progress)
     print_json(content) if as_json else render.inspection(content)
 
 

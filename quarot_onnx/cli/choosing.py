@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.quantize_options import QuantizeOptions
@@ -144,7 +145,8 @@ def _from_scheme(question: Question) -> Chosen:
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
         beside = key in _BESIDE_8_BITS or key.partition(".")[0] not in _OF_BITS or data.get(key) == item.value
         if plain and not beside:
-            raise ConfigError(f"{item.words} goes with numbers of bits: add --w-bits or --weights, or leave it out")
+            way = _to_bits(data, words, named=options.scheme is not None or by_recipe is not None)
+            raise ConfigError(f"{item.words} goes with numbers of bits: {way}, or leave it out")
     sites = question.survey.sites if plain else question.survey.rotatable()
     if not plain and not sites.head:
         data["lm_head"] = Precision.FLOAT
@@ -153,6 +155,22 @@ def _from_scheme(question: Question) -> Chosen:
     recipe = parse(merged(_rotating(question), data, rotates=rotates), wording, None)
     refuse_contradictions(recipe, wording)
     return _carried_out(question, recipe, Parts.of(sites), recipe.rotation, wording)
+
+
+def _to_bits(data: Mapping[str, Any], words: str, *, named: bool) -> str:
+    """How to come from a scheme of plain 8 bits to what goes with numbers of bits.
+
+    Args:
+        data: The scheme's.
+        words: How it was named, if it was.
+        named: Whether it was.
+    """
+    if has_fixed_scales(data):
+        return "add --weights"
+    if not named:
+        return "add --w-bits or --weights"
+    bits = {"--w-bits": data["weights"]["bits"], "--a-bits": data.get("activations", {}).get("bits")}
+    return f"give {' '.join(f'{flag} {count}' for flag, count in bits.items() if count)} in place of {words}"
 
 
 def _rotating(question: Question) -> dict[str, Typed]:

@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
+from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.cli.bounding import tell_of_limit
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, Limits, measure, reference
+from quarot_onnx.evaluation.sides import require_one_vocabulary
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 
@@ -35,13 +37,16 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None, memo
         memory: How the models are run.
 
     Raises:
-        InputError: A model cannot be run, or text and tokenizer do not fit.
-        VerificationError: The quantized model's logits are not finite, or of another shape.
+        InputError: A model cannot be run, text and tokenizer do not fit, or the two have different vocabularies.
+        VerificationError: The quantized model's logits are not finite.
     """
     tell_of_limit(memory, original, quantized)
     model = model_io.load(quantized)
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)
     material = material_for(check, original.absolute(), model_io.load(original), None, held)
+    inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim, folder=quantized.parent)
+    if inputs.vocab_size is not None and material.inputs.vocab_size is not None:
+        require_one_vocabulary((original, material.inputs.vocab_size), (quantized, inputs.vocab_size))
     with reference(original, material, threads, memory=memory) as logits:
         return measure(logits, quantized, model=model, limits=check.limits, threads=threads, lead=lead, memory=memory)

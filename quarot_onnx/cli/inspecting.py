@@ -13,6 +13,8 @@ from quarot_onnx.sites.feasible import feasible
 from quarot_onnx.sites.integer_caches import without_sites
 from quarot_onnx.sites.model import Kind
 
+CONFIG_FILE = "rotation_config.json"
+
 
 def inspect_model(
     path: Path,
@@ -42,7 +44,7 @@ def inspect_model(
     if config_out is not None:
         companions = companion_files(path.absolute().parent, exclude=())
         protected = [*model_io.input_files(model), *companions]
-        check_targets([config_out.absolute()], protected=protected, overwrite=True)
+        check_targets([config_out.absolute()], protected=protected, overwrite=True, usual=CONFIG_FILE)
     if rotation_config is None and config_out is None and is_quantized(model.graph):
         return quantized_record(model) | {"model": str(path), "recipe": recorded(model)}
     survey, blocks = Survey(model), dict[Kind, int]()

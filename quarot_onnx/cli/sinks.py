@@ -1,9 +1,12 @@
 """``inspect --sinks``: which tokens of a text are outliers, and what a prefix would save."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.tokenizer import load_tokenizer
+from quarot_onnx.errors import ShortTextError
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
@@ -13,13 +16,29 @@ from quarot_onnx.progress import PhaseProgress, of_phase
 _LONGEST, _WINDOWS, _SHOWN = 4, 16, 6
 
 
-def find_sinks(path: Path, text: Path | None, tokenizer: Path, progress: PhaseProgress) -> list[dict[str, object]]:
+@dataclass(frozen=True)
+class SinkText:
+    """The text that outliers are looked for in.
+
+    Attributes:
+        tokenizer: A tokenizer.json.
+        file: Its file; None for the default one.
+        key: Its key in JSON lines.
+        bos: What stands before every window.
+    """
+
+    tokenizer: Path
+    file: Path | None = None
+    key: str | None = None
+    bos: int | Bos = Bos.AUTO
+
+
+def find_sinks(path: Path, text: SinkText, progress: PhaseProgress) -> list[dict[str, object]]:
     """The prefixes that were tried, the best of each length.
 
     Args:
         path: The float model.
-        text: A text; None for the default one.
-        tokenizer: Its tokenizer.
+        text: The text.
         progress: Called after every prefix.
 
     Returns:
@@ -30,7 +49,10 @@ def find_sinks(path: Path, text: Path | None, tokenizer: Path, progress: PhasePr
     Raises:
         InputError: The model takes no text, or text and tokenizer do not fit.
     """
-    reader = TextReader(path, text, tokenizer, samples=_WINDOWS)
+    try:
+        reader = TextReader(path, text.file, text.tokenizer, samples=_WINDOWS, bos=text.bos, text_key=text.key)
+    except ShortTextError as error:
+        raise ShortTextError(error.reason, "give more text (--text)") from error
     model, words = model_io.load(path), load_tokenizer(reader.tokenizer_path)
     names = [linear.input.name or "" for linear in linears(model.graph)]
     sinks = Sinks(model, reader.inputs, names, [reader.token_windows], memory=Memory())

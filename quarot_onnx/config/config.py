@@ -165,8 +165,10 @@ class QConfig(WithoutPresets):
         found = self.resolved_format
         if self.low_bit or self.output_format is not None:
             refuse_misfits(self._placed(), found, named=self.output_format is not None)
-        if self.accuracy_level is not None and (level := level_misfit(found)):
-            raise ValueError(f"accuracy_level={self.accuracy_level}: {level}")
+        if self.accuracy_level is not None:
+            quantized = self.global_config is not None and self.global_config.activation is not None
+            if level := level_misfit(found, quantized=quantized):
+                raise ValueError(f"accuracy_level={self.accuracy_level}: {level}")
 
     def _placed(self) -> list[Placed]:
         return placed(self.global_config, self.specific_layer_config, self.layer_type_config, self.op_types_to_quantize)

@@ -188,10 +188,18 @@ def _is_int4_beside_fixed(weight: QTensorConfig, activation: QTensorConfig | Non
     return weight.bits == 4 and activation is not None and activation.has_fixed_scale
 
 
-def level_misfit(output_format: OutputFormat) -> Misfit | None:
-    """Why a format has no accuracy level; None where it has."""
+def level_misfit(output_format: OutputFormat, *, quantized: bool) -> Misfit | None:
+    """Why a format has no accuracy level; None where it has.
+
+    Args:
+        output_format: The format.
+        quantized: Whether it holds quantized activations.
+    """
     if output_format is OutputFormat.NBITS:
         return None
+    if quantized:
+        why = f"only nbits has it, which leaves activations in float, not {output_format}"
+        return Misfit("accuracy_level", why, (("activations.bits", 16),))
     return Misfit("accuracy_level", f"only nbits has it, not {output_format}", (_format(OutputFormat.NBITS),))
 
 

@@ -30,6 +30,7 @@ from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.kept import Kept, kept
 from quarot_onnx.evaluation.material import Material
 from quarot_onnx.evaluation.outputs import windows_outputs
+from quarot_onnx.evaluation.sides import require_one_vocabulary
 from quarot_onnx.evaluation.sums import Sums
 from quarot_onnx.graph.saturation import saturating_here
 from quarot_onnx.io import model_io
@@ -226,8 +227,8 @@ def measure(
         memory: How the quantized model is run; None: whole where it fits into what the machine has.
 
     Raises:
-        ModelError: The quantized model cannot be run.
-        VerificationError: Its logits are not finite, or of another shape.
+        ModelError: The quantized model cannot be run, or has another vocabulary.
+        VerificationError: Its logits are not finite.
     """
     material = original.material
     model = model_io.load(quantized) if model is None else model
@@ -241,10 +242,7 @@ def measure(
     sums = Sums(ids, steps)
     opening = partial(opened, quantized, memory or Memory(), threads=threads)
     for number, rows in enumerate(_windows(opening(), quantized, inputs, material, before)):
-        if rows.shape[1] != original.vocab:
-            raise VerificationError(
-                f"the quantized model has a vocabulary of {rows.shape[1]}, the original one of {original.vocab}"
-            )
+        require_one_vocabulary(("the quantized model", rows.shape[1]), ("the original", original.vocab))
         if not np.isfinite(rows).all():
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
         sums.add(number, original.windows.take()[held:], rows)

@@ -18,7 +18,7 @@ from quarot_onnx.calibration.text import (
     tokenizer_file,
     windows,
 )
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, ShortTextError
 
 WINDOW = 256
 """Tokens of a window, at most."""
@@ -128,12 +128,15 @@ def text_material(
         )
     else:
         source, origin = default_text()[-_CHARACTERS_PER_TOKEN * needed :], _DOCUMENTATION
-    ids = windows(
-        source,
-        load_tokenizer(path),
-        length=shape.length,
-        count=shape.windows,
-        bos_id=bos_id,
-        vocab_size=inputs.vocab_size,
-    )
+    try:
+        ids = windows(
+            source,
+            load_tokenizer(path),
+            length=shape.length,
+            count=shape.windows,
+            bos_id=bos_id,
+            vocab_size=inputs.vocab_size,
+        )
+    except ShortTextError as error:  # what is asked for is a number of tokens
+        raise ShortTextError(error.reason, "compare on fewer tokens, or give more text") from error
     return Material(inputs, ids, origin, shape.decode_steps)

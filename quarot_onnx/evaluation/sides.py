@@ -197,6 +197,23 @@ def _on_feeds(pairing: Pairing, first: Sequence[Feeds], second: Sequence[Feeds])
     )
 
 
+def require_one_vocabulary(a: tuple[str | Path, int | None], b: tuple[str | Path, int | None]) -> None:
+    """Refuse two models that predict different tokens.
+
+    Args:
+        a: The file of one, and its vocabulary, where that is known.
+        b: The other's.
+
+    Raises:
+        ModelError: Their vocabularies are different.
+    """
+    if a[1] != b[1]:
+        raise ModelError(
+            f"{a[0]} has a vocabulary of {a[1]} and {b[0]} one of {b[1]}: these are different models; compare a model "
+            "with what was made of it"
+        )
+
+
 def alike(
     path_a: str | Path, path_b: str | Path, models: tuple[ir.Model, ir.Model], *, known: bool
 ) -> tuple[ComparedDecoder, ComparedDecoder]:
@@ -215,9 +232,5 @@ def alike(
     a = ComparedDecoder.read(path_a, models[0], known=known)
     # A graph may leave its cache's head_dim to a config file, which only the original has beside it.
     b = ComparedDecoder.read(path_b, models[1], head_dim=a.inputs.head_dim, known=known)
-    if a.inputs.vocab_size != b.inputs.vocab_size:
-        raise ModelError(
-            f"{path_a} has a vocabulary of {a.inputs.vocab_size} and {path_b} one of {b.inputs.vocab_size}: "
-            "these are different models"
-        )
+    require_one_vocabulary((path_a, a.inputs.vocab_size), (path_b, b.inputs.vocab_size))
     return a, b

@@ -109,24 +109,28 @@ def _prefix(target: Path) -> str:
     return f"{_SCRATCH}{target.name[:_LONGEST]}-"
 
 
-def check_targets(targets: Iterable[Path], *, protected: Iterable[Path], overwrite: bool) -> None:
+def check_targets(
+    targets: Iterable[Path], *, protected: Iterable[Path], overwrite: bool, usual: str = "model.onnx"
+) -> None:
     """Refuse targets that cannot or must not be written, before anything is.
 
     Args:
         targets: The files to be written, absolute.
         protected: Files that must survive; compared resolved, and through hard links.
         overwrite: Whether existing targets may be replaced.
+        usual: What a file such as the first is called.
 
     Raises:
         OutputError: Naming the first target at fault.
     """
     protected = list(protected)
-    for target in targets:
+    for number, target in enumerate(targets):
         for original in protected:
             if same_file(target, original):
                 raise OutputError(f"output {target} would overwrite the input {original}; choose another output path")
         if target.is_dir():
-            raise OutputError(f"output {target} is a folder; name a file in it, such as {target / 'model.onnx'}")
+            way = f"name a file in it, such as {target / usual}" if not number else "move it, or write elsewhere"
+            raise OutputError(f"output {target} is a folder; {way}")
         if target.exists() and not overwrite:
             raise OutputError(f"output {target} exists and overwriting is off; choose another path or remove it")
         parent = nearest_existing(target.parent)

@@ -134,8 +134,10 @@ def _format(recipe: Recipe, say: Wording) -> Iterator[str]:
         for name, found in parts.items():
             if found is not None and getattr(recipe, name) is Precision.INT4:
                 yield say.refused(replace(found, key=name, ways=((name, "int8"),)))
-    if recipe.accuracy_level is not None and (level := level_misfit(named or chosen(layer))) is not None:
-        yield say.refused(level)
+    if recipe.accuracy_level is not None:
+        level = level_misfit(named or chosen(layer), quantized=layer.activation is not None)
+        if level is not None:
+            yield say.refused(level)
 
 
 def _down(recipe: Recipe, say: Wording) -> Iterator[str]:

@@ -170,7 +170,10 @@ def find_prefix(
     if not after.ids or before.bits - after.bits < WORTH:
         if asked.form is PrefixForm.AUTO:
             return None, (f"no sink prefix: no token stands out ({_worst(before)})",)
-        raise ConfigError(f"{asked.name}: no token stands out ({_worst(before)}); leave it out, or name tokens (ids)")
+        raise ConfigError(
+            f"{asked.name}: no token stands out ({_worst(before)}); leave it out, or name tokens (--prefix-ids; ids in "
+            "Python and recipes)"
+        )
     note = (
         f"sink prefix {list(after.ids)}: without it {_worst(before)} and outliers in {before.pieces} pieces of text, "
         f"behind it {_worst(after)} and {after.pieces}"

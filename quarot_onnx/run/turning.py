@@ -76,8 +76,8 @@ def rotate_in_place(
     earlier = recorded(model)
     if earlier is not None and is_rotated(earlier):
         raise ModelError(
-            f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one without "
-            "rotation (no QuarotConfig in algo_config)"
+            f"the model is already rotated ({summary(earlier)}); start from the original, or quantize this one, which "
+            "rotates nothing anew"
         )
     sites, request, notes = sites_and_request(survey, config, default, needless)
     if not sites.layers and not sites.online_pairs:

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import tiny_decoders as tiny
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from quarot_onnx.calibration import text
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, ShortTextError
 
 
 @pytest.fixture
@@ -203,3 +204,10 @@ def test_a_text_of_few_tokens_is_read_on(folder):
 def test_what_is_no_character():
     with pytest.raises(CalibrationError, match=r"^the text is not UTF-8 \(byte 0xe9 behind 'w3 '\): convert it first"):
         text.windows("w3 \udce9", tiny.tokenizer(), length=1, count=1)
+
+
+def test_an_error_of_a_short_text_goes_between_processes():
+    with pytest.raises(ShortTextError, match="needs 2 tokens of text, there are 1: ask for") as raised:
+        text.windows([1], length=2, count=1)
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (type(again), str(again), again.reason) == (ShortTextError, str(raised.value), raised.value.reason)

@@ -258,7 +258,7 @@ def test_a_seed_that_does_nothing_is_told(
         ("--w-bits 4 --a-asym", "--a-asym: activations stay in float", "--a-bits 8"),
         ("--w-bits 4 --a-clip-ratio 0.9", "--a-clip-ratio 0.9: activations stay in float", "--a-bits 8"),
         ("--w-bits 4 --a-bits 8 --a-asym --format w4a8", "--a-asym: w4a8 has symmetric", "--format fake"),
-        ("--w-bits 4 --a-bits 8 --accuracy-level 4", "--accuracy-level 4: only nbits", "--format nbits"),
+        ("--w-bits 4 --a-bits 8 --accuracy-level 4", "--accuracy-level 4: only nbits", "--a-bits 16"),
         ("--w-bits 4 --format w4a8", "--format w4a8: w4a8 needs 8-bit activations", "--a-bits 8"),
         ("--w-bits 8 --int8-down-proj", "--int8-down-proj: all Linears have 8 bits", "leave it out"),
         ("--w-rtn --weights gptq", "--w-rtn is rtn and contradicts --weights gptq", "leave out one"),

@@ -231,7 +231,10 @@ def test_two_models_with_different_prefixes_are_not_compared(planted: Path, tmp_
         (("--prefix", "graf"), "--prefix"),
         (("--prefix", "none", "--prefix-ids", "1"), "form=none contradicts ids"),
         (("--prefix", "graph", "--prefix-ids", "1;2"), "numbers with commas between them"),
-        (("--prefix", "graph", "--prefix-ids", "9999"), "token id 9999 is outside the model's vocabulary of 264"),
+        (
+            ("--prefix", "graph", "--prefix-ids", "9999"),
+            "outside the model's vocabulary of 264: use the tokenizer that belongs to the model, and ids that it has",
+        ),
         (("--prefix", "graph", "--prefix-ids", ",".join(["1"] * 200)), "a prefix of 200 tokens leaves nothing"),
     ],
     ids=str,
@@ -252,7 +255,9 @@ def test_auto_does_without_where_there_is_nothing_to_gain(shell: Shell, tmp_path
     quiet = shell.ok("quantize", source, tmp_path / "s.onnx", *static, "--prefix", "auto")
     assert "no sink prefix: no token stands out (peaks up to" in quiet.err
     assert prefix_of(recorded(model_io.load(tmp_path / "s.onnx"))) is None
-    assert "no token stands out" in shell.fails("quantize", source, tmp_path / "x.onnx", *static, "--prefix", "graph")
+    line = shell.fails("quantize", source, tmp_path / "x.onnx", *static, "--prefix", "graph")
+    assert "no token stands out (peaks up to" in line
+    assert line.endswith("; leave it out, or name tokens (--prefix-ids; ids in Python and recipes)")
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -287,7 +292,7 @@ def test_inspect_shows_the_sinks(planted: Path, shell: Shell, tmp_path: Path) ->
     assert [entry["prefix"] for entry in found] == [[], [SINK]]
     assert found[0]["outliers"][0][0] == "<s>"
     assert found[0]["bits"] > found[1]["bits"]
-    assert "add it, or leave them out" in shell.fails("inspect", planted, "--text", text)
+    assert "--text is read for --sinks alone; add it, or" in shell.fails("inspect", planted, "--text", text)
     shell.ok("quantize", planted, tmp_path / "q.onnx", "--scheme", "w8", "--no-check")
     assert "--sinks looks at float activations" in shell.fails("inspect", tmp_path / "q.onnx", "--sinks")
 

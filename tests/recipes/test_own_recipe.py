@@ -226,7 +226,7 @@ STATIC = {"bits": 8, "granularity": "tensor"}
             "token",
         ),
         ({"weights": FOUR, "activations": {"bits": 8, "granularity": "channel"}}, "granularity", "token or tensor"),
-        ({"weights": FOUR, "activations": EIGHT, "accuracy_level": 4}, "accuracy_level", "format: nbits"),
+        ({"weights": FOUR, "activations": EIGHT, "accuracy_level": 4}, "accuracy_level", "activations.bits: 16"),
         ({"weights": FOUR, "format": "fake", "accuracy_level": 4}, "accuracy_level", "format: nbits"),
         ({"weights": FOUR, "format": "w4a8"}, "format: w4a8 needs 8-bit activations", "activations.bits: 8"),
         ({"weights": EIGHT, "activations": EIGHT, "format": "w4a8"}, "format: w4a8", "format: w8"),

@@ -242,9 +242,9 @@ def test_accuracy_levels(level):
         (
             W4A8,
             4,
-            "accuracy_level=4: only nbits has it, not w4a8; use output_format='nbits', or leave out accuracy_level",
+            "accuracy_level=4: only nbits has it, .* float, not w4a8; use activation=None, or leave out accuracy_level",
         ),
-        (W8, 0, "accuracy_level=0: only nbits has it, not qdq"),
+        (W8, 0, "accuracy_level=0: only nbits has it, not qdq; use output_format='nbits', or leave out"),
         (W4, 5, "accuracy_level=5: .*less than or equal to 4"),
         (W4, True, "accuracy_level=True"),
     ],
