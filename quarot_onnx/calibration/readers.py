@@ -25,7 +25,7 @@ from quarot_onnx.calibration.text import (
     windows,
 )
 from quarot_onnx.calibration.token_reader import IndexedReader, TokenReader
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.errors import CalibrationError, ShortTextError
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import Progress
 
@@ -42,6 +42,10 @@ __all__ = [
 ]
 
 _REST = 8192  # tokens kept past those that are calibrated on
+_FROM_START = (
+    "windows follow each other from the start of {} and are not from all over it: {}; ask for fewer or shorter ones, "
+    "or give more text"
+)
 
 
 class SampleReader(IndexedReader):
@@ -76,7 +80,8 @@ class TextReader(TokenReader):
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
         decode_steps: See `TokenReader`.
-        spread: Windows from all over the text, where it is long enough; otherwise one after the other from its start.
+        spread: Windows from all over the text, where each of as many parts of it, of one length and without blank
+            stretches, holds one; otherwise one after the other from its start, and a note says so.
         inputs: The model's inputs, where they are known; None to read them from the file.
         memory: See `TokenReader`.
         progress: See `TokenReader`.
@@ -84,7 +89,8 @@ class TextReader(TokenReader):
     Attributes:
         bos: The BOS used, and why.
         bos_id: Its id.
-        notes: What the user should know: windows that are too long for the model, text that is none.
+        notes: What the user should know: windows that are too long for the model, or not from all over the text; text
+            that is none.
         text: The file; None for ``default_text()``.
         of_text: Windows of the text; none where others are given alone.
         spread: Whether these are from all over it.
@@ -125,9 +131,12 @@ class TextReader(TokenReader):
         too_long = position_note(Path(model_path).parent, length)
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
-        taken = None
+        taken, from_start = None, ""
         if spread and count > 0:
-            taken = spread_windows(content, tokenizer, length=length, count=count, bos_id=self.bos_id, more=_REST)
+            try:
+                taken = spread_windows(content, tokenizer, length=length, count=count, bos_id=self.bos_id, more=_REST)
+            except ShortTextError as error:
+                from_start = _FROM_START.format(text or "Python's documentation", error.reason)
         self.spread = taken is not None
         if taken is None:
             ids, cut = tokenize(content, tokenizer, max(count * length, 0) + _REST), np.empty((0, length), np.int64)
@@ -137,7 +146,8 @@ class TextReader(TokenReader):
         cut, self.rest = taken
         check_vocabulary(cut, inputs.vocab_size, tokenizer)
         looks = () if text is None or not len(cut) else running_text_note(cut, tokenizer, str(text))
-        self.notes, self.of_text = (*too_long, *looks), len(cut)
+        self.notes = (*too_long, *([from_start] if from_start else []), *looks)
+        self.of_text = len(cut)
         if more is not None:
             added = more(length)
             if added.shape[1:] != (length,):

@@ -69,7 +69,8 @@ class CalibrationOptions:
         bool | None,
         Option(
             "--calib-spread/--no-calib-spread",
-            help="Windows from all over the text, or one after the other from its start. Default: from all over it.",
+            help="Windows from all over the text, each from a part of its own, or one after the other from its start. "
+            "Default: from all over it, unless a part holds less than a window.",
             rich_help_panel=CALIBRATION,
         ),
         Key("calibration.spread"),

@@ -160,7 +160,8 @@ class Calibration(Strict):
         text_key: The key of the text in JSON lines; None for a plain text, and for ``text`` in .jsonl files.
         tokenizer: A tokenizer.json or the folder that holds one; None for the one beside the model.
         samples: Windows of the text.
-        spread: They are from all over it, where it is long enough; otherwise one after the other from its start.
+        spread: They are from all over it, where each of as many parts of it holds one; otherwise one after the other
+            from its start.
         own: Windows that the model writes itself, beside those of a text that is named; None for as many as ``samples``
             where weights are rounded by statistics, 16 at most beside a text, and for none elsewhere.
         seq_len: Tokens of a window, BOS among them.
