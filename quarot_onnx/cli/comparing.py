@@ -40,11 +40,11 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None, memo
         InputError: A model cannot be run, text and tokenizer do not fit, or the two have different vocabularies.
         VerificationError: The quantized model's logits are not finite.
     """
-    tell_of_limit(memory, original, quantized)
-    model = model_io.load(quantized)
+    float_model, model = model_io.load(original), model_io.load(quantized)
+    tell_of_limit(memory, (float_model, model))
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)
-    material = material_for(check, original.absolute(), model_io.load(original), None, held)
+    material = material_for(check, original.absolute(), float_model, None, held)
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim, folder=quantized.parent)
     if inputs.vocab_size is not None and material.inputs.vocab_size is not None:
         require_one_vocabulary((original, material.inputs.vocab_size), (quantized, inputs.vocab_size))

@@ -14,6 +14,7 @@ from quarot_onnx.cli.console import Bars, bars, notes, print_json, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions, PerplexityOptions, TaskOptions
 from quarot_onnx.cli.scheduling import quiet_scheduler
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import of_phase
 
@@ -33,7 +34,7 @@ def run(options: EvaluateOptions, model: Path) -> None:
     tokenizer = opt.tokenizer_path(options.tokenizer, model)
     bos = Bos.of(opt.bos_choice(options.bos, options.bos_id))
     if options.scheduler is None:  # else it is the workers' memory
-        tell_of_limit(Memory.of(options.max_memory, options.by_stages), model)
+        tell_of_limit(Memory.of(options.max_memory, options.by_stages), map(model_io.load, (model,)))
     evaluate = _perplexity if options.text is not None else _tasks
     with bars(quiet=options.quiet or options.as_json) as progress:
         show = evaluate(options, model, tokenizer, bos, progress)

@@ -24,7 +24,7 @@ def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None
     Raises:
         QuarotError: See ``compare``.
     """
-    tell_of_limit(memory, first, second)
+    tell_of_limit(memory, map(model_io.load, (first, second)))
     given = None if feeds is None else given_feeds(feeds, model_io.load(first))
     try:
         return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed, memory=memory)

@@ -12,6 +12,11 @@ from passed import Asks
 GPTQ = "--weights gptq"
 
 
+@pytest.fixture
+def calibrated(text: Path) -> tuple[object, ...]:
+    return "--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 16
+
+
 @pytest.mark.parametrize(
     ("typed", "way", "followed"),
     [
@@ -29,9 +34,8 @@ GPTQ = "--weights gptq"
     ],
 )
 def test_from_a_scheme_to_numbers_of_bits(
-    typed: str, way: str, followed: str, refused_early: Callable[..., str], asks: Asks, text: Path
+    typed: str, way: str, followed: str, refused_early: Callable[..., str], asks: Asks, calibrated: tuple[object, ...]
 ) -> None:
-    calibrated = ("--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 16)
     assert way in refused_early(*typed.split())
     rounding = asks(*followed.split(), *GPTQ.split(), "--percdamp", 0.1, *calibrated).config.rounding
     assert rounding is not None
@@ -48,10 +52,9 @@ def test_from_a_scheme_to_numbers_of_bits(
     ],
 )
 def test_an_accuracy_level_goes_with_float_activations(
-    typed: str, way: str, followed: str, refused_early: Callable[..., str], asks: Asks, text: Path
+    typed: str, way: str, followed: str, refused_early: Callable[..., str], asks: Asks, calibrated: tuple[object, ...]
 ) -> None:
     level = ("--accuracy-level", 4)
-    calibrated = ("--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 16)
     assert f"; use {way}, or leave it out" in refused_early(*typed.split(), *level)
     assert asks(*followed.split(), *level, *calibrated).config.accuracy_level == 4
 
