@@ -24,6 +24,7 @@ from quarot_onnx import (
     QLayerConfig,
     QuarotConfig,
     SinkPrefixConfig,
+    SmoothQuantConfig,
     UInt8Spec,
 )
 from quarot_onnx.calibration.feeds import ModelInputs
@@ -164,6 +165,30 @@ def test_rules_are_honoured(source: Path, tmp_path: Path) -> None:
     assert len(dequantized) == 14 + 2 * 4 - 1
     graph_names = {node.name for node in written.graph.node}
     assert head in graph_names, "left as it was"
+
+
+class Again(Reader):
+    """The same with a rewind."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._all = list(self._feeds)
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._feeds = iter(self._all)
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("case", ["optimum llama", "genai", "dynamo cache"])
+def test_a_reader_that_cannot_start_over_will_do(case: str, smoothed: bool, tmp_path: Path) -> None:
+    """R2 turns the cache, and so the pasts that a reader gives; the ranges are read from what was turned."""
+    path = exports.EXPORTS[case]()
+    algorithms = [QuarotConfig(), *([SmoothQuantConfig()] if smoothed else [])]
+    config = QConfig(QLayerConfig(UInt8Spec(), UInt8Spec()), algo_config=algorithms)
+    for name, reader in (("once.onnx", Reader(path)), ("again.onnx", Again(path))):
+        ModelQuantizer(config).quantize_model(path, tmp_path / name, reader)
+    assert digest(tmp_path / "once.onnx") == digest(tmp_path / "again.onnx")
 
 
 def test_the_reader_is_asked_for_first(source: Path, tmp_path: Path) -> None:

@@ -25,6 +25,14 @@ class ChangedReader(CheckedReader):
         """What the user should know of what was read; ``wanted`` as for `CheckedReader`."""
         return self._of.notes(wanted)
 
+    def require_sample(self) -> None:
+        """Refuse a reader that has nothing to give; the other one keeps what it reads to find out.
+
+        Raises:
+            CalibrationError: It is empty, or what it gives is no sample.
+        """
+        self._of.require_sample()
+
     def get_next(self) -> Feeds | None:
         """The next feed, changed, or None at the end.
 

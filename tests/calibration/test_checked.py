@@ -99,6 +99,9 @@ def test_a_changed_reader_speaks_for_the_one_that_it_reads() -> None:
     assert reader.notes(3) == once.notes(3) != ()
     with pytest.raises(CalibrationError, match=r"^Mine has no rewind\(\) and has been read already"):
         list(reader)
+    once = ChangedReader(wrap(Mine(FEEDS, FEEDS)), doubled)
+    once.require_sample()
+    assert len(list(once)) == 2, "what was read to find out is given all the same"
     own = SampleReader([FEEDS, FEEDS])
     again = ChangedReader(wrap(own), doubled)
     assert (again.name, again.size, again.bos, again.decode_steps) == ("SampleReader", 2, None, 0)
