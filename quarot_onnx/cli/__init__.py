@@ -6,6 +6,7 @@ Only ``main`` lives here, so that an interrupt during the imports of the rest en
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 
@@ -20,11 +21,16 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
 
 
-def _open_closed_streams() -> None:
-    """Send standard streams that were closed to nowhere; otherwise a model's file would get their descriptor."""
+def _ready_streams() -> None:
+    """Send standard streams that were closed to nowhere; otherwise a model's file would get their descriptor.
+
+    What the encoding of standard output lacks becomes a question mark: that is no reason to end with a traceback.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the end
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def main() -> None:
@@ -32,7 +38,7 @@ def main() -> None:
 
     Exit status: 0 done, 1 a verification failed, 2 bad input, 130 interrupted, 143 terminated.
     """
-    _open_closed_streams()
+    _ready_streams()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         from quarot_onnx.cli.running import run  # noqa: PLC0415 - see above

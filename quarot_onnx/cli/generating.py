@@ -115,9 +115,8 @@ def _short(prompt: str) -> str:
 
 
 def _tell(text: str) -> None:
-    """A piece of text on standard output at once; what its encoding lacks becomes a question mark."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    """A piece of text on standard output at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

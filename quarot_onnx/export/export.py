@@ -245,7 +245,7 @@ def _death(source: str, returncode: int, log: Path) -> InputError:
     if returncode < 0:
         name = signal.Signals(-returncode).name
         return ModelError(f"the export of {source} was ended by {name}; if memory ran out, free some or use fp16")
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines() or ["no message"]
     if lines[-1].startswith(("ImportError", "ModuleNotFoundError")):
         return MissingPackageError(f"the export packages do not fit together ({lines[-1]}); install with: {_PIP_LINE}")
     return ModelError(f"the export of {source} failed: {lines[-1]}")

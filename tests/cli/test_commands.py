@@ -1,6 +1,7 @@
 """Every command does what it says, in text and as one JSON object."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,23 @@ def test_as_a_program(model: Path, tmp_path: Path) -> None:
         )
         assert (missing.returncode, missing.stdout) == (2, "")
         assert missing.stderr.startswith("error: no model at")
+
+
+def test_what_an_encoding_lacks_is_a_question_mark(model: Path, tmp_path: Path) -> None:
+    """A file on Windows, or a pipe under an old locale, takes neither × nor Δ."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    commands = (
+        ["inspect", model],
+        ["quantize", model, tmp_path / "q.onnx"],
+        ["generate", model, "--prompt", "na\u00efve", "--max-new-tokens", "12"],
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "quarot_onnx", *map(str, command)], capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"?" in done.stdout
+        done.stdout.decode("ascii")
 
 
 def test_a_written_config_does_not_replace_the_models_own(shell: Shell, model: Path) -> None:

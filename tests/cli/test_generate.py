@@ -10,7 +10,6 @@ import linear_graphs as graphs
 import pytest
 from command_line import Shell, files
 
-from quarot_onnx.cli import generating
 from quarot_onnx.generation.generator import generate
 from quarot_onnx.generation.sampling import Sampling
 
@@ -105,13 +104,6 @@ def test_chat(shell: Shell, model: Path) -> None:
     model.with_name("chat_template.jinja").write_text("<s>Q: {{ messages[0].content }} A:")
     asked = shell.ok("generate", model, "--prompt", "hi", *FEW, "--chat").out
     assert asked == shell.ok("generate", model, "--prompt", "Q: hi A:", *FEW).out
-
-
-def test_what_an_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
-    generating._tell("naïve 世")
-    assert out.getvalue() == b"na?ve ?"
 
 
 @pytest.mark.parametrize(
