@@ -68,6 +68,10 @@ class Lead:
         limit = min(len(self.ids), len(ids) - 1)
         return next((n for n in range(limit, 0, -1) if tuple(ids[:n].tolist()) == self.ids[:n]), 0)
 
+    def shared_start(self, bos_id: int | None) -> int:
+        """How many tokens every text begins with that are not fed again, where a BOS stands before each, or nothing."""
+        return int(bos_id is not None and self.ids[:1] == (bos_id,))
+
     def filled(self, rows: int) -> Feeds | None:
         """The past to start from, for a batch."""
         return None if self.past is None else {name: np.repeat(array, rows, 0) for name, array in self.past.items()}

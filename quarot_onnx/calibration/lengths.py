@@ -23,6 +23,9 @@ EMBEDDINGS = 256
 _LOWEST = {ir.DataType.FLOAT16: -1e4}
 """What is added to hide a position: far below any score, and no infinity once scores are added to it."""
 
+FIXED = ("batch", "seq", "past", "total")
+"""The lengths of `Lengths`."""
+
 _MAIN = frozenset({InputRole.TOKENS, InputRole.EMBEDDINGS})
 
 
@@ -74,6 +77,14 @@ class Lengths:
         if total is not None and seq is None and past is None:
             seq, past = total, 0 if has_cache else None  # the mask leaves no room for decoding
         return cls(batch, seq, past, total, in_place=_in_place(inputs, roles, outputs, graph))
+
+    def beside(self, other: "Lengths") -> "Lengths":
+        """What a graph is fed beside another one: what that one alone fixes, too."""
+        fixed = {
+            name: theirs if own is None else own
+            for name, own, theirs in ((name, getattr(self, name), getattr(other, name)) for name in FIXED)
+        }
+        return Lengths(**fixed, in_place=other.in_place if self.past is None else self.in_place)
 
 
 def _columns(inputs: Sequence[TensorSpec], roles: Mapping[str, InputRole]) -> int | None:

@@ -44,8 +44,8 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None, memo
     tell_of_limit(memory, (float_model, model))
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)
-    material = material_for(check, original.absolute(), float_model, None, held)
-    inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim, folder=quantized.parent)
+    inputs = ModelInputs.from_model(model, folder=quantized.parent)
+    material = material_for(check, original.absolute(), float_model, held=held, other=(inputs, lead))
     if inputs.vocab_size is not None and material.inputs.vocab_size is not None:
         require_one_vocabulary((original, material.inputs.vocab_size), (quantized, inputs.vocab_size))
     with reference(original, material, threads, memory=memory) as logits:

@@ -12,12 +12,12 @@ from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.readers import DataReader, TextReader
-from quarot_onnx.calibration.text import Bos
+from quarot_onnx.calibration.text import Bos, choose_bos, tokenizer_file
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import CalibrationError, InputError, ModelError
 from quarot_onnx.evaluation.equivalence import is_decoder
 from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, Reference, measure, reference, require
-from quarot_onnx.evaluation.material import Material, Shape, random_material, text_material
+from quarot_onnx.evaluation.material import Material, Other, Shape, random_material, text_material
 from quarot_onnx.evaluation.report import fidelity_record
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model
@@ -165,7 +165,7 @@ def prepare(
         return CheckRun(path, None)
     calibrated = reader if isinstance(reader, TextReader) else None
     try:
-        material = material_for(check, path, model, calibrated, held)
+        material = material_for(check, path, model, calibrated=calibrated, held=held)
     except (ModelError, CalibrationError) as error:
         if check.demanded:
             raise
@@ -178,9 +178,23 @@ def _unchecked(error: InputError) -> str:
 
 
 def material_for(
-    check: Check, original: Path, model: ir.Model, calibrated: TextReader | None, held: int = 0
+    check: Check,
+    original: Path,
+    model: ir.Model,
+    *,
+    calibrated: TextReader | None = None,
+    held: int = 0,
+    other: tuple[ModelInputs, Lead | None] | None = None,
 ) -> Material:
-    """The tokens of a check, where a prefix takes ``held`` positions.
+    """The tokens of a check.
+
+    Args:
+        check: What is asked for.
+        original: The float model's file.
+        model: The same, loaded.
+        calibrated: What the quantized model was, or will be, calibrated on.
+        held: Positions that a prefix of the quantized model takes at the most.
+        other: Inputs and prefix of the quantized model, where it is there: windows are such that it takes them, too.
 
     Raises:
         CalibrationError: Text or tokenizer do not fit; or there is no tokenizer, and a text or a limit of the
@@ -196,7 +210,11 @@ def material_for(
     if tokenizer is None and (original.parent / "tokenizer.json").is_file():
         tokenizer = original.parent
     positions = positions_of(original.parent, model.graph)
-    shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2))
+    beside = None
+    if other is not None:
+        bos = None if tokenizer is None else choose_bos(tokenizer_file(tokenizer), check.bos).id
+        beside = Other(other[0], 0 if other[1] is None else other[1].shared_start(bos))
+    shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2), beside)
     if tokenizer is not None:
         return text_material(
             inputs,

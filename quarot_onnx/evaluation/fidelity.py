@@ -24,6 +24,7 @@ from pydantic import Field
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.calibration.pieces import takes
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import Before
@@ -234,9 +235,10 @@ def measure(
     model = model_io.load(quantized) if model is None else model
     lead = lead or Lead.of(model, Path(quantized).parent)
     # What the model brings itself is not fed to it, so the original counts only behind that.
-    held = 0 if lead is None else min(lead.shared(row) for row in material.ids)
+    inputs, length = ModelInputs.from_model(model, head_dim=material.inputs.head_dim), material.ids.shape[1]
+    shared = 0 if lead is None else min(lead.shared(row) for row in material.ids)
+    held = next((n for n in range(shared, -1, -1) if takes(inputs, length - n, material.decode_steps)), shared)
     ids = material.ids[:, held:]
-    inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
     steps = material.decode_steps if inputs.has_cache else 0
     material, before = replace(material, ids=ids, decode_steps=steps), Before(past=lead)
     sums = Sums(ids, steps)
@@ -274,7 +276,7 @@ def _windows(
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
     ids, rows = material.ids, inputs.lengths.batch or 1
     batches = [ids[i : i + rows] for i in range(0, len(ids), rows)]
-    runs: list[npt.NDArray[Any]] = []
+    held, runs = iter(map(len, batches)), list[npt.NDArray[Any]]()
     outputs = windows_outputs(model, inputs, batches, [inputs.logits], material.decode_steps, before=before)
     for place, (logits,) in outputs:
         runs.append(logits)
@@ -282,7 +284,7 @@ def _windows(
             continue
         if any(run.ndim != 3 for run in runs) or sum(run.shape[1] for run in runs) != ids.shape[1]:
             raise ModelError(f"{path} gives no logits for each of {ids.shape[1]} tokens: it cannot be checked")
-        yield from np.concatenate(runs, axis=1)
+        yield from np.concatenate(runs, axis=1)[: next(held)]  # others only fill up what the graph fixes
         runs = []
 
 

@@ -1,12 +1,13 @@
 """The tokens that a quantized model is checked on: never those that it was calibrated on."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.pieces import fitting_window, require_ids
+from quarot_onnx.calibration.pieces import common_window, fitting_window, require_ids
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import (
     Bos,
@@ -50,6 +51,19 @@ class Material:
 
 
 @dataclass(frozen=True)
+class Other:
+    """The model that is compared with the original.
+
+    Attributes:
+        inputs: Its inputs.
+        held: Tokens at the start of a text that it brings itself.
+    """
+
+    inputs: ModelInputs
+    held: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """How many tokens are looked at, and how.
 
@@ -64,17 +78,24 @@ class Shape:
     decode_steps: int
 
     @classmethod
-    def of(cls, inputs: ModelInputs, tokens: int, positions: int | None) -> "Shape":
-        """Windows that a graph takes.
+    def of(cls, inputs: ModelInputs, tokens: int, positions: int | None, other: Other | None = None) -> "Shape":
+        """Windows that a graph takes, and another one beside it.
 
         Args:
             inputs: Of the graph.
             tokens: At least so many.
             positions: The model's positions, where they are known.
+            other: The other model, where it is known.
         """
         most = min(tokens, WINDOW, positions or WINDOW)
         length, steps = fitting_window(inputs, max(most - DECODE_STEPS, 1), DECODE_STEPS)
-        rows = inputs.lengths.batch or 1
+        if other is not None:
+            length = common_window(
+                inputs, other.inputs, length, decode_steps=DECODE_STEPS, held=other.held, most=positions
+            )
+            if inputs.lengths.seq is not None:
+                steps = length - inputs.lengths.seq if inputs.has_cache else 0
+        rows = math.lcm(inputs.lengths.batch or 1, 1 if other is None else other.inputs.lengths.batch or 1)
         return cls(-(-tokens // (length * rows)) * rows, length, steps)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.pieces import default_window, pieces
+from quarot_onnx.calibration.pieces import default_window, pieces, room_note
 from quarot_onnx.calibration.positions import position_note
 from quarot_onnx.calibration.running_text import running_text_note
-from quarot_onnx.calibration.text import Bos, TokenIds, choose_bos, load_tokenizer, read_text, tokenizer_file
+from quarot_onnx.calibration.text import Bos, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
 from quarot_onnx.calibration.text_files import DEFAULT_KEY, is_json_lines
 from quarot_onnx.distributed.cluster import connected
@@ -115,18 +115,19 @@ def perplexity(
         ClusterError: There is no such scheduler, or its workers do not see the model.
     """
     model = Scored.of_text(model_path)
-    inputs = model.inputs
-    seq_len = default_window(inputs) if seq_len is None else seq_len
+    inputs, source = model.inputs, tokenizer_file(tokenizer)
+    used = choose_bos(source, bos)
+    # A graph that fixes its lengths is not fed fewer tokens where a text happens to go on as its prefix does.
+    held = 0 if model.lead is None or inputs.lengths.seq is None else model.lead.shared_start(used.id)
+    seq_len = default_window(inputs) + held if seq_len is None else seq_len
     if seq_len <= max(unscored, 1) or windows < 0:
         raise CalibrationError(
             f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"
         )
-    pieces(inputs, seq_len)  # tells of a length that the graph does not take
+    pieces(inputs, seq_len - held, held=held)  # tells of a length that the graph does not take
     if decode and not inputs.has_cache:
         why = inputs.dropped or f"{model_path} has no cache to decode on"
         raise ModelError(f"{why}: evaluate it without (--decode, decode=)")
-    source = tokenizer_file(tokenizer)
-    used = choose_bos(source, bos)
     loaded = load_tokenizer(source)
     ids = cut_windows(
         read_text(text, text_key),
@@ -136,14 +137,14 @@ def perplexity(
         bos_id=used.id,
         vocab_size=inputs.vocab_size,
     )
-    brought = [model.brought(window) for window in ids]
+    brought = [model.brought(window) if inputs.lengths.seq is None else held for window in ids]
     firsts = [max(unscored, held + 1) for held in brought]
     if max(firsts) >= seq_len:
         raise CalibrationError(f"windows of {seq_len} tokens hold none to score behind the prefix: use longer ones")
     if decode >= seq_len - max(brought):
         raise CalibrationError(f"windows of {seq_len} tokens leave nothing to prefill before {decode}: decode fewer")
     saturating = saturating_here(model.model)
-    wanted = Windows(Source(Path(model_path), threads, exact, memory), ids, firsts, decode)
+    wanted = Windows(Source(Path(model_path), threads, exact, memory), ids, brought, firsts, decode)
     with connected(scheduler) as cluster:
         found = scores(wanted, model, progress) if cluster is None else spread_scores(wanted, model, cluster, progress)
         start, total = time.perf_counter(), 0.0
@@ -165,7 +166,8 @@ def perplexity(
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
         notes=(
-            *_prefix_note(model.lead, ids),
+            *_prefix_note(model.lead, brought[0]),
+            *room_note(inputs, seq_len - max(brought), decode_steps=decode, held=max(brought)),
             *position_note(Path(model_path).parent, seq_len),
             *running_text_note(ids, loaded, str(text)),
             *(() if cluster is None else cluster.notes),
@@ -175,11 +177,10 @@ def perplexity(
     )
 
 
-def _prefix_note(lead: Lead | None, ids: TokenIds) -> tuple[str, ...]:
-    """What to say of a model with a prefix."""
+def _prefix_note(lead: Lead | None, held: int) -> tuple[str, ...]:
+    """What to say of a model with a prefix, of which windows are fed without their first tokens."""
     if lead is None:
         return ()
-    held = lead.shared(ids[0])
     fed = f"windows are fed without their first {held}, and " if held else ""
     note = (
         f"the model brings the prefix {list(lead.ids)}: {fed}the first token behind it is not scored; another model is "

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.calibration.lengths import FIXED, Lengths
 from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
@@ -23,6 +24,13 @@ from quarot_onnx.evaluation.proof_tokens import ComparedDecoder, rows_at_once, t
 from quarot_onnx.piecewise.runs import Model
 
 _GENERIC_FEEDS = 4
+
+_LENGTHS = {
+    "batch": "texts at once",
+    "seq": "tokens at once",
+    "past": "positions of its cache",
+    "total": "columns of its mask",
+}
 
 Opening = Callable[[], Model]
 Then = Callable[[Model], None]
@@ -114,7 +122,7 @@ def on_tokens(
     *,
     lead: Lead | None,
 ) -> Sides:
-    """Two decoders on windows of tokens.
+    """Two decoders on windows of tokens; where one fixes a length, the other is run with the same.
 
     Args:
         a: The first.
@@ -125,7 +133,11 @@ def on_tokens(
 
     Raises:
         CalibrationError: Token ids that do not fit, or nothing to compare on.
+        ModelError: They fix different lengths.
     """
+    lengths = a.inputs.lengths.beside(b.inputs.lengths)
+    _require_alike(lengths, b)
+    a, b = (replace(side, inputs=replace(side.inputs, lengths=lengths)) for side in (a, b))
     pairing = pair_decoders(models[0], a.inputs, models[1], b.inputs)
     wanted = tokens.decode_steps if b.inputs.has_cache else 0
     length, steps = fitting_window(a.inputs, tokens.seq_len, wanted)
@@ -141,7 +153,7 @@ def on_tokens(
     at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
     run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
     before = befores(Lead.of(models[0], a.path.parent), lead or Lead.of(models[1], b.path.parent))
-    rows = a.inputs.lengths.batch or b.inputs.lengths.batch
+    rows = lengths.batch
     if not rows:  # behind a cache that is fed, GroupQueryAttention takes a single one
         behind = any(side.past is not None for side in before)
         rows = 1 if behind else rows_at_once(groups, a.inputs.vocab_size)
@@ -154,6 +166,22 @@ def on_tokens(
         decoded=sum(map(len, groups)) * steps,
         rows=rows,
     )
+
+
+def _require_alike(lengths: Lengths, b: ComparedDecoder) -> None:
+    """Refuse a second model that fixes other lengths than the first.
+
+    Raises:
+        ModelError: It does.
+    """
+    for name in FIXED:
+        one, other = getattr(lengths, name), getattr(b.inputs.lengths, name)
+        if other not in (None, one):
+            words = _LENGTHS[name]
+            raise ModelError(
+                f"{b.path} takes {other} {words} and the model before it {one}, so that their runs are not the same: "
+                "fix the same length in both, or none in one of them"
+            )
 
 
 def on_feeds(

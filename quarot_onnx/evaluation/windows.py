@@ -21,12 +21,14 @@ class Windows:
     Attributes:
         source: The model.
         ids: ``[windows, tokens]``.
+        brought: Tokens at the start of each window that the model brings itself.
         firsts: The first token of each window that is scored.
         decode: Tokens at the end of a window that are fed one by one.
     """
 
     source: Source
     ids: TokenIds
+    brought: Sequence[int]
     firsts: Sequence[int]
     decode: int = 0
 
@@ -36,7 +38,7 @@ class Windows:
     def some(self, places: range) -> "Windows":
         """Some of them."""
         part = slice(places.start, places.stop)
-        return replace(self, ids=self.ids[part], firsts=tuple(self.firsts[part]))
+        return replace(self, ids=self.ids[part], brought=self.brought[part], firsts=self.firsts[part])
 
 
 def scores(windows: Windows, model: Scored, progress: Progress | None = None) -> Iterator[float]:
@@ -94,10 +96,7 @@ def score_group(windows: Windows) -> list[float]:
 
 
 def _scores(windows: Windows, model: Scored, runnable: Model) -> Iterator[float]:
-    brought = [model.brought(window) for window in windows.ids]
-    batches = (window[None, held:] for window, held in zip(windows.ids, brought, strict=True))
-    every = zip(
-        model.logits_of(runnable, batches, _SHORTER, windows.decode), windows.ids, brought, windows.firsts, strict=True
-    )
-    for (logits,), window, held, first in every:
+    batches = (window[None, held:] for window, held in zip(windows.ids, windows.brought, strict=True))
+    logits_of = model.logits_of(runnable, batches, _SHORTER, windows.decode)
+    for (logits,), window, held, first in zip(logits_of, windows.ids, windows.brought, windows.firsts, strict=True):
         yield float(negative_log_likelihood(logits[first - held - 1 : -1], window[first:]).sum())

@@ -129,7 +129,7 @@ def test_what_was_calibrated_on_is_not_checked_on(tmp_path: Path, spread: bool, 
     text = tmp_path / "text.txt"
     text.write_text("".join(chr(97 + n % 26) for n in range(3000)))
     reader = TextReader(source, text, samples=4, seq_len=65, spread=spread)
-    given = material_for(Check(tokens=256, text=None), source, model_io.load(source), reader)
+    given = material_for(Check(tokens=256, text=None), source, model_io.load(source), calibrated=reader)
     assert str(text) in given.origin
     whole = TextReader(source, text, samples=1, seq_len=2900).token_windows[0]
     whole = whole[1:] if reader.bos_id is not None else whole
@@ -141,11 +141,11 @@ def test_a_text_that_calibration_uses_up_gives_way_to_the_documentation(tmp_path
     source = exports.optimum_export("llama")
     (tmp_path / "text.txt").write_text("abcdefgh" * 40)
     reader = TextReader(source, tmp_path / "text.txt", samples=2, seq_len=65)
-    assert material_for(Check(), source, model_io.load(source), reader).origin == "Python's documentation"
+    assert material_for(Check(), source, model_io.load(source), calibrated=reader).origin == "Python's documentation"
     greedy = TextReader(source, samples=1, seq_len=9)
     greedy.rest = greedy.rest[:10]
     with pytest.raises(CalibrationError, match=r"10 tokens.*--no-check"):
-        material_for(Check(), source, model_io.load(source), greedy)
+        material_for(Check(), source, model_io.load(source), calibrated=greedy)
 
 
 def test_what_cannot_be_checked_is_a_note_unless_it_was_demanded(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_damaged_scale_shows(tmp_path: Path) -> None:
     tensor = next(t for t in made.graph.initializer if t.name.endswith("_scale") and len(t.dims) == 1)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
     onnx.save(made, tmp_path / "damaged.onnx")
-    given = material_for(Check(), source, model_io.load(source), None)
+    given = material_for(Check(), source, model_io.load(source))
     assert compared(source, tmp_path / "damaged.onnx", given).kl > 3 * compared(source, tmp_path / "q.onnx", given).kl
 
 
