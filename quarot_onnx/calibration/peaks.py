@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.observing import find_values, observe_samples
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx.calibration.sample import never_seen
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
@@ -67,6 +67,6 @@ def collect_peaks(
     peaks = {}
     for name, taker in takers.items():
         if taker.found is None:
-            raise CalibrationError(f"activation {name!r} was empty in every sample: calibrate with longer samples")
+            raise never_seen(name)
         peaks[name] = taker.found
     return peaks

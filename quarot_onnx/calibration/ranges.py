@@ -30,7 +30,7 @@ from quarot_onnx.calibration.observing import (
 )
 from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import DataReader
-from quarot_onnx.calibration.sample import not_finite
+from quarot_onnx.calibration.sample import never_seen, not_finite
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
@@ -218,5 +218,5 @@ class Counted(Fetched):
 
 def _range(name: str, low: float, high: float) -> Range:
     if low > high:
-        raise CalibrationError(f"activation {name!r} was empty in every sample: calibrate with longer samples")
+        raise never_seen(name)
     return Range(float(low), float(high))

@@ -81,6 +81,14 @@ def not_run(sample: int, error: Exception) -> CalibrationError:
     )
 
 
+def never_seen(name: str) -> CalibrationError:
+    """The error for an activation that had no rows in any sample, such as that of an expert which got no token."""
+    return CalibrationError(
+        f"activation {name!r} was empty in every sample: calibrate on more or longer ones (--calib-samples, "
+        "--calib-seq-len), or leave the Linears that read it in float (--exclude; in Python exclude=)"
+    )
+
+
 def not_finite(name: str, sample: int) -> CalibrationError:
     """The error for an activation with NaN or infinity."""
     return CalibrationError(

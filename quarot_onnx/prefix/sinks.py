@@ -32,6 +32,7 @@ from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.routing import routed_values
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
 
@@ -80,14 +81,15 @@ class Sinks:
         Args:
             model: The float model, its weights in files.
             inputs: What it is fed.
-            names: The Linears' inputs.
+            names: The Linears' inputs; those of experts, which see some tokens alone, are not looked at.
             texts: ``[rows, tokens]`` each.
             memory: Whether the model is run piece by piece: then its weights are read once for every prefix.
 
         Raises:
             CalibrationError: There is hardly any text.
         """
-        self._inputs, self._peaks = inputs, _RowPeaks(list(dict.fromkeys(names)))
+        routed = {value.name for value in routed_values(model.graph)}
+        self._inputs, self._peaks = inputs, _RowPeaks([name for name in dict.fromkeys(names) if name not in routed])
         self._model, self._memory = model, memory
         rows = [row for text in texts for row in text]
         firsts = {int(row[0]) for row in rows}

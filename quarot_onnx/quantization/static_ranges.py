@@ -19,6 +19,7 @@ from quarot_onnx.calibration.fetching import Fetched
 from quarot_onnx.calibration.observing import observe_samples
 from quarot_onnx.calibration.ranges import Range, RangeRule, collect_ranges
 from quarot_onnx.calibration.readers import DataReader, wrap
+from quarot_onnx.calibration.sample import never_seen
 from quarot_onnx.config.enums import CalibMethod
 from quarot_onnx.config.spec import QTensorConfig
 from quarot_onnx.errors import CalibrationError
@@ -117,7 +118,7 @@ def calibrate(
 def _best(name: str, taker: SampledRows, rule: RangeRule, readers: list[LinearJob]) -> Range:
     """The range that serves the Linears best that read a tensor."""
     if not taker.count:
-        raise CalibrationError(f"activation {name!r} was empty in every sample: calibrate with longer samples")
+        raise never_seen(name)
     specs = [job.config.activation for job in readers if job.config.activation is not None]
     weights = [partial(seen, job.linear.weight) for job in readers]
     return taker.best(rule, weights, signed=bool(specs) and specs[0].data_type.signed)

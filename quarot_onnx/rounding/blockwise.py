@@ -28,6 +28,7 @@ from quarot_onnx.rounding.elsewhere import Workers
 from quarot_onnx.rounding.methods import round_weight
 from quarot_onnx.rounding.solve import Helpers
 from quarot_onnx.rounding.store import RoundedWeight
+from quarot_onnx.rounding.token_notes import token_notes, told
 from quarot_onnx.stages.blocks import Stage, find_stages
 from quarot_onnx.stages.runner import Fake, Replacement, Runner, StageRunner
 from quarot_onnx.stages.spread import SpreadRunner
@@ -159,7 +160,8 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         lambda linear: (linear.transposed_input, by_node[linear.node].activation),
     )
     runner = inputs.runner(stages, follow_float=rounding.method.needs_drift)
-    widest = max(stages, key=lambda stage: stage.linears[0].in_features)
+    plain = [stage for stage in stages if not stage.routed]
+    widest = max(plain, key=lambda stage: stage.linears[0].in_features, default=None)
     first, before = _take_up(stages, runner, rounding, by_node, inputs)
     for number in range(first, len(stages)):
         stage = stages[number]
@@ -167,9 +169,9 @@ def round_blockwise(jobs: Sequence[WeightJob], rounding: Rounding, inputs: Block
         fake = _fake(members[0], inputs)
         statistics = runner.statistics(number, before, fake)
         before = None  # it is not needed while weights are rounded, and is large
-        if number == 0 and isinstance(rounding.method, HessianConfig):
-            few = few_tokens(statistics.tokens, widest.linears[0], rounding.method.perc_damp)
-            rounding.notes += [] if few is None else [few]
+        if isinstance(rounding.method, HessianConfig):
+            found = token_notes(rounding.method, statistics.tokens, stage, widest if number == 0 else None)
+            rounding.notes += [note for note in found if not told(note, rounding.notes)]
         _round_stage(members, statistics, rounding, inputs.helpers)
         before = _replacement(members, rounding, fake)
         del statistics
@@ -258,15 +260,4 @@ def _columns(weight: QuantizedWeight, start: int, stop: int) -> QuantizedWeight:
         np.ascontiguousarray(weight.integers[pick]),
         np.ascontiguousarray(weight.scale[pick]),
         np.ascontiguousarray(weight.zero_point[pick]),
-    )
-
-
-def few_tokens(tokens: int, linear: Linear, damping: float) -> str | None:
-    """What to say of fewer calibration tokens than a Linear has columns, whose Hessian has not full rank; or None."""
-    if tokens >= linear.in_features:
-        return None
-    return (
-        f"{tokens} calibration tokens are fewer than the {linear.in_features} columns of {linear.name!r}: its Hessian "
-        f"does not have full rank, and rests on the damping of {damping:g}; more or longer samples (--calib-samples, "
-        "--calib-seq-len) are likely to round better"
     )

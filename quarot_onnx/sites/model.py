@@ -15,6 +15,7 @@ Writers are Linears whose output is added to the residual stream, readers are Li
 it. Sources: QuaRot (Ashkboos et al. 2024, sections 4.1-4.3), SpinQuant (Liu et al. 2024, section 3).
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -155,6 +156,10 @@ class Attention:
         return self.value_start + self.num_kv_heads * self.head_dim
 
 
+_PARTICULAR = re.compile(r"\S*[\d/]\S*")
+"""A name, or a number."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A place where a rotation cannot go.
@@ -171,13 +176,16 @@ class LeftOut:
 
 
 def grouped(entries: Iterable[LeftOut]) -> list[str]:
-    """What is left out, a line for each reason: with its node, or the number of its places and the first of them."""
-    places: dict[str, list[str]] = {}
+    """What is left out, a line for each reason: with its node, or the number of its places and the first of them.
+
+    Reasons that differ in the names and numbers in them are one: a model has a place in every block, or expert.
+    """
+    places: dict[str, list[LeftOut]] = {}
     for entry in entries:
-        places.setdefault(entry.reason, []).append(entry.node)
+        places.setdefault(_PARTICULAR.sub("", entry.reason), []).append(entry)
     return [
-        f"{nodes[0]}: {reason}" if len(nodes) == 1 else f"{len(nodes)} places, the first {nodes[0]}: {reason}"
-        for reason, nodes in places.items()
+        f"{f'{len(alike)} places, the first ' if len(alike) > 1 else ''}{alike[0].node}: {alike[0].reason}"
+        for alike in places.values()
     ]
 
 

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.parts import Parts, nodes_behind
 from quarot_onnx.graph.query import operands
+from quarot_onnx.graph.routing import routed_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Stage:
         input: The value.
         linears: The Linears, in graph order.
         block: The number of the decoder block that they are in.
+        routed: The value holds the rows that a router chose for an expert: others in the float model, perhaps.
     """
 
     input: ir.Value
     linears: tuple[Linear, ...]
     block: int
+    routed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,9 @@ def find_stages(
     Returns:
         The stages in an order in which each needs only earlier ones.
     """
+    linears = tuple(linears)
+    graph = linears[0].node.graph if linears else None
+    routed = frozenset() if graph is None else routed_values(graph)
     groups: dict[tuple[ir.Value, object], list[Linear]] = {}
     for linear in linears:
         groups.setdefault((linear.input, kind(linear)), []).append(linear)
@@ -79,7 +85,7 @@ def find_stages(
     for (value, _), members in groups.items():
         if stages and any(linear.node in starts for linear in members):
             block += 1
-        stages.append(Stage(value, tuple(members), block))
+        stages.append(Stage(value, tuple(members), block, value in routed))
     return tuple(stages)
 
 

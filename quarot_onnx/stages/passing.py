@@ -225,6 +225,8 @@ def entering(
 ) -> tuple[Floats, Floats | None]:
     """What comes into a stage on both paths, [rows, in], once the segment before it was run.
 
+    The rows of a stage that is routed do not belong together: those of the quantized path stand for both.
+
     Args:
         stage: The stage.
         activation: What quantization does to its input; None leaves it.
@@ -238,7 +240,7 @@ def entering(
     x = _rows(stage, sample, quantized)
     if not np.isfinite(x).all():
         raise not_finite(stage.input.name or "", sample.number)
-    exact = None if float_ is None else _rows(stage, sample, float_)
+    exact = None if float_ is None else x if stage.routed else _rows(stage, sample, float_)
     return x if activation is None else activation(x), exact
 
 

@@ -20,6 +20,7 @@ from quarot_onnx.calibration.padding import Mask, Sample
 from quarot_onnx.distributed.worker import kept
 from quarot_onnx.errors import ClusterError
 from quarot_onnx.graph.linear import Linear, linear_at
+from quarot_onnx.graph.routing import routed_values
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.states import read_archive
 from quarot_onnx.stages.blocks import Segments, Stage
@@ -181,11 +182,11 @@ class _Opened:
         model = model_io.load(plan.model)
         if graph_digest(model) != plan.digest:
             raise ClusterError(f"a worker reads another model at {plan.model} than the command does: share its folder")
-        nodes = list(model.graph)
+        nodes, routed = list(model.graph), routed_values(model.graph)
         stages = []
         for places, block in plan.stages:
             linears = tuple(_linear(nodes[place]) for place in places)
-            stages.append(Stage(linears[0].input, linears, block))
+            stages.append(Stage(linears[0].input, linears, block, linears[0].input in routed))
         return cls(tuple(stages), Segments(model, stages, plan.fed))
 
 

@@ -48,6 +48,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention"] * 2,
     },
     "olmo2": {},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
     "gpt_neox": {"rotary_pct": 1.0, "use_parallel_residual": False},
 }
 
@@ -237,6 +245,7 @@ EXPORTS: dict[str, Callable[[], Path]] = {
     "optimum gemma3": lambda: O("gemma3_text"),
     "optimum olmo2": lambda: O("olmo2"),
     "optimum gpt_neox": lambda: O("gpt_neox"),
+    "optimum MoE": lambda: O("qwen3_moe"),
     "dynamo llama": lambda: D("llama"),
     "dynamo eager": lambda: D("llama", attention="eager"),
     "dynamo tied": lambda: D("llama", tied=True),
