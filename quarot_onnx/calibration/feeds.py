@@ -21,6 +21,8 @@ from quarot_onnx.calibration.inputs import (
     attention_shape,
     config_shape,
     embedding_rows,
+    embedding_shape,
+    find_logits,
     logits_output,
     position_axis,
 )
@@ -46,6 +48,7 @@ class ModelInputs:
         presents: Pairs (past input, present output); empty for a graph without a cache.
         logits: The name of the output ``[batch, seq, vocab]``.
         vocab_size: The width of the logits or the height of the embedding table, None where neither is known.
+        no_logits: Why ``logits`` holds no predictions of tokens, but hidden states or labels; empty where it does.
         kv_heads: The KV heads of the cache where the graph leaves them symbolic, None where unknown.
         head_dim: The head_dim of the cache where the graph leaves it symbolic, None where unknown.
         lengths: What the graph fixes.
@@ -61,6 +64,7 @@ class ModelInputs:
     head_dim: int | None = None
     lengths: Lengths = field(default_factory=Lengths)
     integers: IntegerCache | None = None
+    no_logits: str = ""
 
     @classmethod
     def from_path(cls, path: str | Path, *, head_dim: int | None = None) -> "ModelInputs":
@@ -93,16 +97,15 @@ class ModelInputs:
         graph = model.graph
         inputs = [TensorSpec.of(value) for value in graph.inputs if value.name not in graph.initializers]
         outputs = [TensorSpec.of(value) for value in graph.outputs]
-        logits = logits_output(outputs)
-        width = logits.shape[-1] if logits.shape else None
-        vocab_size = width if isinstance(width, int) else None
-        roles = assign_roles(inputs, vocab_size, graph)
+        roles = assign_roles(inputs, logits_output(outputs).width, graph)
         kinds = {role: name for name, role in roles.items()}
         if known and InputRole.UNKNOWN in kinds:
             raise _unknown(next(spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN))
         tokens = kinds.get(InputRole.TOKENS)
         if tokens is None and InputRole.EMBEDDINGS not in kinds:
             raise ModelError("the graph has no integer input [batch, sequence] for token ids: it is no language model")
+        logits, no_logits = find_logits(outputs, None if tokens is None else embedding_shape(graph, tokens))
+        vocab_size = None if no_logits else logits.width
         if vocab_size is None and tokens is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
@@ -121,6 +124,7 @@ class ModelInputs:
             head_dim=head_dim or width,
             lengths=Lengths.read(inputs, roles, outputs, graph),
             integers=reads_integers(model),
+            no_logits=no_logits,
         )
 
     @property

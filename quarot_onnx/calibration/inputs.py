@@ -62,6 +62,11 @@ class TensorSpec:
         """The number of dimensions, None where unknown."""
         return None if self.shape is None else len(self.shape)
 
+    @property
+    def width(self) -> int | None:
+        """The length of the last axis, None where unknown."""
+        return self.shape[-1] if self.shape and isinstance(self.shape[-1], int) else None
+
     @classmethod
     def of(cls, value: ir.Value) -> "TensorSpec":
         """The spec of an onnx-ir value."""
@@ -121,6 +126,39 @@ def logits_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
     if not found:
         raise ModelError("the graph has no float output [batch, sequence, vocabulary]: it is no language model")
     return found[0]
+
+
+def no_logits(name: str, width: int, table: tuple[int, int] | None) -> str:
+    """Why an output holds no logits, but hidden states or the scores of labels; empty where it may hold some.
+
+    Args:
+        name: The output.
+        width: Its last axis.
+        table: Rows and columns of the embedding, where they are known.
+    """
+    rows, columns = table or (width, width)
+    if width > 1 and (width == rows or (width != columns and 2 * width > rows)):
+        return ""
+    tokens = "" if table is None else f" and a vocabulary of {rows} tokens"
+    what = "a single column" if width == 1 else "the width of its hidden states" if width == columns else "labels"
+    return f"its output {name!r} is {width} wide, {what}{tokens}"
+
+
+def find_logits(outputs: Sequence[TensorSpec], table: tuple[int, int] | None) -> tuple[TensorSpec, str]:
+    """The output that is taken for the logits, and why it holds none; empty where it may hold some.
+
+    Args:
+        outputs: Those of the graph.
+        table: Rows and columns of the embedding, where they are known.
+
+    Raises:
+        ModelError: There is no output of their form.
+    """
+    found = logits_output(outputs)
+    why = no_logits(found.name, found.width, table) if found.width is not None else ""
+    shaped = (spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS)
+    better = next((spec for spec in shaped if why and table is not None and spec.width == table[0]), None)
+    return (found, why) if better is None else (better, "")
 
 
 def config_shape(folder: Path) -> tuple[int | None, int | None]:

@@ -120,9 +120,12 @@ def is_decoder(model: ir.Model) -> bool:
 def _indexing(integers: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph) -> TensorSpec | None:
     """The one that indexes the embedding table."""
     rows = {spec.name: embedding_rows(graph, spec.name) or 0 for spec in integers}
+    named = [spec for spec in integers if rows[spec.name] and spec.name in _IDS]
     found = [spec for spec in integers if rows[spec.name] and rows[spec.name] == vocab_size]
+    # A head of as many labels as there are types of tokens tells nothing of the ids.
+    found = [] if any(rows[spec.name] > (vocab_size or 0) for spec in named) else found
     # A padded or quantized head can differ from the table's height: then the name, or else the largest table, tells.
-    found = found or [spec for spec in integers if rows[spec.name] and spec.name in _IDS]
+    found = found or named
     found = found or [spec for spec in integers if rows[spec.name] == max(rows.values()) > 0]
     return found[0] if len(found) == 1 else None
 

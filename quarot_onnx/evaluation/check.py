@@ -204,6 +204,8 @@ def material_for(
     if not is_decoder(model):
         raise ModelError(f"{original} is no language model: it has no predictions to compare")
     inputs = ModelInputs.from_model(model, folder=original.parent)
+    if inputs.no_logits:
+        raise ModelError(f"{original} has no predictions to compare: {inputs.no_logits}")
     tokenizer = check.tokenizer
     if tokenizer is None and calibrated is not None:
         tokenizer = calibrated.tokenizer_path

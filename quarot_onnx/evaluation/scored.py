@@ -6,7 +6,7 @@ look the same but for their width: that of the embedding, where logits have one 
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.inputs import FLOATS, TensorSpec, embedding_shape
+from quarot_onnx.calibration.inputs import embedding_shape, no_logits
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.pieces import pieces, require_ids
 from quarot_onnx.calibration.text import TokenIds
@@ -55,16 +55,9 @@ class Scored:
         model = model_io.load(path)
         inputs = ModelInputs.from_model(model, folder=path.parent)
         found = cls(path, model, inputs, embedding_shape(model.graph, inputs.tokens), Lead.of(model, path.parent))
-        outputs = [TensorSpec.of(value) for value in model.graph.outputs]
-        width = next((spec.shape[-1] for spec in outputs if spec.name == inputs.logits and spec.shape), None)
-        if not isinstance(width, int) or not found._is_hidden(width):
-            return found
-        others = [spec for spec in outputs if spec.rank == 3 and spec.dtype in FLOATS and spec.shape]
-        rows = None if found.table is None else found.table[0]
-        better = next((spec for spec in others if spec.shape is not None and spec.shape[-1] == rows), None)
-        if better is None:
-            raise found._no_logits(width)
-        return replace(found, inputs=replace(inputs, logits=better.name, vocab_size=rows))
+        if inputs.no_logits:
+            raise found._no_logits(inputs.no_logits)
+        return found
 
     @classmethod
     def of_text(cls, path: str | Path) -> "Scored":
@@ -141,8 +134,8 @@ class Scored:
             ModelError: They are not those of every token, or hidden states.
         """
         shape = output.shape
-        if output.ndim > 1 and self._is_hidden(shape[-1]):
-            raise self._no_logits(shape[-1])
+        if output.ndim > 1:
+            self._require_logits(shape[-1])
         if shape[:-1] not in {(1, length), (length,)}:
             given = shape[1] if output.ndim == 3 else 1
             raise ModelError(
@@ -164,20 +157,16 @@ class Scored:
         Raises:
             ModelError: They are hidden states.
         """
-        if self._is_hidden(output.shape[-1]):
-            raise self._no_logits(output.shape[-1])
+        self._require_logits(output.shape[-1])
         ran = len(output) if output.ndim > 2 else max(rows, self.inputs.lengths.batch or 1)
         found: NDArray[Any] = output.reshape(ran, -1, output.shape[-1])[:rows, -1]
         return found
 
-    def _is_hidden(self, width: int) -> bool:
-        """Whether an output of this width can only be something else than logits."""
-        return width == 1 or (self.table is not None and width == self.table[1] != self.table[0])
+    def _require_logits(self, width: int) -> None:
+        """Refuse an output whose width, which the graph left open, can only be that of something else."""
+        why = no_logits(self.inputs.logits, width, self.table)
+        if why:
+            raise self._no_logits(why)
 
-    def _no_logits(self, width: int) -> ModelError:
-        tokens = "" if self.table is None else f" and a vocabulary of {self.table[0]} tokens"
-        what = "the width of its hidden states" if width > 1 else "a single column"
-        return ModelError(
-            f"{self.path} has no logits: its output {self.inputs.logits!r} is {width} wide, {what}{tokens}; "
-            "export it with its language model head"
-        )
+    def _no_logits(self, why: str) -> ModelError:
+        return ModelError(f"{self.path} has no logits: {why}; export it with its language model head")

@@ -162,7 +162,7 @@ def on_tokens(
         pairing,
         partial(run, inputs=a.inputs, names=[item.name for item in pairing.outputs], before=before[0]),
         partial(run, inputs=b.inputs, names=[item.other for item in pairing.outputs], before=before[1]),
-        decoder=True,
+        decoder=not a.inputs.no_logits,
         decoded=sum(map(len, groups)) * steps,
         rows=rows,
     )
@@ -195,7 +195,7 @@ def on_feeds(
     pairing = pair_decoders(models[0], a.inputs, models[1], b.inputs)
     if own_feeds is None:
         feeds, own_feeds = (list(turned(feeds, side.inputs, pairing, i)) for i, side in enumerate((a, b)))
-    return Sides((a.path, b.path), pairing, *_on_feeds(pairing, feeds, own_feeds), decoder=True)
+    return Sides((a.path, b.path), pairing, *_on_feeds(pairing, feeds, own_feeds), decoder=not a.inputs.no_logits)
 
 
 def of_others(

@@ -52,9 +52,9 @@ def why_not(model: ir.Model, folder: Path, inputs: ModelInputs) -> str:
         return "its lengths are fixed"
     if Lead.of(model, folder) is not None:
         return "it brings a prefix"
-    if inputs.vocab_size is None:
-        return "nothing tells how many tokens it knows"
-    return ""
+    if inputs.no_logits:
+        return f"it has no logits: {inputs.no_logits}"
+    return "" if inputs.vocab_size is not None else "nothing tells how many tokens it knows"
 
 
 def own_windows(
