@@ -115,3 +115,32 @@ def test_a_common_window_is_one(lengths: dict[str, int], held: int, tmp_path: Pa
         at_most = common_window(a, b, length, decode_steps=4, held=held, most=length)
         assert takes(b, at_most - held, 4)
         assert at_most <= length or length - held < 16
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        ("--scheme", "w8", "--prefix", "graph", "--prefix-ids", "256,84"),
+        ("--w-bits", 16, "--kv-bits", 4, "--no-k-balance"),
+        ("--w-bits", 16, "--kv-bits", 4, "--prefix", "graph", "--prefix-ids", "256,84"),
+        ("--w-bits", 16, "--kv-bits", 8),
+    ],
+    ids=["prefix", "4 bits", "4 bits and a prefix", "8 bits"],
+)
+def test_a_cache_of_fixed_length_is_fed_as_it_is_written(
+    scheme: tuple[object, ...], shell: Shell, text: Path, tmp_path: Path
+) -> None:
+    """From its beginning, as GroupQueryAttention does, whatever stands before it."""
+    lengths = options(
+        {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 31} | {"total_sequence_length": 32}
+    )
+    source, few = exports.EXPORTS["genai"](), ("--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 24)
+    found = []
+    for name, more in (("free", []), ("fixed", lengths)):
+        path = tmp_path / name / "model.onnx"
+        shell.ok("quantize", source, path, *scheme, *few, "--no-check", "--no-verify", *more)
+        found.append(shell.ok("compare", source, path, "--text", text, "--tokens", 28, "--json").json)
+    free, fixed_ = found
+    assert fixed_["tokens"] == free["tokens"]
+    for figure in ("kl", "decode_kl"):
+        assert fixed_[figure] == pytest.approx(free[figure], rel=1e-3, abs=1e-9)

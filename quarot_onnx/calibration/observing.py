@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, Protocol
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, wrap
 from quarot_onnx.calibration.decoding import Decoding
@@ -19,6 +18,7 @@ from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.calibration.padding import Padding, Sample
 from quarot_onnx.calibration.sample import check_feeds, check_ids, run_sample
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.graph.parts import drop_unused
 from quarot_onnx.piecewise.cuts import Piece
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.piecewise.sweep import Arrays, Run, Sweep
@@ -209,7 +209,7 @@ def observing_session(
         else:
             graph.insert_after(producer, nodes)
     graph.outputs.extend(staying[name] for name in kept)
-    common_passes.RemoveUnusedNodesPass()(model)
+    drop_unused(graph)
     return open_augmented(model, threads=threads)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import InputRole
+from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.graph.query import attribute_int
 
 _LAYOUT = frozenset(
@@ -15,7 +15,11 @@ _COMPARED = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqua
 _MASK_INPUTS = {"GroupQueryAttention": {10}, "MultiHeadAttention": {4, 5}, "Attention": {3}}
 """Where fused operators take masks; the cache inputs of the same operators make a cache."""
 
-_WRITERS = frozenset({"GroupQueryAttention", "ScatterND", "ScatterElements", "TensorScatter", "Where"})
+_IN_PLACE = frozenset({"GroupQueryAttention", "GatherND"})
+_WRITERS = frozenset({"ScatterND", "ScatterElements", "TensorScatter", "Where"})
+_OF_INTEGERS = frozenset({"Mul", "Sub", "DequantizeLinear", "BitShift", "BitwiseAnd", "Split"})
+"""What makes numbers of a cache of integers."""
+
 _ON_SCORES = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Concat", "Neg", "Min", "Max"})
 _ANGLES = frozenset({"Cos", "Sin", "RotaryEmbedding"})
@@ -49,13 +53,28 @@ def _are_scores(value: ir.Value) -> bool:
 
 
 def is_joined(value: ir.Value) -> bool | None:
-    """Whether what is new is joined to a cache (True) or written into it (False); None where nothing tells."""
-    for node, _ in _reached(value, _LAYOUT | {"Mul", "DequantizeLinear"}):
-        if node.op_type == "Concat":
-            return True
-        if node.op_type in _WRITERS:
+    """Whether what is new is joined to a cache (True) or written into it (False); None where nothing tells.
+
+    What is put before a cache, as a prefix is, or beside it, as keys and values are in one, is nothing new. Rows that
+    are picked out of both, old and new, are in their places.
+    """
+    joined = None
+    for node, index in _reached(value, _LAYOUT | _OF_INTEGERS | {"Concat"}, every_input=True):
+        if node.op_type in _IN_PLACE or (joined is None and node.op_type in _WRITERS):
             return False
-    return None
+        if node.op_type == "Concat" and index == 0 and _along_positions(node, value):
+            joined = True
+    return joined
+
+
+def _along_positions(concat: ir.Node, cache: ir.Value) -> bool:
+    """Whether a Concat makes a cache, or what was made of it, longer."""
+    shape, made = cache.shape, concat.outputs[0].shape
+    axis = concat.attributes["axis"].as_int()
+    if shape is None or (made is not None and len(made) != len(shape)):
+        return True  # in another layout
+    dims = [dim if isinstance(dim, int) else None for dim in shape]
+    return axis % len(dims) == position_axis(dims)
 
 
 def length_role(value: ir.Value) -> InputRole | None:

@@ -87,3 +87,17 @@ def nodes_behind(values: Iterable[ir.Value]) -> set[ir.Node]:
             found.add(node)
             frontier.extend(operands(node))
     return found
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initializers that lead to no output, in place; nodes that stay keep all of theirs.
+
+    An output that nobody reads may say what an operator does: some give the present only where it is asked for, and
+    take a past only then.
+    """
+    for node in reversed(graph):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

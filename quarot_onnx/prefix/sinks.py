@@ -90,7 +90,7 @@ class Sinks:
         """
         routed = {value.name for value in routed_values(model.graph)}
         self._inputs, self._peaks = inputs, _RowPeaks([name for name in dict.fromkeys(names) if name not in routed])
-        self._model, self._memory = model, memory
+        self._model, self._memory, self._rows = model, memory, inputs.lengths.batch or _ROWS
         rows = [row for text in texts for row in text]
         firsts = {int(row[0]) for row in rows}
         self.start = firsts.pop() if len(rows) > 1 and len(firsts) == 1 else None
@@ -122,6 +122,19 @@ class Sinks:
             kept.append(best)
         return tuple(kept)
 
+    def _observed(self, before: tuple[int, ...], last: int) -> dict[str, NDArray[np.float32]]:
+        """The peaks of the last tokens of all pieces after a prefix, by input: ``[pieces, last]``."""
+        fed = [behind(before, self.pieces[n : n + self._rows]) for n in range(0, len(self.pieces), self._rows)]
+        samples = SampleReader([self._inputs.feed(ids) for ids in fed])
+        try:
+            observe_samples(self._peaks, self._model, samples, memory=self._memory)
+        except CalibrationError:
+            if self._rows == 1 or self._inputs.lengths.batch:
+                raise
+            self._rows = 1  # a graph may take one alone, whatever its inputs say
+            return self._observed(before, last)
+        return self._peaks.taken([ids.shape for ids in fed], last)
+
     def _candidates(self, loss: Loss) -> list[int]:
         """Tokens that may come next."""
         if not loss.ids and self.start is not None:
@@ -133,11 +146,7 @@ class Sinks:
         """What outliers cost after a prefix; ``given``: with what all texts begin with, itself counted."""
         before = ids if not given or self.start is None else (self.start,)
         counted = self.pieces if not given else behind(before, self.pieces)
-        rows = self._inputs.lengths.batch or _ROWS
-        fed = [behind(before, self.pieces[number : number + rows]) for number in range(0, len(self.pieces), rows)]
-        samples = SampleReader([self._inputs.feed(ids) for ids in fed])
-        observe_samples(self._peaks, self._model, samples, memory=self._memory)
-        joined = self._peaks.taken([ids.shape for ids in fed], counted.shape[1])
+        joined = self._observed(before, counted.shape[1])
         ratios = {name: found / max(float(np.median(found)), 1e-30) for name, found in joined.items()}
         largest = {name: float(ratio.max()) for name, ratio in ratios.items()}
         odd = np.any([ratio > OUTLIER for ratio in ratios.values()], axis=0)

@@ -19,6 +19,7 @@ from quarot_onnx.calibration.sample import check_feeds, fed_defaults, not_finite
 from quarot_onnx.calibration.units import units
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.linear import WEIGHT_INPUT
+from quarot_onnx.graph.parts import drop_unused
 from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.stages.blocks import Segment, Segments, Stage
 
@@ -184,7 +185,7 @@ class Passage:
             if node.op_type != "MatMul":
                 node.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
                 node.attributes["transB"] = ir.AttrInt64("transB", 0)
-        _drop_unused(graph)
+        drop_unused(graph)
         return _open(self.segment)
 
     def _fed_weights(self, number: int, replacement: Replacement) -> Feeds:
@@ -256,13 +257,3 @@ def _rows(stage: Stage, sample: Sample, held: Held, *, hidden: bool = False) -> 
 def _open(segment: Segment) -> Any:
     """A session; None where there is nothing to run, as a stage reads an input of the graph."""
     return open_augmented(segment.model, threads=1) if segment.outputs else None
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    """Remove the weights that were replaced, so that they are not loaded, and what only led to them."""
-    for node in reversed(graph):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]

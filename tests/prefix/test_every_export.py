@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batches import left_padded, step
+from command_line import Shell
 from exports import EXPORTS
 from rotating import rotate
 
@@ -119,3 +120,25 @@ def test_a_buffer_that_past_and_present_share(tmp_path: Path) -> None:
         found.append(outputs[inputs.logits])
     (want,) = alone.run([inputs.logits], inputs.feed(np.concatenate([[PREFIX], ids], axis=1)))
     assert np.abs(np.concatenate(found, axis=1) - want[:, len(PREFIX) :]).max() <= 1e-4 * np.abs(want).max()
+
+
+FUSED = ["dynamo 23", "dynamo cache 23", "opset 23 operators"]
+
+
+@pytest.mark.parametrize("case", FUSED)
+@pytest.mark.parametrize("more", [(), ("--smooth-alpha", 0.5), ("--by-stages",)], ids=["ranges", "smoothed", "pieces"])
+def test_behind_it_fixed_scales_are_calibrated(
+    case: str, more: tuple[object, ...], shell: Shell, text: Path, tmp_path: Path
+) -> None:
+    """opset 23's Attention takes the prefix as a past, which it reads only where its present is asked for."""
+    prefix = ("--prefix", "graph", "--prefix-ids", "256,84", "--calib-text", text, "--calib-seq-len", 32)
+    small = ("--scheme", "w8a8-static", "--calib-samples", 2, "--no-verify", "--json")
+    found = shell.ok("quantize", EXPORTS[case](), tmp_path / "m.onnx", *small, *prefix, *more).json
+    assert found["check"]["kl"] < 0.1
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_sinks_are_looked_for_in_rows_that_the_graph_takes(case: str, shell: Shell, text: Path) -> None:
+    """Without positions among its inputs, opset 23's RotaryEmbedding runs one row at a time."""
+    text.write_text(4 * text.read_text())
+    assert shell.ok("inspect", EXPORTS[case](), "--sinks", "--text", text, "--json").json["sinks"][0]["bits"] < 2
