@@ -239,11 +239,7 @@ def rounding_config(weights: Weights) -> RoundingConfig | None:
     """The rounding algorithm; None where weights stay in float."""
     if weights.resolved_bits == FLOAT_BITS:
         return None
-    given = {key: getattr(weights, key) for key in Weights.of_methods()}
-    known = {key: value for key, value in given.items() if value not in {None, False}}
-    if weights.enable_aq_calibration is False:
-        known["enable_aq_calibration"] = False
-    return ROUNDINGS[weights.resolved_method](mse=weights.clip, **known)
+    return ROUNDINGS[weights.resolved_method](mse=weights.clip, **weights.of_methods())
 
 
 def _head_rules(

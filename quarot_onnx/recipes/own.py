@@ -115,11 +115,14 @@ class Weights(Strict):
             return self.method
         return Method.QRONOS if self.resolved_bits < 8 else Method.RTN
 
-    @classmethod
-    def of_methods(cls) -> tuple[str, ...]:
-        """The keys that are options of some method alone: fields of its configuration, under the same name."""
-        known = {name for config in ROUNDINGS.values() for name in config.model_fields}
-        return tuple(name for name in cls.model_fields if name in known - RTNConfig.model_fields.keys())
+    def of_methods(self) -> dict[str, Any]:
+        """What is given of the options of some method alone: fields of its configuration, under the same name.
+
+        0 and False are given like all else that is not the default.
+        """
+        known = {name for config in ROUNDINGS.values() for name in config.model_fields} - RTNConfig.model_fields.keys()
+        values = {name: (getattr(self, name), of.default) for name, of in type(self).model_fields.items()}
+        return {name: value for name, (value, default) in values.items() if name in known and value is not default}
 
 
 class Activations(Strict):

@@ -72,7 +72,7 @@ def _rounding(recipe: Recipe, say: Wording) -> Iterator[str]:
     for name in weights.of_methods():
         here = say.named(f"weights.{name}")
         having = [each for each, config in ROUNDINGS.items() if name in config.model_fields]
-        if getattr(weights, name) in {None, False} or method in having:
+        if method in having:
             continue
         if method is Method.RTN and name in HessianConfig.model_fields:
             other = say.advised("weights.method", "gptq")

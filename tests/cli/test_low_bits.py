@@ -30,6 +30,7 @@ QUERY = "/model/layers.0/self_attn/q_proj/MatMul"
     [
         ("--w-bits 4", QronosConfig()),
         ("--w-bits 7 --alpha 1 --percdamp 0.3", QronosConfig(alpha=1.0, perc_damp=0.3)),
+        ("--w-bits 4 --alpha 0", QronosConfig(alpha=0.0)),
         ("--weights gptq", GPTQConfig()),
         ("--w-bits 8", RTNConfig()),
         ("--w-bits 8 --weights qronos", QronosConfig()),
@@ -247,6 +248,8 @@ def test_a_seed_that_does_nothing_is_told(
         ("--w-rtn --w-bits 4 --gptq-block-size 8", "--gptq-block-size 8: not for rounding to nearest", "--weights"),
         ("--weights rtn --enable-aq-calibration", "--enable-aq-calibration: not for", "--weights gptq"),
         ("--weights gptq --alpha 1", "--alpha 1.0: only gptaq and qronos have it", "--weights qronos"),
+        ("--weights gptq --alpha 0", "--alpha 0.0: only gptaq and qronos have it", "--weights qronos"),
+        ("--weights rtn --no-enable-aq-calibration", "--no-enable-aq-calibration: not for", "--weights gptq"),
         ("--w-bits 4 --percdamp 0", "--percdamp 0.0: ", "greater than 0"),
         ("--w-bits 4 --w-groupsize 1", "--w-groupsize 1: a group has 2 or more", "-1"),
         ("--w-bits 4 --w-groupsize 0", "--w-groupsize 0: a group has 2 or more", "use -1, or leave it out"),

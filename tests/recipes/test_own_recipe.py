@@ -116,6 +116,12 @@ def test_rounding_settings_arrive() -> None:
     assert not built(weights={"bits": 8}).rounding.needs_statistics  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("method", ["gptaq", "qronos"])
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_an_alpha_of_zero_is_given(method: str, zero: float) -> None:
+    assert getattr(built(weights={"method": method, "alpha": zero}).rounding, "alpha") == 0  # noqa: B009
+
+
 @pytest.mark.parametrize(
     ("sections", "head", "activation"),
     [
@@ -208,6 +214,9 @@ STATIC = {"bits": 8, "granularity": "tensor"}
         ({"weights": {"bits": 4, "method": "rtn", "act_order": True}}, "weights.act_order", "weights.method: gptq"),
         ({"weights": {"bits": 4, "method": "rtn", "enable_aq_calibration": True}}, "enable_aq", "weights.method: gptq"),
         ({"weights": {"method": "gptq", "alpha": 1}}, "weights.alpha: only gptaq and qronos", "weights.method: qronos"),
+        ({"weights": {"method": "gptq", "alpha": 0}}, "weights.alpha: only gptaq and qronos", "weights.method: qronos"),
+        ({"weights": {"bits": 8, "alpha": 0.0}}, "weights.alpha: only gptaq and qronos", "weights.method: qronos"),
+        ({"weights": {"bits": 8, "enable_aq_calibration": False}}, "enable_aq_calibration: not for", "method: gptq"),
         ({"weights": {"bits": 4, "alpha": -1, "method": "gptaq"}}, "weights.alpha: -1", "greater"),
         ({"weights": {"bits": 4, "perc_damp": 2}}, "weights.perc_damp: 2", "less than or equal to 1"),
         ({"weights": {"bits": 4, "group_size": 1}}, "weights.group_size: 1", "-1, or leave it out"),
