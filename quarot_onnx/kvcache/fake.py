@@ -5,7 +5,8 @@
     K, V ── (scale, zero point of each head of a token, or of each group in it) ── rounded ── cache, attention
 
 K is rounded after RoPE and R3, or before RoPE (`k_pre_rope`, as KVQuant does, Hooper et al. 2024, arXiv:2401.18079,
-section 3.1). The grids are those of activations per token (:mod:`quarot_onnx.quantization.activations`).
+section 3.1). The grids are those of activations per token (:mod:`quarot_onnx.quantization.activations`). A prefix in
+the graph is not rounded: where GroupQueryAttention is fed it as new tokens, they are cut off and joined again behind.
 """
 
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import attribute_int, consumers, data_input, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.kvcache.before_rope import before_rope
+from quarot_onnx.kvcache.fed import behind_prefix, fed_tokens, fresh_tokens, prefix_length, total_tokens
 from quarot_onnx.kvcache.places import CachePlaces, FusedPlace, JoinedPlace
 from quarot_onnx.quantization.activations import FakePerToken
-from quarot_onnx.rotation.rope import RopeSplitter
+from quarot_onnx.rotation.rope import TOTAL, RopeSplitter
+
+_END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class FakeCache:
         self._config, self._writer, self._shapes = config, Writer(model), Shapes(model)
         self._activations = ActivationWriter(self._writer)
         self._ropes = RopeSplitter(self._writer.editor)
+        self._prefixes: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def write(self, places: CachePlaces) -> None:
         """Round at all places."""
@@ -73,18 +78,31 @@ class FakeCache:
         node, config, head_dim, dtype = place.node, self._config, place.attention.head_dim, place.keys.past.dtype
         assert dtype is not None, "a cache has a type"
         inside = attribute_int(node, "do_rotary", 0)
-        if node.op_type == "GroupQueryAttention" and config.rotates_keys:
+        grouped = node.op_type == "GroupQueryAttention"
+        prefix = prefix_length(place, "it cannot be rounded; leave it in float") if grouped else 0
+        if grouped and config.rotates_keys:
             self._ropes.split(place.attention)
-        elif node.op_type == "GroupQueryAttention":
+        elif grouped:
             self._ropes.unpack(place.attention)
         elif node.inputs[1] is None or node.inputs[2] is None:
             raise ModelError(f"{label(node)} packs Q, K and V, so its cache cannot be rounded; leave it in float")
-        if config.k_bits is not None:
-            outside = config.k_pre_rope and not inside
-            users = consumers(before_rope(data_input(node, 1))) if outside else [(node, 1)]
+        fresh = self._fresh(node, prefix) if prefix else None
+        if config.k_bits is not None and config.k_pre_rope and not inside:
+            keys = data_input(node, 1)
+            users = consumers(before_rope(behind_prefix(keys) if prefix else keys))
             self._round(users, _Kind(config.grid(keys=True), dtype, head_dim, self._rank(node, 1)))
+        elif config.k_bits is not None:
+            self._round([(node, 1)], _Kind(config.grid(keys=True), dtype, head_dim, self._rank(node, 1)), fresh)
         if config.v_bits is not None:
-            self._round([(node, 2)], _Kind(config.grid(keys=False), dtype, head_dim, self._rank(node, 2)))
+            self._round([(node, 2)], _Kind(config.grid(keys=False), dtype, head_dim, self._rank(node, 2)), fresh)
+
+    def _fresh(self, node: ir.Node, prefix: int) -> ir.Value:
+        """How many tokens of a prefix an operator is fed, [1]; the same for all that are told the same length."""
+        key = (data_input(node, TOTAL), prefix)
+        if key not in self._prefixes:
+            fed, total = fed_tokens(self._writer, node), total_tokens(self._writer, node)
+            self._prefixes[key] = fresh_tokens(self._writer, node, fed, total, prefix)
+        return self._prefixes[key]
 
     def _rank(self, node: ir.Node, index: int) -> int:
         """Of K or V as a fused operator reads it."""
@@ -95,15 +113,17 @@ class FakeCache:
             raise ModelError(f"{label(node)}: the axes of K and V are not known; leave its cache in float")
         return rank
 
-    def _round(self, users: list[tuple[ir.Node, int]], kind: "_Kind") -> None:
+    def _round(self, users: list[tuple[ir.Node, int]], kind: "_Kind", fresh: ir.Value | None = None) -> None:
         """Round what nodes read.
 
         Args:
             users: Nodes and the input of each, in graph order; all read one value.
             kind: What that is.
+            fresh: How many tokens in front are a prefix, [1], packed; None where there is none.
         """
         (node, index), grid = users[0], kind.grid
-        value, group = data_input(node, index), grid.group_size
+        every, group = data_input(node, index), grid.group_size
+        value = every if fresh is None else self._tokens(node, every, fresh, self._ints(_END))
         together = group == WHOLE_TOKEN and kind.apart
         size = None if group == WHOLE_TOKEN or (group is None and kind.apart) else group or kind.head_dim
         assert grid.bits is not None, "or there is nothing to round"
@@ -112,8 +132,18 @@ class FakeCache:
         rounded, _ = self._activations.quantized(node, rows, kind.dtype, way)
         rounded = self._writer.cast(node, rounded, ir.DataType.FLOAT, kind.dtype)
         result = self._apart(node, rounded, value) if together else rounded
+        if fresh is not None:
+            prefix = self._tokens(node, every, self._ints(0), fresh)
+            result = self._writer.add(node, "Concat", prefix, result, axis=1)
         for user, place in users:
             user.replace_input_with(place, result)
+
+    def _tokens(self, node: ir.Node, value: ir.Value, start: ir.Value, stop: ir.Value) -> ir.Value:
+        """Some tokens of [batch, seq, heads · head_dim]."""
+        return self._writer.add(node, "Slice", value, start, stop, self._ints(1))
+
+    def _ints(self, *values: int) -> ir.Value:
+        return self._writer.constant("numbers", np.array(values, np.int64))
 
     def _side_by_side(self, node: ir.Node, value: ir.Value) -> ir.Value:
         """[batch, heads, seq, head_dim] as [batch, seq, heads · head_dim]."""

@@ -22,10 +22,9 @@ import onnx_ir as ir
 
 from quarot_onnx.emission.activation import ActivationWriter
 from quarot_onnx.emission.writer import Writer
-from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import consumers, data_input, label, resolve_constant
-from quarot_onnx.io.tensors import read_array
+from quarot_onnx.graph.query import consumers, data_input
 from quarot_onnx.kvcache.codec import FourBits, HeadGrid, InTwoBytes
+from quarot_onnx.kvcache.fed import fed_tokens, fresh_tokens, prefix_length, total_tokens
 from quarot_onnx.kvcache.places import Cache, FusedPlace, retype
 from quarot_onnx.rotation.rope import SEQLENS, TOTAL, RopeSplitter
 
@@ -140,7 +139,7 @@ class TokenCache:
     def _present_rows(self, place: FusedPlace) -> _Rows:
         """Which rows the presents of an operator take; the same for all that are told the same lengths."""
         node, heads = place.node, place.attention.num_kv_heads
-        prefix = _prefix_length(place)
+        prefix = prefix_length(place, "tokens cannot have scales of their own; use fixed ones")
         key = (data_input(node, SEQLENS), data_input(node, TOTAL), heads, prefix)
         if key not in self._rows:
             self._rows[key] = self._find_rows(node, place.keys.past, heads, prefix)
@@ -153,15 +152,14 @@ class TokenCache:
         ints = self._ints
         scalar = self._writer.constant("number", np.array(0, np.int64))
         one = self._writer.constant("number", np.array(1, np.int64))
-        fed = add("Gather", add("Shape", data_input(node, 0)), ints(1), axis=0)
+        fed = fed_tokens(self._writer, node)
         held = add("Gather", add("Shape", past), ints(2), axis=0)
-        total = add("Reshape", add("Cast", data_input(node, TOTAL), to=int(ir.DataType.INT64)), ints(1))
+        total = total_tokens(self._writer, node)
         last = add("Reshape", add("Cast", data_input(node, SEQLENS), to=int(ir.DataType.INT64)), ints(-1, 1))
         before = add("Max", add("Sub", add("Add", last, ints(1 - prefix)), fed), ints(0))  # tokens of each row's own
         fresh = None
         if prefix:
-            prompt = add("Cast", add("Equal", fed, total), to=int(ir.DataType.INT64))
-            fresh = add("Mul", prompt, ints(prefix))
+            fresh = fresh_tokens(self._writer, node, fed, total, prefix)
             fed, total = add("Sub", fed, fresh), add("Sub", total, ints(prefix))
         length = add("Reshape", add("Max", total, held), self._writer.constant("numbers", np.array([], np.int64)))
         position = add("Range", scalar, length, one)
@@ -174,21 +172,3 @@ class TokenCache:
 
     def _ints(self, *values: int) -> ir.Value:
         return self._writer.constant("numbers", np.array(values, np.int64))
-
-
-def _prefix_length(place: FusedPlace) -> int:
-    """How many tokens stand before the caller's: what is taken off the presents again.
-
-    Raises:
-        ModelError: It cannot be told.
-    """
-    maker = place.keys.present.producer()
-    if maker is place.node:
-        return 0
-    start = resolve_constant(maker.inputs[1]) if maker is not None and maker.op_type == "Slice" else None
-    if maker is None or start is None or maker.inputs[0] is not place.node.outputs[1]:
-        raise ModelError(
-            f"{label(place.node)}: what stands between it and its cache is not understood, so tokens cannot have "
-            "scales of their own; use fixed ones"
-        )
-    return int(read_array(start.tensor).reshape(-1)[0])

@@ -288,6 +288,28 @@ def test_behind_a_prefix_where_rope_stays_inside(rotates: bool, r3: bool | None,
     assert near(whole, exact[:, 2:], 0.15 if bits == 8 else 1.0)
 
 
+@pytest.mark.parametrize(
+    ("rotates", "r3", "cache"),
+    [
+        (True, True, {"k_bits": 2, "v_bits": 2}),
+        (True, False, {"k_bits": 2, "v_bits": None}),
+        (False, None, {"k_bits": None, "v_bits": 2}),
+        (False, None, {"k_bits": 2, "v_bits": 2, "k_groupsize": -1, "v_groupsize": 8, "v_asym": True}),
+        (False, None, {"k_bits": 2, "v_bits": 2, "k_pre_rope": True}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("case", ["genai", "genai RoPE outside", "genai q, k, v bias", "genai fp16", "optimum llama"])
+def test_a_prefix_is_not_rounded_in_studies(
+    case: str, rotates: bool, r3: bool | None, cache: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is fed as new tokens to a first prompt of GroupQueryAttention, and stands in the past later on."""
+    path = cached(case, tmp_path, rotates=rotates, r3=r3, prefix=True, form="fake", **cache)
+    whole, _ = outputs(path, IDS)
+    decoded, _ = outputs(path, IDS, tuple(range(1, 24)))
+    assert near(decoded, whole, 2e-2 if "fp16" in case else 1e-4)
+
+
 GRIDS = [
     {"k_bits": 4, "v_bits": 2, "k_asym": True},
     {"k_bits": 4, "v_bits": 3, "k_groupsize": 8, "v_groupsize": 4, "v_asym": True},
