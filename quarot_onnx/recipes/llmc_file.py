@@ -33,11 +33,24 @@ IGNORED = (
     "quant.weight.pack_version",
     "quant.act.qmax_to_tensor",
     "quant.act.use_qtorch",
+    "quant.kvcache.qmax_to_tensor",
+    "quant.kvcache.use_qtorch",
     "quant.special.fp32_had",
     "quant.special.chunk_num",
     "quant.special.n_outs",
 )
 """Keys of no effect here. How the model is packed, and in how many pieces a Hessian is summed, changes no result."""
+
+_OF_QUAROT = ("base.seed", "quant.special.rotate_mode")
+_OF_GPTQ = (
+    "quant.special.actorder",
+    "quant.special.static_groups",
+    "quant.special.percdamp",
+    "quant.special.blocksize",
+    "quant.special.true_sequential",
+    "quant.quant_out",
+)
+"""Keys of one method, of no effect beside others, as in LLMC."""
 
 _NOT_DONE = {
     "vision": "vision towers are not quantized; put what is under quant.language in its place",
@@ -249,11 +262,14 @@ class LlmcFile(FileConfig):
     def ignored(self) -> list[str]:
         """The keys of this file that change nothing here."""
         found = []
-        for path in IGNORED:
+        others = (() if self.quant.rotates else _OF_QUAROT) + (() if self.quant.rounds else _OF_GPTQ)
+        for path in IGNORED + others:
             *sections, key = path.split(".")
             section: Strict | None = self
             for name in sections:
                 section = None if section is None else getattr(section, name)
             if section is not None and key in section.model_fields_set and getattr(section, key) is not None:
                 found.append(path)
+        if self.save.save_trans and not self.quant.rotates:
+            found.append("save.save_trans")  # nothing is rotated that could be saved
         return found

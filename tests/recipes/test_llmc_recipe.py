@@ -171,6 +171,41 @@ def test_what_is_ignored_is_listed(file: Any) -> None:
     assert "text.txt" in loaded.calibration_notes[0]
 
 
+ROUNDS = [
+    *("quant.special.actorder", "quant.special.static_groups", "quant.special.percdamp", "quant.special.blocksize"),
+    *("quant.special.true_sequential", "quant.quant_out"),
+]
+ROTATES = ["base.seed", "quant.special.rotate_mode"]
+
+
+@pytest.mark.parametrize(
+    ("method", "ignored", "taken"),
+    [("RTN", [*ROTATES, *ROUNDS], []), ("GPTQ", ROTATES, ROUNDS), ("Quarot", ROUNDS, ROTATES)],
+)
+def test_what_the_method_does_not_take_is_listed(file: Any, method: str, ignored: list[str], taken: list[str]) -> None:
+    step = changed(changed(STEP_2, "quant.special.rotate_mode", to="hadamard"), "quant.method", to=method)
+    loaded = load(file(step))
+    told = loaded.notes[0].split(": ")[-1].split(", ")
+    assert set(ignored) <= set(told)
+    assert not set(taken) & set(told)
+    assert parse(loaded.data, loaded.wording, loaded.folder).weights.method == ("gptq" if method == "GPTQ" else "rtn")
+    bare = changed(changed(changed(step, "quant.special", to={}), "base", to={}), "quant.quant_out", to=...)
+    assert not set(ROUNDS + ROTATES) & set(load(file(bare)).notes[0].split(": ")[-1].split(", "))
+
+
+@pytest.mark.parametrize("method", ["RTN", "GPTQ"])
+def test_a_rotated_model_to_save_is_none_of_the_second_step(file: Any, method: str) -> None:
+    step = changed(STEP_2, "quant.method", to=method)
+    assert "save.save_trans" not in load(file(step)).notes[0]
+    assert load(file(changed(step, "save.save_trans", to=True))).notes[0].endswith(", save.save_trans")
+
+
+def test_what_is_ignored_of_a_cache_is_listed(file: Any) -> None:
+    cache = {"method": "Naive", "bit": 8, "symmetric": True, "granularity": "per_token", "qmax_to_tensor": True}
+    told = load(file(changed(STEP_2, "quant.kvcache", to=cache | {"use_qtorch": False}))).notes[0]
+    assert "quant.kvcache.qmax_to_tensor, quant.kvcache.use_qtorch" in told
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
