@@ -183,10 +183,14 @@ def wrap(reader: DataReader) -> CheckedReader:
     A reader that has no ``rewind`` is read once; starting it over raises CalibrationError.
 
     Raises:
-        CalibrationError: The object has no ``get_next``.
+        CalibrationError: The object has no ``get_next``, or is the class of such objects.
     """
     if isinstance(reader, CheckedReader):
         return reader
+    if isinstance(reader, type):
+        raise CalibrationError(
+            f"the class {reader.__name__} is no calibration reader, an object of it may be: pass {reader.__name__}(...)"
+        )
     if not callable(getattr(reader, "get_next", None)):
         raise CalibrationError(f"{type(reader).__name__} is no calibration reader: it has no get_next()")
     return CheckedReader(reader)

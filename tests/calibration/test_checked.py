@@ -106,3 +106,11 @@ def test_a_changed_reader_speaks_for_the_one_that_it_reads() -> None:
     again = ChangedReader(wrap(own), doubled)
     assert (again.name, again.size, again.bos, again.decode_steps) == ("SampleReader", 2, None, 0)
     assert len(list(again)) == len(list(again)) == 2
+
+
+@pytest.mark.parametrize("kind", [Mine, SampleReader, dict])
+def test_a_class_is_no_reader(kind: Any) -> None:
+    with pytest.raises(
+        CalibrationError, match=rf"^the class {kind.__name__} is no .*: pass {kind.__name__}\(\.\.\.\)$"
+    ):
+        wrap(kind)
