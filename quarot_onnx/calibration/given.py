@@ -12,6 +12,7 @@ import onnx_ir as ir
 from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.inputs import TensorSpec
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.io.links import refuse_broken
 
 FeedsSource = str | Path | Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, npt.NDArray[Any]]]
 """An .npz file (one feed, each array as the input takes it), a folder of such files, or arrays by input name."""
@@ -34,6 +35,7 @@ def given_feeds(source: FeedsSource, model: ir.Model) -> list[Feeds]:
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.exists():
+            refuse_broken(path.absolute(), CalibrationError)
             raise CalibrationError(f"no .npz file at {path}: save one with numpy.savez(path, name=array)")
         files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not files:

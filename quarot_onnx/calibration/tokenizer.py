@@ -11,6 +11,7 @@ from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
 from quarot_onnx.calibration.text_files import require_characters
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.io.links import refuse_broken
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -72,8 +73,10 @@ def tokenizer_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         if not (path / "tokenizer.json").is_file():
+            refuse_broken(path.absolute() / "tokenizer.json", CalibrationError)
             raise CalibrationError(f"{path} holds no tokenizer.json: name the folder or file of the model's tokenizer")
         return path / "tokenizer.json"
     if not path.is_file():
+        refuse_broken(path.absolute(), CalibrationError)
         raise CalibrationError(f"no tokenizer at {path}: name a tokenizer.json or the folder that holds it")
     return path

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, did_you_mean
+from quarot_onnx.io.links import refuse_broken
 
 ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS, CACHE, CHECK = (
     "Rotation",
@@ -226,7 +227,8 @@ def model_file(path: Path) -> Path:
         ModelError: There is nothing, or a folder that holds no .onnx file, or several and no model.onnx.
     """
     if not path.exists():
-        beside = [file.name for file in path.parent.glob("*.onnx")] if path.parent.is_dir() else []
+        refuse_broken(path.absolute(), ModelError)
+        beside = [file.name for file in path.parent.glob("*.onnx") if file.is_file()] if path.parent.is_dir() else []
         raise ModelError(
             f"no model at {path}{did_you_mean(path.name, beside)}; name an .onnx file or a folder with one"
         )

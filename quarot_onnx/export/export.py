@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quarot_onnx.errors import ConfigError, InputError, MissingPackageError, ModelError, OutputError
+from quarot_onnx.io.links import refuse_broken
 
 _PIP_LINE = "pip install 'quarot-onnx[export]'"
 _PACKAGES = ("torch", "transformers", "optimum-onnx", "accelerate", "gguf")
@@ -106,6 +107,7 @@ def _find_source(source: Path) -> Path:
                 raise ModelError(f"{source} is not a GGUF file; pass a GGUF file or a Hugging Face folder")
         return source.absolute()
     if not source.is_dir():
+        refuse_broken(source.absolute(), ModelError)
         raise ModelError(f"no model at {source}; pass a Hugging Face folder or a GGUF file")
     with _readable(source):
         names = [path.name for path in source.iterdir()]

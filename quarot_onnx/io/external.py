@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from quarot_onnx.errors import ModelError, did_you_mean
 from quarot_onnx.io import wire
+from quarot_onnx.io.links import refuse_broken
 
 _LFS_SIGNATURE = b"version https://git-lfs"
 _TENSOR = onnx.AttributeProto.TENSOR
@@ -38,10 +39,11 @@ def model_file(path: str | Path) -> Path:
         names = ", ".join(str(file.relative_to(path)) for file in found)
         raise ModelError(f"{path} is a folder with {len(found)} .onnx files ({names}); pass one of them")
     if not path.is_file():
+        refuse_broken(path, ModelError)
         folder = path.parent
         if not folder.is_dir():
             raise ModelError(f"no model file {path}: the folder {folder} does not exist")
-        hint = did_you_mean(path.name, (file.name for file in folder.glob("*.onnx")))
+        hint = did_you_mean(path.name, (file.name for file in folder.glob("*.onnx") if file.is_file()))
         raise ModelError(f"no model file {path.name!r} in {folder}{hint}")
     return path
 
@@ -156,6 +158,8 @@ class Binder:
             if path.is_file():
                 self.sizes[path] = path.stat().st_size
                 return path
+        for folder in folders:
+            refuse_broken(folder / location, ModelError)
         places = " and ".join(map(str, folders))
         raise ModelError(
             f"data file {location!r} of {self.source} (tensor {tensor!r}) is missing; looked in {places}: put it there"

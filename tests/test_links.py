@@ -1,0 +1,78 @@
+"""Links whose targets are gone are told of as such, whatever was to be read."""
+
+import re
+from pathlib import Path
+
+import io_models
+import pytest
+from command_line import Shell
+
+from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx.calibration.tokenizer import tokenizer_file
+from quarot_onnx.errors import CalibrationError, ModelError
+from quarot_onnx.io import model_io
+
+
+def told(link: Path, target: str = "gone") -> str:
+    return rf"^{re.escape(str(link))} is a link to {target}, which is missing: put that there, or mend the link$"
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Path:
+    found = tmp_path / "m.onnx"
+    found.symlink_to("gone")
+    return found
+
+
+def test_a_model(link: Path, shell: Shell) -> None:
+    with pytest.raises(ModelError, match=told(link)):
+        model_io.load(link)
+    assert re.search(told(link)[1:-1], shell.fails("inspect", link))
+    assert re.search(told(link)[1:-1], shell.fails("export", link, link.with_name("out")))
+
+
+def test_a_model_in_a_folder(link: Path, shell: Shell) -> None:
+    folder = link.with_name("folder")
+    folder.symlink_to("gone")
+    with pytest.raises(ModelError, match=told(folder)):
+        model_io.load(folder / "model.onnx")
+    assert re.search(told(folder)[1:-1], shell.fails("inspect", folder))
+    assert re.search(told(folder)[1:-1], shell.fails("inspect", folder / "model.onnx"))
+
+
+def test_no_broken_link_is_meant(link: Path, shell: Shell) -> None:
+    with pytest.raises(ModelError, match=r"no model file 'mm.onnx' in [^()]*$"):
+        model_io.load(link.with_name("mm.onnx"))
+    assert "did you mean" not in shell.fails("inspect", link.with_name("mm.onnx"))
+
+
+def test_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").symlink_to("b.onnx")
+    (tmp_path / "b.onnx").symlink_to("a.onnx")
+    with pytest.raises(ModelError, match=told(tmp_path / "a.onnx", "b.onnx")):
+        model_io.load(tmp_path / "a.onnx")
+
+
+def test_a_data_file(tmp_path: Path) -> None:
+    path = io_models.write(io_models.linear_model(), tmp_path / "m.onnx", data="weights.bin")
+    data = tmp_path / "weights.bin"
+    data.unlink()
+    data.symlink_to("gone")
+    with pytest.raises(ModelError, match=told(data)):
+        model_io.load(path)
+
+
+def test_a_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.symlink_to("gone")
+    for given in (path, tmp_path):
+        with pytest.raises(CalibrationError, match=told(path)):
+            tokenizer_file(given)
+
+
+def test_feeds(tmp_path: Path) -> None:
+    path = tmp_path / "feeds.npz"
+    path.symlink_to("gone")
+    model = model_io.load(io_models.write(io_models.linear_model(), tmp_path / "m.onnx"))
+    with pytest.raises(CalibrationError, match=told(path)):
+        given_feeds(path, model)
