@@ -26,7 +26,13 @@ class DataReader(Protocol):
 
 
 class RewindableReader(ABC):
-    """A reader that can start over. Iterating it starts over first."""
+    """A reader that can start over. Iterating it starts over first.
+
+    Attributes:
+        keeps: Whether the arrays of a sample stay as they are when the next one is read.
+    """
+
+    keeps = False
 
     @property
     def record(self) -> Mapping[str, object]:
@@ -50,11 +56,15 @@ class RewindableReader(ABC):
 class CheckedReader(RewindableReader):
     """Any reader, what it gives looked at; one without ``rewind`` can be read once.
 
+    Arrays are copied where the reader may write the next sample into them, as onnxruntime's own calibraters allow.
+
     Attributes:
         name: The reader's own class, for messages.
         size: How many samples it has, where it tells.
         count: How many it has given, in the longest reading so far.
     """
+
+    keeps = True
 
     def __init__(self, reader: DataReader) -> None:
         """Read from ``reader``."""
@@ -174,7 +184,7 @@ class CheckedReader(RewindableReader):
                 f"{self.name} gives {what} for {name!r} in sample {self._given}: need a NumPy array of numbers, such "
                 "as numpy.array(ids, numpy.int64)"
             )
-        return value
+        return value if isinstance(self._reader, RewindableReader) and self._reader.keeps else value.copy()
 
 
 def wrap(reader: DataReader) -> CheckedReader:

@@ -21,6 +21,8 @@ from quarot_onnx.progress import Progress
 class IndexedReader(RewindableReader):
     """A reader over samples with numbers."""
 
+    keeps = True
+
     def __init__(self) -> None:
         self._next = 0
 

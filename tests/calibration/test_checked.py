@@ -9,7 +9,7 @@ import pytest
 import tiny_decoders as tiny
 
 from quarot_onnx.calibration.changed import ChangedReader
-from quarot_onnx.calibration.checked import wrap
+from quarot_onnx.calibration.checked import RewindableReader, wrap
 from quarot_onnx.calibration.ranges import collect_ranges
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.errors import CalibrationError
@@ -114,3 +114,30 @@ def test_a_class_is_no_reader(kind: Any) -> None:
         CalibrationError, match=rf"^the class {kind.__name__} is no .*: pass {kind.__name__}\(\.\.\.\)$"
     ):
         wrap(kind)
+
+
+class Reuses(Mine):
+    """Writes every sample into the same arrays."""
+
+    def get_next(self) -> Any:
+        sample = super().get_next()
+        if sample is None:
+            return None
+        self.array = getattr(self, "array", np.zeros_like(IDS))
+        self.array[:] = sample
+        return {"input_ids": self.array}
+
+
+class RewindableReuses(Reuses, RewindableReader):
+    def rewind(self) -> None:
+        self.samples = iter((IDS, IDS + 1))
+
+
+@pytest.mark.parametrize("kind", [Reuses, RewindableReuses])
+def test_a_reader_may_use_its_arrays_again(kind: type[Reuses]) -> None:
+    reader = wrap(kind(IDS, IDS + 1))
+    first, second = list(reader)
+    np.testing.assert_array_equal(first["input_ids"], IDS)
+    np.testing.assert_array_equal(second["input_ids"], IDS + 1)
+    kept = wrap(SampleReader([first]))
+    assert next(iter(kept))["input_ids"] is first["input_ids"], "of readers of our own nothing is copied"
