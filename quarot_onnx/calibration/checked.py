@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.bos import BosChoice
 from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.filled import with_rows
 from quarot_onnx.errors import CalibrationError
 
 
@@ -30,9 +31,12 @@ class RewindableReader(ABC):
 
     Attributes:
         keeps: Whether the arrays of a sample stay as they are when the next one is read.
+        counted: How many rows of the sample that was given last count, where others fill up a batch that the graph
+            fixes; None where all do.
     """
 
     keeps = False
+    counted: int | None = None
 
     @property
     def record(self) -> Mapping[str, object]:
@@ -172,7 +176,8 @@ class CheckedReader(RewindableReader):
             return None
         if not isinstance(feeds, Mapping):
             raise CalibrationError(f"{self.name}.get_next() returned {type(feeds).__name__}: need a dict, or None")
-        return {name: self._array(name, value) for name, value in feeds.items()}
+        rows = self._reader.counted if isinstance(self._reader, RewindableReader) else None
+        return with_rows({name: self._array(name, value) for name, value in feeds.items()}, rows)
 
     def _array(self, name: str, value: object) -> NDArray[Any]:
         """An input's value, which must be an array."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.filled import counted_rows, with_rows
 from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.calibration.padding import Padding
@@ -106,8 +107,11 @@ def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
             )
         for part in padding.samples(feeds, number):
             rows = part.feeds[inputs.tokens].astype(np.int64)
-            shown = None if part.visible is None else zip(rows, part.visible, strict=True)
-            found += [rows] if shown is None else [row[seen][None] for row, seen in shown if seen.any()]
+            counts = np.ones(rows.shape, np.bool_) if part.visible is None else part.visible
+            if (counts.all(axis=1) == counts.any(axis=1)).all():
+                found.append(rows[counts.all(axis=1)])
+            else:
+                found += [row[seen][None] for row, seen in zip(rows, counts, strict=True) if seen.any()]
     return found
 
 
@@ -124,5 +128,11 @@ def led_samples(inputs: ModelInputs, lead: Lead, texts: Sequence[TokenIds]) -> l
         cut = min(lead.shared(row) for row in rows)
         # A past that is fed goes with one row where GroupQueryAttention reads it.
         parts = [rows[:, cut:]] if lead.past is None else [row[None, cut:] for row in rows]
-        found += [inputs.feed(part, lead.filled(len(part)), lead.fed_length) for part in parts]
+        found += [
+            with_rows(
+                inputs.feed(part, lead.filled(len(part)), lead.fed_length),
+                counted_rows(len(part), inputs.lengths.batch),
+            )
+            for part in parts
+        ]
     return found

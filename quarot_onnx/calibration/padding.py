@@ -8,11 +8,13 @@ are fed what they mean, whichever side the pads were on.
 
 Where the graph fixes its batch or sequence, or has no position ids and the hidden positions lie between visible ones, a
 sample runs as it is, and the rows that count are chosen from its activations: they are those of
-[batch, sequence, ...] or [batch · sequence, ...]. Any other shape is refused.
+[batch, sequence, ...] or [batch · sequence, ...]. Any other shape is refused. So are the rows chosen that count where
+others fill up a batch that the graph fixes (:mod:`.filled`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.filled import without_rows
 from quarot_onnx.calibration.inputs import InputRole, position_axis
 from quarot_onnx.errors import CalibrationError, ModelError
 from quarot_onnx.piecewise.sweep import Carried
@@ -64,13 +67,13 @@ class Sample:
             raise CalibrationError(
                 f"sample {self.number} hides positions, and the axes of the activation {name!r} {list(shape)} are not "
                 f"those of its tokens {list(self.visible.shape)}: which of its rows are padding is not known; feed one "
-                "text at a time without padding"
+                "text at a time without padding, or whole batches where the graph fixes one"
             )
         matrix = array.reshape(-1, shape[-1])
         return matrix[np.repeat(flat, len(matrix) // flat.size)]
 
     def cached(self, array: NDArray[Any], name: str) -> NDArray[Any]:
-        """The part of a cache that counts, ``[1, heads, positions, last axis]`` where anything is left out.
+        """The part of a cache that counts: whole rows, or ``[1, heads, positions, last axis]`` where some are cut.
 
         Args:
             array: The cache that the run puts out, ``[batch, heads, positions, last axis]``.
@@ -91,9 +94,11 @@ class Sample:
         if (array.shape[0], array.shape[2]) != counts.shape:
             raise CalibrationError(
                 f"sample {self.number} hides positions, and {what} {list(array.shape)} holds others than its mask "
-                f"{list(counts.shape)}: feed one text at a time without padding"
+                f"{list(counts.shape)}: feed one text at a time without padding, or whole batches where the graph "
+                "fixes one"
             )
-        return array.swapaxes(0, 1)[None, :, counts]
+        whole = counts.all(axis=1)
+        return array[whole] if (whole == counts.any(axis=1)).all() else array.swapaxes(0, 1)[None, :, counts]
 
 
 class Padding:
@@ -106,13 +111,14 @@ class Padding:
             model: The whole model; of one that is no decoder the mask goes by its name.
         """
         self._fixed = {value.name: _fixed_lengths(value) for value in model.graph.inputs}
-        try:
-            self._roles: Mapping[str, InputRole] = ModelInputs.from_model(model).roles
-        except ModelError:
-            self._roles = {}
+        self._roles: Mapping[str, InputRole] = {}
+        self._in_place = False
+        with suppress(ModelError):
+            inputs = ModelInputs.from_model(model)
+            self._roles, self._in_place = inputs.roles, inputs.lengths.in_place
 
     def samples(self, feeds: Feeds, number: int) -> Iterator[Sample]:
-        """What to run of one sample of a reader; nothing of rows that are hidden as a whole.
+        """What to run of one sample of a reader; nothing of rows that are hidden as a whole, or fill up a batch.
 
         Args:
             feeds: Input name to array.
@@ -121,13 +127,19 @@ class Padding:
         Raises:
             CalibrationError: The mask hides positions of inputs whose axes are not known.
         """
+        feeds, rows = without_rows(feeds)
+        parts = self._parts(feeds, number)
+        yield from parts if rows is None else (self._without_filling(part, rows) for part in parts)
+
+    def _parts(self, feeds: Feeds, number: int) -> Iterator[Sample]:
+        """The same of a sample whose rows all count."""
         name = self._mask(feeds)
         shown = None if name is None else _shown(feeds[name])
         if name is None or shown is None or shown.all():
             yield Sample(feeds, number)
             return
-        past, tokens = self._past_length(feeds), self._length(feeds)
-        if tokens is not None and shown.shape[1] != past + tokens:
+        past, fed = self._past_length(feeds), self._fed(feeds)
+        if fed is not None and shown.shape[1] != past + fed[1]:
             # The columns of a cache that is written in place: what the mask hides there is no token of this sample.
             yield Sample(feeds, number)
             return
@@ -145,6 +157,18 @@ class Padding:
             yield from (Sample(part, number) for part in parts)
         elif parts:
             yield Sample(feeds, number, current, shown)
+
+    def _without_filling(self, sample: Sample, rows: int) -> Sample:
+        """A sample of a fixed batch of which so many rows count."""
+        fed, past = self._fed(sample.feeds), self._past_length(sample.feeds)
+        assert fed is not None, "whoever filled it up knew what it feeds"
+        batch, tokens = fed
+        counts = np.arange(batch)[:, None] < rows
+        visible, held = (
+            counts & (np.ones((1, columns), np.bool_) if seen is None else seen)
+            for seen, columns in ((sample.visible, tokens), (sample.held, past if self._in_place else past + tokens))
+        )
+        return replace(sample, visible=visible, held=held)
 
     def tokens(self, feeds: Feeds, number: int) -> NDArray[Any] | None:
         """The visible token ids of a sample, in one row; None where the token input is not known, or not fed."""
@@ -173,11 +197,11 @@ class Padding:
             masks = [name for name in feeds if "mask" in name]
         return next((name for name in masks if name in feeds and feeds[name].ndim == 2), None)
 
-    def _length(self, feeds: Feeds) -> int | None:
-        """The tokens that are fed; None where that is not known."""
+    def _fed(self, feeds: Feeds) -> tuple[int, int] | None:
+        """Rows and tokens that are fed; None where that is not known."""
         main = (InputRole.TOKENS, InputRole.EMBEDDINGS)
         name = next((name for name, role in self._roles.items() if role in main and name in feeds), None)
-        return None if name is None else feeds[name].shape[1]
+        return None if name is None else (feeds[name].shape[0], feeds[name].shape[1])
 
     def _past_length(self, feeds: Feeds) -> int:
         """The positions in the cache that is fed."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, RewindableReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.filled import counted_rows
 from quarot_onnx.calibration.given import load_npz
 from quarot_onnx.calibration.pieces import default_window
 from quarot_onnx.calibration.positions import position_note
@@ -201,5 +202,8 @@ class NpzReader(IndexedReader):
         else:
             feeds = {name: array[index : index + 1] for name, array in self._stacked.items()}
         if self._inputs is not None and list(feeds) == [self._inputs.tokens]:
-            return self._inputs.feed(feeds[self._inputs.tokens])
+            ids = feeds[self._inputs.tokens]
+            self.counted = counted_rows(len(ids), self._inputs.lengths.batch)
+            return self._inputs.feed(ids)
+        self.counted = None
         return feeds

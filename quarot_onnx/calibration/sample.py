@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import Feeds
+from quarot_onnx.calibration.filled import ROWS
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io.tensors import read_array
 
@@ -23,7 +24,7 @@ def check_feeds(feeds: Feeds, model: ir.Model) -> None:
     """
     inputs = [value.name or "" for value in model.graph.inputs]
     for name in feeds:
-        if name not in inputs:
+        if name not in inputs and name != ROWS:
             raise CalibrationError(f"the reader feeds {name!r}, which is no input{did_you_mean(name, inputs)}")
     for name in inputs:
         if name not in feeds and name not in model.graph.initializers:

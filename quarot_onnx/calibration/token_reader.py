@@ -8,6 +8,7 @@ import numpy as np
 
 from quarot_onnx.calibration.checked import RewindableReader
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.filled import counted_rows
 from quarot_onnx.calibration.pieces import pieces, require_ids
 from quarot_onnx.calibration.sample import not_run
 from quarot_onnx.calibration.text import TokenIds, check_vocabulary
@@ -47,8 +48,9 @@ class IndexedReader(RewindableReader):
 class TokenReader(IndexedReader):
     """Feeds from token ids: each window is one prefill of batch 1.
 
-    Where the graph fixes the batch, as many windows are one prefill. Where it fixes a shorter length, the window is run
-    in pieces, each on the cache of those before it; each piece is a sample.
+    Where the graph fixes the batch, as many windows are one prefill, and those that fill up the last one count for
+    nothing. Where it fixes a shorter length, the window is run in pieces, each on the cache of those before it; each
+    piece is a sample.
 
     Args:
         inputs: The model's inputs.
@@ -108,14 +110,17 @@ class TokenReader(IndexedReader):
         past = next(self._pasts) if piece else None
         if index == len(self) - 1:
             self._pasts = iter(())  # the model is closed
+        self.counted = counted_rows(len(self._windows(index)), self.inputs.lengths.batch)
         return self._fed(index, past)
 
+    def _windows(self, index: int) -> TokenIds:
+        """Those that a sample is a piece of."""
+        batch = index // len(self._pieces)
+        return self.token_windows[batch * self._rows : (batch + 1) * self._rows]
+
     def _fed(self, index: int, past: Feeds | None) -> Feeds:
-        batch, piece = divmod(index, len(self._pieces))
-        start, stop = self._pieces[piece]
-        return self.inputs.feed(
-            self.token_windows[batch * self._rows : (batch + 1) * self._rows, start:stop], past, start
-        )
+        start, stop = self._pieces[index % len(self._pieces)]
+        return self.inputs.feed(self._windows(index)[:, start:stop], past, start)
 
     def _caches(self) -> Iterator[Feeds]:
         """The cache before each sample that is not the beginning of a window."""
