@@ -8,6 +8,7 @@ Spelt out, in the layout [batch, heads, positions, head_dim]::
 Fused: an operator that takes the past and what is new, and gives the present.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -107,7 +108,8 @@ def find_cache_places(survey: Survey) -> CachePlaces:
 
     Raises:
         ModelError: It has no cache, one of integers already, or none that is joined in a way that is understood; or
-            operators keep some, and another is not understood: onnxruntime-genai knows one type for all.
+            operators keep some, and another is not understood: onnxruntime-genai knows one type for all; or keys and
+            values have heads of different sizes.
     """
     caches = presents(survey.model.graph)
     found = integer_cache(survey.model.graph)
@@ -143,7 +145,24 @@ def find_cache_places(survey: Survey) -> CachePlaces:
             "the graph has no key/value cache, so there is none to quantize: export it with one (optimum: --task "
             "text-generation-with-past), or leave the cache in float"
         )
+    _require_alike(joined.values())
     return CachePlaces(tuple(joined.values()), tuple(fused), tuple(strange))
+
+
+def _require_alike(places: Iterable[JoinedPlace]) -> None:
+    """Refuse keys and values of different sizes, as those of latent attention are: one head_dim is taken for both.
+
+    Raises:
+        ModelError: They are.
+    """
+    for place in places:
+        width, own = place.past.shape and place.past.shape[-1], place.attention.head_dim
+        if isinstance(width, int) and width != own:
+            raise ModelError(
+                f"{label(place.attention.node)}: its cache {place.past.name!r} holds heads of {width} and its values "
+                f"are of {own}: caches of keys and values of different sizes cannot be quantized; leave the cache in "
+                "float"
+            )
 
 
 def _joined(

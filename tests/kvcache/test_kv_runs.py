@@ -240,3 +240,16 @@ def test_caches_that_are_kept_otherwise_are_refused_by_name(
     assert "leave the cache in float, or export the model so that all layers keep their caches alike" in error
     assert ("keeps its own, all of which have one type" in error) == (len(layers) == 1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["auto", "fake"])
+def test_keys_of_another_size_than_values_are_refused(form: str, shell: Shell, tmp_path: Path) -> None:
+    """As latent attention has them: 16 numbers without RoPE beside 16 with it, and values of 16."""
+    model = onnx.load(exports.EXPORTS["optimum llama"]())
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.endswith(".key"):
+            value.type.tensor_type.shape.dim[3].dim_value = 64
+    onnx.save(model, tmp_path / "m.onnx")
+    said = shell.fails("quantize", tmp_path / "m.onnx", tmp_path / "q.onnx", "--kv-bits", 8, "--kv-format", form)
+    assert "its cache 'past_key_values.0.key' holds heads of 64 and its values are of 32" in said
+    assert not (tmp_path / "q.onnx").exists()
