@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import InputRole, position_axis
+from quarot_onnx.calibration.inputs import InputRole, TensorSpec, position_axis
 from quarot_onnx.graph.query import attribute_int
 
 _LAYOUT = frozenset(
@@ -69,12 +69,10 @@ def is_joined(value: ir.Value) -> bool | None:
 
 def _along_positions(concat: ir.Node, cache: ir.Value) -> bool:
     """Whether a Concat makes a cache, or what was made of it, longer."""
-    shape, made = cache.shape, concat.outputs[0].shape
-    axis = concat.attributes["axis"].as_int()
+    shape, made = TensorSpec.of(cache).shape, concat.outputs[0].shape
     if shape is None or (made is not None and len(made) != len(shape)):
         return True  # in another layout
-    dims = [dim if isinstance(dim, int) else None for dim in shape]
-    return axis % len(dims) == position_axis(dims)
+    return attribute_int(concat, "axis", 0) % len(shape) == position_axis(shape)
 
 
 def length_role(value: ir.Value) -> InputRole | None:

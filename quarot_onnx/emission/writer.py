@@ -36,6 +36,10 @@ class Writer:
         """A float32 number."""
         return self.constant(stem, np.array(value, np.float32))
 
+    def ints(self, *values: int) -> ir.Value:
+        """A vector of int64 numbers, such as axes and ends."""
+        return self.constant("numbers", np.array(values, np.int64))
+
     def lazy(
         self, stem: str, compute: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]
     ) -> ir.Value:

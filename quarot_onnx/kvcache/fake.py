@@ -123,7 +123,7 @@ class FakeCache:
         """
         (node, index), grid = users[0], kind.grid
         every, group = data_input(node, index), grid.group_size
-        value = every if fresh is None else self._tokens(node, every, fresh, self._ints(_END))
+        value = every if fresh is None else self._tokens(node, every, fresh, self._writer.ints(_END))
         together = group == WHOLE_TOKEN and kind.apart
         size = None if group == WHOLE_TOKEN or (group is None and kind.apart) else group or kind.head_dim
         assert grid.bits is not None, "or there is nothing to round"
@@ -133,17 +133,14 @@ class FakeCache:
         rounded = self._writer.cast(node, rounded, ir.DataType.FLOAT, kind.dtype)
         result = self._apart(node, rounded, value) if together else rounded
         if fresh is not None:
-            prefix = self._tokens(node, every, self._ints(0), fresh)
+            prefix = self._tokens(node, every, self._writer.ints(0), fresh)
             result = self._writer.add(node, "Concat", prefix, result, axis=1)
         for user, place in users:
             user.replace_input_with(place, result)
 
     def _tokens(self, node: ir.Node, value: ir.Value, start: ir.Value, stop: ir.Value) -> ir.Value:
         """Some tokens of [batch, seq, heads · head_dim]."""
-        return self._writer.add(node, "Slice", value, start, stop, self._ints(1))
-
-    def _ints(self, *values: int) -> ir.Value:
-        return self._writer.constant("numbers", np.array(values, np.int64))
+        return self._writer.add(node, "Slice", value, start, stop, self._writer.ints(1))
 
     def _side_by_side(self, node: ir.Node, value: ir.Value) -> ir.Value:
         """[batch, heads, seq, head_dim] as [batch, seq, heads · head_dim]."""

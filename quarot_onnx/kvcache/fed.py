@@ -3,7 +3,6 @@
 See :mod:`quarot_onnx.prefix.fused`. What rounds new keys and values leaves it out, as it is constant behind a past.
 """
 
-import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.emission.writer import Writer
@@ -36,19 +35,19 @@ def prefix_length(place: FusedPlace, so: str) -> int:
 
 def fed_tokens(writer: Writer, node: ir.Node) -> ir.Value:
     """How many tokens the operator reads as new, [1]."""
-    return writer.add(node, "Gather", writer.add(node, "Shape", data_input(node, 0)), _ints(writer, 1), axis=0)
+    return writer.add(node, "Gather", writer.add(node, "Shape", data_input(node, 0)), writer.ints(1), axis=0)
 
 
 def total_tokens(writer: Writer, node: ir.Node) -> ir.Value:
     """How many there are with those of the past, [1]."""
     total = writer.add(node, "Cast", data_input(node, TOTAL), to=int(ir.DataType.INT64))
-    return writer.add(node, "Reshape", total, _ints(writer, 1))
+    return writer.add(node, "Reshape", total, writer.ints(1))
 
 
 def fresh_tokens(writer: Writer, node: ir.Node, fed: ir.Value, total: ir.Value, prefix: int) -> ir.Value:
     """How many tokens of a prefix are fed as new ones, [1]: all at a first prompt, else none."""
     prompt = writer.add(node, "Cast", writer.add(node, "Equal", fed, total), to=int(ir.DataType.INT64))
-    return writer.add(node, "Mul", prompt, _ints(writer, prefix))
+    return writer.add(node, "Mul", prompt, writer.ints(prefix))
 
 
 def behind_prefix(value: ir.Value) -> ir.Value:
@@ -57,7 +56,3 @@ def behind_prefix(value: ir.Value) -> ir.Value:
     if node is None or node.op_type != "Concat" or len(node.inputs) != 2 or attribute_int(node, "axis", 0) != 1:
         return value
     return data_input(node, 1)
-
-
-def _ints(writer: Writer, *values: int) -> ir.Value:
-    return writer.constant("numbers", np.array(values, np.int64))

@@ -75,7 +75,7 @@ class TokenCache:
         """
         self._ropes.split(place.attention)
         node, heads, head_dim = place.node, place.attention.num_kv_heads, place.attention.head_dim
-        add, ints, caches = self._writer.add, self._ints, (place.keys, place.values)
+        add, ints, caches = self._writer.add, self._writer.ints, (place.keys, place.values)
         width = head_dim // 2 + SCALE_BYTES
         grids = (keys,) if keys == values else (*(keys for _ in range(heads)), *(values for _ in range(heads)))
         codec = FourBits(self._writer, self._code, grids, head_dim)
@@ -107,7 +107,7 @@ class TokenCache:
 
     def _read_past(self, caches: tuple[Cache, ...], codec: FourBits, width: int) -> None:
         """Let all users of pasts of keys and values see what the bytes stand for."""
-        add, ints, number = self._writer.add, self._ints, self._order.__getitem__
+        add, ints, number = self._writer.add, self._writer.ints, self._order.__getitem__
         users = [consumers(cache.past) for cache in caches]
         first = min((user for each in users for user, _ in each), key=number)
         both = add(first, "Concat", *(cache.past for cache in caches), axis=1)
@@ -126,7 +126,7 @@ class TokenCache:
         editor = self._writer.editor
         attributes = [ir.AttrInt64("axis", axis)]
         made = editor.node(
-            "Split", [both, self._ints(size, size)], f"{anchor.name}/Split", outputs=2, attributes=attributes
+            "Split", [both, self._writer.ints(size, size)], f"{anchor.name}/Split", outputs=2, attributes=attributes
         )
         editor.before(anchor, [made])
         return list(made.outputs)
@@ -149,7 +149,7 @@ class TokenCache:
         def add(op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
             return self._writer.add(node, op_type, *inputs, **attributes)
 
-        ints = self._ints
+        ints = self._writer.ints
         scalar = self._writer.constant("number", np.array(0, np.int64))
         one = self._writer.constant("number", np.array(1, np.int64))
         fed = fed_tokens(self._writer, node)
@@ -161,7 +161,7 @@ class TokenCache:
         if prefix:
             fresh = fresh_tokens(self._writer, node, fed, total, prefix)
             fed, total = add("Sub", fed, fresh), add("Sub", total, ints(prefix))
-        length = add("Reshape", add("Max", total, held), self._writer.constant("numbers", np.array([], np.int64)))
+        length = add("Reshape", add("Max", total, held), ints())
         position = add("Range", scalar, length, one)
         behind = add("Sub", position, before)
         new = add("And", add("Less", behind, fed), add("Less", ints(-1), behind))
@@ -169,6 +169,3 @@ class TokenCache:
         place = add("Where", new, add("Add", held, behind), add("Min", position, end))
         apart = add("Unsqueeze", place, ints(1, 3))
         return _Rows(fresh, add("Expand", apart, ints(1, heads, 1, 1)))
-
-    def _ints(self, *values: int) -> ir.Value:
-        return self._writer.constant("numbers", np.array(values, np.int64))
