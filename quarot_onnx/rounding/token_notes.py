@@ -7,7 +7,7 @@ from quarot_onnx.stages.blocks import Stage
 
 _ROUTED = (
     "a router chooses the tokens of experts, and not the same ones once weights are rounded: what earlier weights lose "
-    "is not made up for in those of experts, which are rounded as by GPTQ"
+    "is not made up for in those of experts, only what the rounding of their own inputs does"
 )
 _FEW_ROUTED = "some experts see few calibration tokens (more samples help), the first of them"
 
