@@ -84,6 +84,20 @@ def test_windows_behind_a_prefix_fit(shell: Shell, text: Path, tmp_path: Path) -
     assert shell.ok("compare", source, model, "--text", text, "--tokens", 64, "--json").json["tokens"] == 64
 
 
+@pytest.mark.parametrize("lengths", [RUNS, {"past_sequence_length": 48}], ids=["16 tokens", "48 positions"])
+def test_a_prefix_is_not_fed_in_runs_of_fixed_length(lengths: dict[str, int], shell: Shell, tmp_path: Path) -> None:
+    """Beside a model that holds it; two that do are verified."""
+    source, path = exports.EXPORTS["optimum llama"](), tmp_path / "fixed" / "model.onnx"
+    shell.ok("rotate", source, path, "--prefix-ids", "256,84", "--no-verify")
+    shell.ok("verify", source, path)
+    fix_lengths(path, lengths)
+    for pair in ((source, path), (path, source)):
+        said = shell.fails("verify", *pair)
+        assert f"{path} holds the prefix [256, 84], which {source} would have to be fed" in said
+        assert "verify the model as it was before its lengths were fixed" in said
+    assert shell.ok("verify", path, path, "--json").json["max_abs_logit_diff"] == 0
+
+
 def test_evaluate_tells_of_what_falls_out_of_the_cache(text: Path, tmp_path: Path) -> None:
     model = fixed("optimum llama", RUNS, tmp_path / "fixed")
     told = [perplexity(model, text, model.parent, windows=2, seq_len=length).notes for length in (64, 80)]

@@ -1,15 +1,19 @@
 """Links whose targets are gone are told of as such, whatever was to be read."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import io_models
 import pytest
 from command_line import Shell
 
-from quarot_onnx.calibration.given import given_feeds
+from quarot_onnx import QConfig
+from quarot_onnx.calibration.given import given_feeds, load_npz
+from quarot_onnx.calibration.text_files import file_text
 from quarot_onnx.calibration.tokenizer import tokenizer_file
-from quarot_onnx.errors import CalibrationError, ModelError
+from quarot_onnx.errors import CalibrationError, ConfigError, InputError, ModelError
+from quarot_onnx.hadamard.dense import load_npy
 from quarot_onnx.io import model_io
 
 
@@ -76,3 +80,25 @@ def test_feeds(tmp_path: Path) -> None:
     model = model_io.load(io_models.write(io_models.linear_model(), tmp_path / "m.onnx"))
     with pytest.raises(CalibrationError, match=told(path)):
         given_feeds(path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "error"),
+    [
+        ("t.txt", file_text, CalibrationError),
+        ("ids.npz", load_npz, CalibrationError),
+        ("r1.npy", load_npy, ConfigError),
+        ("recipe.yaml", QConfig.load, ConfigError),
+        ("config.json", QConfig.load, ConfigError),
+    ],
+)
+def test_what_is_read_beside_a_model(
+    name: str, read: Callable[[Path], object], error: type[InputError], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    with pytest.raises(error) as missing:
+        read(path)
+    assert "is a link" not in str(missing.value)
+    path.symlink_to("gone")
+    with pytest.raises(error, match=told(path)):
+        read(path)

@@ -21,16 +21,18 @@ class Taker(Protocol):
         """Take in values; False where one of them is not finite."""
 
 
-Counted = Callable[[Sample, NDArray[Any], str], NDArray[Any]]
-"""The part of an activation that counts in a sample; the last argument is its name."""
+Counted = Callable[[Sample, NDArray[Any], str], Sequence[NDArray[Any]]]
+"""The parts of an activation that count in a sample; the last argument is its name."""
+
+
+def _rows(sample: Sample, values: NDArray[Any], name: str) -> Sequence[NDArray[Any]]:
+    return [sample.rows(values, name)]
 
 
 class Fetched:
     """Activations that are fetched group by group, each handed to a taker of its own."""
 
-    def __init__(
-        self, takers: Mapping[str, Taker], threads: int | None = None, *, counted: Counted = Sample.rows
-    ) -> None:
+    def __init__(self, takers: Mapping[str, Taker], threads: int | None = None, *, counted: Counted = _rows) -> None:
         """Hand every activation, or what ``counted`` says counts of it, to the taker of its name."""
         self._takers, self._threads, self._counted = takers, threads, counted
 
@@ -49,7 +51,7 @@ class Fetched:
                 more = kept if place == 0 else ()
                 seen, handed = run_observing(session, sample, len(group), more)
                 for name, values in zip(group, seen, strict=not sample.silent):
-                    if not self._takers[name].add(self._counted(sample, values, name)):
+                    if not all(map(self._takers[name].add, self._counted(sample, values, name))):
                         raise not_finite(name, sample.number)
                 left += handed
             return left

@@ -92,6 +92,7 @@ def load_npz(path: Path) -> Feeds:
         with np.load(path, allow_pickle=False) as archive:
             feeds = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
+        refuse_broken(path.absolute(), CalibrationError)
         raise CalibrationError(f"no calibration data at {path}") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise CalibrationError(f"{path} is no readable .npz archive: {error}") from error

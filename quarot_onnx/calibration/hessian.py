@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.threads import panels, spread
+from quarot_onnx.threads import one_blas_thread, panels, spread
 
 ROWS = 2048
 """Rows of one partial product: float32 products of so many rows, summed in float64 in a fixed order.
@@ -143,6 +143,7 @@ class PanelAccumulator:
         self._hessian = [np.zeros((panel.stop - panel.start, panel.stop)) for panel in self._panels]
         self._drift = [np.zeros((panel.stop - panel.start, in_features)) for panel in self._panels if drift]
 
+    @one_blas_thread()
     def take(self, rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> None:
         """Add a portion, see ``Take``."""
         for number, panel in enumerate(self._panels):
@@ -156,6 +157,7 @@ class PanelAccumulator:
         return PanelSums(self._places, tuple(self._hessian), tuple(self._drift))
 
 
+@one_blas_thread()
 def products(rows: NDArray[np.float32], missing: NDArray[np.float32] | None) -> Products:
     """The products of a portion.
 

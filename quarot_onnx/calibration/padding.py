@@ -72,8 +72,8 @@ class Sample:
         matrix = array.reshape(-1, shape[-1])
         return matrix[np.repeat(flat, len(matrix) // flat.size)]
 
-    def cached(self, array: NDArray[Any], name: str) -> NDArray[Any]:
-        """The part of a cache that counts: whole rows, or ``[1, heads, positions, last axis]`` where some are cut.
+    def cached(self, array: NDArray[Any], name: str) -> list[NDArray[Any]]:
+        """What counts of a cache: whole rows together, or ``[1, heads, positions, last axis]`` each where some are cut.
 
         Args:
             array: The cache that the run puts out, ``[batch, heads, positions, last axis]``.
@@ -84,21 +84,23 @@ class Sample:
         """
         return self._of_heads(array, self.held, f"the cache {name!r}")
 
-    def heads(self, array: NDArray[Any], name: str) -> NDArray[Any]:
-        """The part of queries, keys or values that counts; arguments, result and errors are those of `cached`."""
+    def heads(self, array: NDArray[Any], name: str) -> list[NDArray[Any]]:
+        """What counts of queries, keys or values; arguments, result and errors are those of `cached`."""
         return self._of_heads(array, self.visible, repr(name))
 
-    def _of_heads(self, array: NDArray[Any], counts: Mask | None, what: str) -> NDArray[Any]:
+    def _of_heads(self, array: NDArray[Any], counts: Mask | None, what: str) -> list[NDArray[Any]]:
         if counts is None:
-            return array
+            return [array]
         if (array.shape[0], array.shape[2]) != counts.shape:
             raise CalibrationError(
                 f"sample {self.number} hides positions, and {what} {list(array.shape)} holds others than its mask "
                 f"{list(counts.shape)}: feed one text at a time without padding, or whole batches where the graph "
                 "fixes one"
             )
-        whole = counts.all(axis=1)
-        return array[whole] if (whole == counts.any(axis=1)).all() else array.swapaxes(0, 1)[None, :, counts]
+        whole, some = counts.all(axis=1), counts.any(axis=1)
+        if (whole == some).all():
+            return [array[whole]]
+        return [array[row : row + 1, :, counts[row]] for row in np.flatnonzero(some).tolist()]
 
 
 class Padding:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from quarot_onnx.errors import CalibrationError, did_you_mean
+from quarot_onnx.io.links import refuse_broken
 
 DEFAULT_KEY = "text"
 JOINT = "\n\n"
@@ -64,6 +65,7 @@ def file_text(path: str | Path) -> str:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
+        refuse_broken(Path(path).absolute(), CalibrationError)
         raise CalibrationError(f"the text {path} cannot be read: {error.strerror}") from error
     return decoded(content, str(path))
 

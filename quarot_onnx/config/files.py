@@ -12,6 +12,7 @@ import yaml
 
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ConfigError, OutputError
+from quarot_onnx.io.links import refuse_broken
 
 # What Python's parsers refuse without saying where.
 _HUGE_NUMBER = "a whole number or a date in it is not a possible one; no setting needs thousands of digits"
@@ -127,6 +128,7 @@ def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
+        refuse_broken(Path(path).absolute(), ConfigError)
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None

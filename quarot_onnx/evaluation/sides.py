@@ -15,7 +15,7 @@ from quarot_onnx.calibration.lengths import FIXED, Lengths
 from quarot_onnx.calibration.pieces import fitting_window
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import FeedError, ModelError
-from quarot_onnx.evaluation.before import befores
+from quarot_onnx.evaluation.before import Before, befores
 from quarot_onnx.evaluation.given import turned
 from quarot_onnx.evaluation.measuring import Figures, measure
 from quarot_onnx.evaluation.outputs import Outputs, decoder_outputs, float_outputs, random_feeds
@@ -137,6 +137,8 @@ def on_tokens(
     """
     lengths = a.inputs.lengths.beside(b.inputs.lengths)
     _require_alike(lengths, b)
+    before = befores(Lead.of(models[0], a.path.parent), lead or Lead.of(models[1], b.path.parent))
+    _require_feedable(lengths, (a, b), before)
     a, b = (replace(side, inputs=replace(side.inputs, lengths=lengths)) for side in (a, b))
     pairing = pair_decoders(models[0], a.inputs, models[1], b.inputs)
     wanted = tokens.decode_steps if b.inputs.has_cache else 0
@@ -152,7 +154,6 @@ def on_tokens(
     )
     at_end = {i for i, item in enumerate(pairing.outputs) if item.cache}
     run = partial(decoder_outputs, groups=groups, at_end=at_end, decode_steps=steps)
-    before = befores(Lead.of(models[0], a.path.parent), lead or Lead.of(models[1], b.path.parent))
     rows = lengths.batch
     if not rows:  # behind a cache that is fed, GroupQueryAttention takes a single one
         behind = any(side.past is not None for side in before)
@@ -182,6 +183,24 @@ def _require_alike(lengths: Lengths, b: ComparedDecoder) -> None:
                 f"{b.path} takes {other} {words} and the model before it {one}, so that their runs are not the same: "
                 "fix the same length in both, or none in one of them"
             )
+
+
+def _require_feedable(lengths: Lengths, sides: Sequence[ComparedDecoder], before: Sequence[Before]) -> None:
+    """Refuse runs of a fixed length where one model has to be fed the prefix that the other one holds.
+
+    Raises:
+        ModelError: It would be.
+    """
+    fed = next((number for number, prefix in enumerate(before) if prefix.ids), None)
+    if fed is None or (lengths.seq is None and lengths.past is None):
+        return
+    one, other = sides[fed].path, sides[1 - fed].path
+    words = _LENGTHS["past" if lengths.seq is None else "seq"]
+    number = lengths.past if lengths.seq is None else lengths.seq
+    raise ModelError(
+        f"{other} holds the prefix {list(before[fed].ids)}, which {one} would have to be fed, and {number} {words} are "
+        "fixed, so that it fits in no run: verify the model as it was before its lengths were fixed"
+    )
 
 
 def on_feeds(

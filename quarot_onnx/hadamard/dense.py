@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.io.links import refuse_broken
 
 _EXACT = 1e-12  # largest |R Rᵀ − I|; n·eps is 1e-12 at n = 4500, and errors add up far slower than n
 
@@ -88,6 +89,7 @@ def load_npy(path: Path) -> NDArray[np.generic]:
     try:
         loaded = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
+        refuse_broken(Path(path).absolute(), ConfigError)
         raise ConfigError(f"the rotation file {path} does not exist; give a .npy file") from error
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"the rotation file {path} cannot be read as a .npy array of numbers: {error}") from error

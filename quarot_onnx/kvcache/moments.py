@@ -232,7 +232,7 @@ def collect_moments(
     widths = {name: place.attention.head_dim for place in places for name in (place.query, place.key)}
     shifts = Shifts.into(model, derived, positions)
 
-    def counted(sample: Sample, values: NDArray[Any], name: str) -> NDArray[Any]:
+    def counted(sample: Sample, values: NDArray[Any], name: str) -> list[NDArray[Any]]:
         if values.ndim == HEADS_PACKED:
             values = values.reshape(*values.shape[:2], -1, widths[name]).swapaxes(1, 2)
         return sample.heads(values, name)

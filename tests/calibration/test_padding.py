@@ -89,6 +89,17 @@ def test_fixed_lengths_choose_rows_instead(fixed: tuple[int | None, int | None],
             sample.rows(other, "x")
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_heads_of_different_texts_stay_apart(side: str) -> None:
+    """What attends to what is looked at in them."""
+    (sample,) = Padding(model(fixed=(2, 6))).samples(padded(side), 0)
+    x = np.arange(2 * 3 * 6 * 5).reshape(2, 3, 6, 5)
+    for found in (sample.heads(x, "x"), sample.cached(x, "x")):
+        cuts = (slice(2, 6), slice(4, 6)) if side == "left" else (slice(0, 4), slice(0, 2))
+        for row, (part, cut) in enumerate(zip(found, cuts, strict=True)):
+            np.testing.assert_array_equal(part, x[row : row + 1, :, cut])
+
+
 def test_gaps_need_position_ids() -> None:
     def with_gap(*, positions: bool) -> Feeds:
         feeds = padded("right", 4, positions=positions)
