@@ -183,6 +183,12 @@ def test_a_graph_without_nodes_or_with_sparse_weights_is_refused(tmp_path):
     proto.graph.sparse_initializer.append(onnx.SparseTensorProto(values=values, indices=indices, dims=[4]))
     path.write_bytes(proto.SerializeToString())
     assert "sparse initializers (such as 'sparse')" in refusal(path)
+    held = onnx.SparseTensorProto(values=values, indices=indices, dims=[4])
+    constant = helper.make_node("Constant", [], ["held"], sparse_value=held)
+    path.write_bytes(
+        io_models.model_of([constant, helper.make_node("Add", ["x", "held"], ["y"])], []).SerializeToString()
+    )
+    assert "has sparse constants; export it with dense weights" in refusal(path)
 
 
 def test_a_value_produced_twice_is_refused(tmp_path):

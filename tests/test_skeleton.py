@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import tiny_decoders as tiny
+from onnx import helper, numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import ModelError
@@ -52,6 +56,35 @@ def test_data_in_two_files(tmp_path, model):
         )
     plain = ir.from_proto(tiny.build(tiny.Spec(vocab=VOCAB)))
     np.testing.assert_array_equal(logits(model), logits(plain))
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_tensors_of_one_name_in_two_branches(tmp_path: Path, condition: bool) -> None:
+    """Names hold within a graph: those of the branches of an If may be the same."""
+
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        return helper.make_graph(
+            [helper.make_node("Mul", ["x", "c"], [f"{name}_y"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", onnx.TensorProto.FLOAT, [4])],
+            [numpy_helper.from_array(np.full(4, factor, np.float32), "c")],
+        )
+
+    graph = helper.make_graph(
+        [helper.make_node("If", ["which"], ["y"], then_branch=branch("a", 1.0), else_branch=branch("b", 100.0))],
+        "branches",
+        [
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4]),
+            helper.make_tensor_value_info("which", onnx.TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])],
+    )
+    path = tmp_path / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="model.data")
+    found = open_augmented(model_io.load(path)).run(None, {"x": np.ones(4, np.float32), "which": np.array(condition)})
+    np.testing.assert_array_equal(found[0], np.full(4, 1.0 if condition else 100.0))
 
 
 def test_large_weights_in_memory_are_refused(model, monkeypatch):

@@ -18,6 +18,8 @@ from quarot_onnx.io.nodes import all_nodes, subgraphs
 PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Dropout"})
 """Operators whose output 0 is their input 0, up to rounding."""
 
+_CASTS = frozenset({"Cast", "CastLike"})
+
 SIZE_ONLY = frozenset({"Shape", "Size"})
 """Operators that look at a value's shape and not at what it holds."""
 
@@ -85,6 +87,29 @@ def data_input(node: ir.Node, index: int = 0) -> ir.Value:
     return value
 
 
+def passes(node: ir.Node) -> bool:
+    """Whether a node is one of ``PASS_THROUGH`` and its output holds what its input 0 does, up to rounding of floats.
+
+    Casts of integers to integers are among them, which exporters put behind shapes and indices.
+    """
+    if node.op_type not in PASS_THROUGH or node.inputs[0] is None:
+        return False
+    if node.op_type not in _CASTS:
+        return True
+    target = _cast_to(node)
+    if target is None or target in FLOAT_TYPES:
+        return True
+    source = node.inputs[0].dtype or _cast_to(node.inputs[0].producer())
+    return target.is_integer() and source is not None and source.is_integer()
+
+
+def _cast_to(node: ir.Node | None) -> ir.DataType | None:
+    """The type that a Cast or CastLike makes, where it is known; None for other nodes."""
+    if node is None or node.op_type not in _CASTS:
+        return None
+    return ir.DataType(attribute_int(node, "to", 0)) if node.op_type == "Cast" else node.outputs[0].dtype
+
+
 def _tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor of an initializer or of a Constant node's output, or None."""
     if value.const_value is not None:
@@ -115,6 +140,8 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
         node = value.producer()
         if node is None:
             return None
+        if node.op_type != "Transpose" and not passes(node):
+            return None
         if node.op_type == "Transpose":
             if attribute_ints(node, "perm") not in (None, (1, 0)):
                 return None
@@ -125,8 +152,6 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
             if dtype is None and node.outputs[0].dtype is None:
                 return None  # the type is that of another value
             dtype = dtype or node.outputs[0].dtype
-        elif node.op_type not in PASS_THROUGH:
-            return None
         value = node.inputs[0]
     return None
 
@@ -164,8 +189,8 @@ def small_ints(value: ir.Value | None) -> tuple[int, ...] | None:
 def through(value: ir.Value) -> ir.Value:
     """``value`` before any pass-through operators that produced it."""
     node = value.producer()
-    while node is not None and node.op_type in PASS_THROUGH and node.inputs[0] is not None:
-        value = node.inputs[0]
+    while node is not None and passes(node):
+        value = data_input(node)
         node = value.producer()
     return value
 
@@ -178,7 +203,7 @@ def consumers(value: ir.Value) -> list[tuple[ir.Node, int]]:
 def consumers_through(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """The uses of ``value``, with those by pass-through operators replaced by these operators' own uses."""
     for node, index in consumers(value):
-        if node.op_type in PASS_THROUGH and index == 0:
+        if index == 0 and passes(node):
             yield from consumers_through(node.outputs[0])
         else:
             yield node, index

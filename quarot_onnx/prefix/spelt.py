@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.products import operand_axis
-from quarot_onnx.graph.query import PASS_THROUGH, attribute_int, consumers, data_input, data_users, label, scalar
+from quarot_onnx.graph.query import attribute_int, consumers, data_input, data_users, label, passes, scalar
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, forget_shape
 from quarot_onnx.sites.scores import SCORE_PATH, context_product, score_product
@@ -130,7 +130,7 @@ def _masks(scores: ir.Node, softmax: ir.Node, shapes: Shapes) -> list[Mask]:
         node, index = users[0]
         if node is softmax:
             return found
-        if node.op_type not in SCORE_PATH | PASS_THROUGH:
+        if node.op_type not in SCORE_PATH and not passes(node):
             raise ModelError(f"{label(node)} ({node.op_type}) stands between scores and Softmax")
         for other, operand in enumerate(node.inputs):
             if operand is None or other == index or scalar(operand) is not None or shapes.is_one_per_row(operand):

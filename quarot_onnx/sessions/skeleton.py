@@ -73,15 +73,22 @@ def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
             f"{inline / 1e9:.1f} GB of the model's weights are in memory: save the model, then open the file"
         )
     proto = ir.to_proto(model)
-    small = {tensor.name: tensor for tensor in tensors if tensor is not None and tensor.nbytes < _SMALL}
+    # By where they lie: two subgraphs may have tensors of one name.
+    small = {
+        (tensor.location, tensor.offset or 0): tensor
+        for tensor in tensors
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < _SMALL
+    }
     external = []
     for tensor in _initializers(proto.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        if tensor.name in small:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        held = small.get((entries["location"], int(entries.get("offset", 0))))
+        if held is not None:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-            tensor.raw_data = small[tensor.name].tobytes()
+            tensor.raw_data = held.tobytes()
         else:
             external.append(tensor)
     base = {tensor.location: tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}

@@ -244,6 +244,8 @@ def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation
     if parts.rope_inside or parts.key is None:
         return HeadRotation(None, None, parts.node, _rope_width(parts, head_dim, shapes))
     fused = parts.scores is parts.node
+    if fused:
+        _refuse_longer_keys(parts, head_dim, shapes)
     query_axis = operand_axis(parts.scores, 0, -1, shapes)
     key_axis = operand_axis(parts.scores, 1, -1 if fused else -2, shapes)
     if query_axis is None or key_axis is None:
@@ -260,6 +262,18 @@ def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation
         if length % head_dim:
             raise NotTracedError(f"the last axis of {what} after RoPE has length {length}, not heads of {head_dim}")
     return HeadRotation(query.value, key.value)
+
+
+def _refuse_longer_keys(parts: _Parts, head_dim: int, shapes: Shapes) -> None:
+    """A fused operator may take heads of Q and K of another length than those of V: packed, they look alike.
+
+    Raises:
+        NotTracedError: It does.
+    """
+    for value, heads in ((parts.query, parts.num_heads), (parts.key, parts.num_kv_heads or parts.num_heads)):
+        length = None if value is None else _head_dim(shapes.of(value), heads or 0)
+        if length is not None and length % head_dim:
+            raise NotTracedError(f"heads of Q and K have {length} entries and those of V {head_dim}")
 
 
 def _rope_width(parts: _Parts, head_dim: int, shapes: Shapes) -> int | None:

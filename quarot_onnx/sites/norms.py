@@ -73,6 +73,8 @@ def _spelt_norm(mean: ir.Node, shapes: Shapes | None) -> Norm | None:
     x = _squared(square)
     if square is None or x is None or not _over_last_axis(mean, shapes):
         return None
+    if any(user.op_type != "ReduceMean" for user, _ in consumers_through(square.outputs[0])):
+        return None  # x² is wanted itself, which changes with x
     add = _only(mean.outputs[0], "Add")
     if add is None or not any(scalar(v) is not None for v in add.inputs):
         return None

@@ -12,13 +12,13 @@ import onnx_ir as ir
 from quarot_onnx.graph.linear import Linear, linear_at, linear_producing
 from quarot_onnx.graph.query import (
     FLOAT_TYPES,
-    PASS_THROUGH,
     SIZE_ONLY,
     attribute_int,
     attribute_ints,
     data_input,
     data_users,
     label,
+    passes,
     resolve_constant,
     small_ints,
     through,
@@ -163,7 +163,7 @@ def after_rope(value: ir.Value, user: ir.Node, what: str, shapes: Shapes, *, axi
 
 def _before(node: ir.Node, what: str, axis: int, shapes: Shapes) -> ir.Value | None:
     """What a node on the way of Q or K reads; None when the way ends at the node."""
-    if node.op_type in PASS_THROUGH:
+    if passes(node):
         return data_input(node)
     if node.op_type in LAYOUT:
         if axis != -1 and node.op_type != "Transpose":
@@ -187,10 +187,14 @@ def _refuse_changed_axis(node: ir.Node, what: str, axis: int, shapes: Shapes) ->
 
 
 def _refuse_other_users(value: ir.Value, user: ir.Node, what: str) -> None:
-    others = [node for node, _ in data_users(value) if node is not user]
-    # A pass-through node on the way is looked through on both sides.
-    if others and user.op_type not in PASS_THROUGH:
+    if passes(user):  # a pass-through node on the way is looked through on both sides
+        return
+    users = [node for node, _ in data_users(value)]
+    others = [node for node in users if node is not user]
+    if others:
         raise NotTracedError(f"{what} is used by {label(others[0])} ({others[0].op_type}) too")
+    if len(users) > 1:
+        raise NotTracedError(f"{label(user)} ({user.op_type}) reads {what} as another operand, too")
 
 
 def _refuse_past(value: ir.Value, what: str) -> None:

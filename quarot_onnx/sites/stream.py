@@ -17,13 +17,13 @@ import onnx_ir as ir
 from quarot_onnx.graph.linear import Linear, linear_at, linear_producing
 from quarot_onnx.graph.query import (
     FLOAT_TYPES,
-    PASS_THROUGH,
     SIZE_ONLY,
     attribute_int,
     attribute_ints,
     consumers,
     data_users,
     label,
+    passes,
     resolve_constant,
     through,
 )
@@ -149,7 +149,7 @@ class _Labelling:
         norm = self._by_read.get(node)
         if norm is not None and touched[0] in self._stream:
             self._norm(node, norm)
-        elif len(touched) == 1 and (node.op_type in PASS_THROUGH or self._vector(node) is touched[0]):
+        elif len(touched) == 1 and (passes(node) or self._vector(node) is touched[0]):
             self._carry(touched[0], node.outputs[0], flipped=False)
         elif touched[0] in self._normed:
             self._read(node, touched[0], self._normed[touched[0]])
@@ -242,14 +242,15 @@ class _Labelling:
             self._problem(norm.node, "normalises a block's output before it is added (post-norm block)")
             self._normed_inside.add(norm.input)
             self._trace_writer(add, norm.input)
+        elif node is not None and (table := _embedding_at(node)) is not None:
+            if all(node is not embedding.node for embedding in self._found.embeddings):
+                self._found.embeddings.append(table)
+                self._pending.append(table)
         elif node is not None and (vector := self._vector(node)) is not None:
             self._trace_writer(add, vector)
         elif node is not None and node.op_type == "Add":
             for operand in filter(None, node.inputs):
                 self._trace_writer(add, operand)
-        elif node is not None and (table := _embedding_at(node)) is not None:
-            self._found.embeddings.append(table)
-            self._pending.append(table)
         else:
             origin = label(node) if node is not None else value.name
             self._problem(add, f"adds to the residual stream what {origin} holds, which no Linear computes")
@@ -262,7 +263,9 @@ class _Labelling:
             self._problem(node, "writes to the residual stream and is used elsewhere too")
 
     def _written(self, add: ir.Node, linear: Linear) -> None:
-        """Record one writer."""
+        """Record one writer; once, however often it is added."""
+        if any(linear.node is writer.node for writer in self._found.writers):
+            return
         self._pending.append(linear)
         self._found.writers.append(linear)
         if linear.out_features != self._found.hidden_size:
