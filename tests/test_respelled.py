@@ -355,6 +355,25 @@ def test_a_bias_inside_a_skip_norm(tmp_path):
     check_equivalent(biased, target)
 
 
+def test_two_skip_norms_with_biases_on_one_product(tmp_path):
+    """Each addition that is taken out has a name of its own, which nothing else has."""
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.standard_normal((32, 32)), "g": np.ones(32), "b1": rng.random(32), "b2": rng.random(32)}
+    skip = "SkipSimplifiedLayerNormalization"
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"], name="m"),
+        node("Neg", ["x"], ["p/bias"], name="n"),
+        *(node(skip, ["p", "p/bias", "g", b], [f"{b}_y"], name=b, domain="com.microsoft") for b in ("b1", "b2")),
+        node("Sub", ["b1_y", "b2_y"], ["y"], name="s"),
+    ]
+    tensors = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3, 32]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "skips", ends[:1], ends[1:], tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    np.testing.assert_allclose(run(loaded(proto, tmp_path)), run(proto), atol=1e-5)
+
+
 def inputs_too(proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
     """List initializers among the inputs."""
     for tensor in proto.graph.initializer:

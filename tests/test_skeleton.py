@@ -87,6 +87,42 @@ def test_tensors_of_one_name_in_two_branches(tmp_path: Path, condition: bool) ->
     np.testing.assert_array_equal(found[0], np.full(4, 1.0 if condition else 100.0))
 
 
+def test_tensors_that_lie_in_others(tmp_path: Path) -> None:
+    """A small one is told from a large one, or another small one, that begins where it does; one may hold nothing."""
+    x, w, column = (
+        np.random.default_rng(seed).random(shape, np.float32) for seed, shape in enumerate(((2, 16), (16, 32), 32))
+    )
+    (tmp_path / "model.data").write_bytes(w.tobytes() + column.tobytes())
+
+    def lying(name: str, dims: list[int], offset: int, length: int) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name=name, data_type=1, dims=dims, data_location=1)
+        for key, value in (("location", "model.data"), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        return tensor
+
+    steps = [
+        helper.make_node("Concat", ["x", "nothing"], ["rows"], axis=0),
+        helper.make_node("MatMul", ["rows", "w"], ["a"]),
+        helper.make_node("Mul", ["a", "row"], ["b"]),
+        helper.make_node("Add", ["b", "column"], ["c"]),
+        helper.make_node("Add", ["c", "first"], ["y"]),
+    ]
+    tensors = [
+        lying("w", [16, 32], 0, 2048),
+        lying("nothing", [0, 16], 0, 0),
+        lying("row", [32], 0, 128),
+        lying("column", [32], 2048, 128),
+        lying("first", [1], 2048, 4),
+    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph(steps, "views", ends[:1], ends[1:], tensors)
+    path = tmp_path / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    (found,) = open_augmented(model_io.load(path)).run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ w * w[0] + column + column[0], rtol=1e-5)
+
+
 def test_large_weights_in_memory_are_refused(model, monkeypatch):
     monkeypatch.setattr(skeleton, "_MAX_INLINE", 1000)
     with pytest.raises(ModelError, match="are in memory: save the model"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import FLOAT_TYPES, consumers, passes, resolve_constant
+from quarot_onnx.graph.query import FLOAT_TYPES, PASS_THROUGH, consumers, resolve_constant
 
 FUSED_CACHES: Mapping[tuple[str, str], Mapping[int, int]] = {
     ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
@@ -116,7 +116,7 @@ def _carried(node: ir.Node, index: int) -> list[ir.Value]:
         out = fused.get(index)
         return [] if out is None or out >= len(node.outputs) else [node.outputs[out]]
     joins = node.op_type == "Concat" or (node.op_type == "Where" and index > 0)
-    if joins or (index == 0 and (node.op_type in _LAYOUTS or passes(node))):
+    if joins or (index == 0 and node.op_type in _LAYOUTS | PASS_THROUGH):
         return list(node.outputs)
     scales = node.op_type in ("Mul", "Div") and resolve_constant(node.inputs[1 - index]) is not None
     return list(node.outputs) if scales else []

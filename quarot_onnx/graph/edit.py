@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from quarot_onnx.graph.query import consumers
-from quarot_onnx.io.nodes import all_graphs, all_nodes
+from quarot_onnx.io.names import Names
 
 
 class Editor:
@@ -18,23 +18,11 @@ class Editor:
         """Take stock of the names in use."""
         self.model = model
         self.graph = model.graph
-        self._names = {v.name for v in self.graph.inputs if v.name}
-        for graph in all_graphs(model):
-            self._names.update(name for name in graph.initializers if name)
-        for node in all_nodes(self.graph):
-            self._names.update(v.name for v in node.outputs if v.name)
-            if node.name:
-                self._names.add(node.name)
-        self._number = 0
+        self._names = Names(model)
 
     def unique(self, stem: str) -> str:
         """A name that nothing in the graph has: ``stem`` itself, or with a number."""
-        name = stem
-        while name in self._names:
-            self._number += 1
-            name = f"{stem}_{self._number}"
-        self._names.add(name)
-        return name
+        return self._names.unique(stem)
 
     def initializer(self, stem: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a tensor under a unique name; the tensor is renamed with it."""

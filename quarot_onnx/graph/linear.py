@@ -165,7 +165,7 @@ def _bias_after(node: ir.Node, out_features: int) -> Bias | None:
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     add, index = uses[0]
-    if add.op_type != "Add":
+    if add.op_type != "Add" or add.graph is not node.graph:  # in a branch of an If, or a Loop's body
         return None
     constant = resolve_constant(add.inputs[1 - index])
     if constant is None or constant.shape[-1:] != (out_features,) or _size(constant) != out_features:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.io.names import Names
 from quarot_onnx.io.nodes import all_nodes, in_order, subgraphs
 from quarot_onnx.io.opsets import STANDARD_DOMAINS, means_the_same
 from quarot_onnx.io.tensors import read_array
@@ -67,11 +68,11 @@ def respell(model: ir.Model, source: object) -> None:
         for function in _called(model):
             _import_as_model(function, model, source)
         common_passes.InlinePass()(model)
-    for node in list(all_nodes(model.graph)):
-        if node.domain == "com.microsoft" and node.op_type == "FusedGemm":
-            _part_activation(node)
-        elif node.op_type == "SkipSimplifiedLayerNormalization":
-            _part_bias(node)
+    parted = [node for node in all_nodes(model.graph) if node.op_type in _PARTED]
+    names = Names(model) if parted else None
+    for node in parted:
+        assert names is not None
+        _PARTED[node.op_type](node, names)
     if (model.ir_version or 0) < _DEFAULTS_SINCE:
         common_passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = _DEFAULTS_SINCE  # before, an initializer that is no input was not allowed
@@ -163,8 +164,10 @@ def _import_as_model(function: ir.Function, model: ir.Model, source: object) -> 
         function.opset_imports[domain] = wanted
 
 
-def _part_activation(gemm: ir.Node) -> None:
+def _part_activation(gemm: ir.Node, names: Names) -> None:
     """A FusedGemm becomes a Gemm and its activation."""
+    if gemm.domain != "com.microsoft":
+        return
     graph, activation = gemm.graph, gemm.attributes.pop("activation").as_string()
     assert graph is not None
     options = []
@@ -175,16 +178,16 @@ def _part_activation(gemm: ir.Node) -> None:
     gemm.attributes.pop("activation_gamma", None)
     gemm.domain, gemm.op_type = "", "Gemm"
     old = gemm.outputs[0]
-    made = ir.Node("", activation, [old], options, name=f"{gemm.name or old.name}/{activation}")
+    made = ir.Node("", activation, [old], options, name=names.unique(f"{gemm.name or old.name}/{activation}"))
     new = made.outputs[0]
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     made.replace_input_with(0, old)
     graph.insert_after(gemm, made)
     new.name, new.type, new.shape = old.name, old.type, old.shape
-    old.name = f"{old.name}/gemm"
+    old.name = names.unique(f"{old.name}/gemm")
 
 
-def _part_bias(norm: ir.Node) -> None:
+def _part_bias(norm: ir.Node, names: Names) -> None:
     """The bias that a Skip-norm adds goes back to the product that it belongs to."""
     bias = norm.inputs[_SKIP_BIAS] if len(norm.inputs) > _SKIP_BIAS else None
     makers = [None if value is None else value.producer() for value in norm.inputs[:2]]
@@ -193,12 +196,15 @@ def _part_bias(norm: ir.Node) -> None:
         return
     value = norm.inputs[index]
     assert value is not None
-    add = ir.Node("", "Add", [value, bias], name=f"{norm.name or norm.outputs[0].name}/bias")
-    add.outputs[0].name = f"{value.name}/bias"
+    add = ir.Node("", "Add", [value, bias], name=names.unique(f"{norm.name or norm.outputs[0].name}/bias"))
+    add.outputs[0].name = names.unique(f"{value.name}/bias")
     add.outputs[0].type, add.outputs[0].shape = value.type, value.shape
     norm.graph.insert_before(norm, add)
     norm.replace_input_with(index, add.outputs[0])
     norm.replace_input_with(_SKIP_BIAS, None)
+
+
+_PARTED = {"FusedGemm": _part_activation, "SkipSimplifiedLayerNormalization": _part_bias}
 
 
 def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

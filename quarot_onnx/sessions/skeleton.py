@@ -6,6 +6,7 @@ the folder of their data file (``session.model_external_initializers_file_folder
 of a single-file export. Nothing is written and no weight is copied.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.io.nodes import all_graphs
+from quarot_onnx.io.tensors import read_array
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.providers import open_session
 
@@ -73,9 +75,9 @@ def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
             f"{inline / 1e9:.1f} GB of the model's weights are in memory: save the model, then open the file"
         )
     proto = ir.to_proto(model)
-    # By where they lie: two subgraphs may have tensors of one name.
+    # By what they take of which file: two subgraphs may have tensors of one name.
     small = {
-        (tensor.location, tensor.offset or 0): tensor
+        (tensor.location, tensor.offset or 0, tensor.nbytes): tensor
         for tensor in tensors
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < _SMALL
     }
@@ -84,11 +86,11 @@ def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        held = small.get((entries["location"], int(entries.get("offset", 0))))
-        if held is not None:
+        place = (entries["location"], int(entries.get("offset", 0)), _bytes_of(tensor))
+        if place in small:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-            tensor.raw_data = held.tobytes()
+            tensor.raw_data = read_array(small[place]).tobytes()
         else:
             external.append(tensor)
     base = {tensor.location: tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
@@ -98,6 +100,12 @@ def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
     for entry in map(_location, external):
         entry.value = os.path.relpath(paths[entry.value], folder)
     return proto.SerializeToString(), folder
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    """The bytes that a tensor takes, whatever it says of its length."""
+    size: float = math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize
+    return math.ceil(size)
 
 
 def _location(tensor: onnx.TensorProto) -> Any:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from quarot_onnx.graph.caches import forward
 from quarot_onnx.graph.linear import Linear, linear_producing
-from quarot_onnx.graph.query import consumers, data_input, through
+from quarot_onnx.graph.query import SIZE_ONLY, consumers, data_input, through
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.quantization.select import Selection
@@ -122,9 +123,22 @@ def _product(down: Linear, shapes: Shapes) -> Place | str:
         except NotTracedError as error:
             why = str(error)
             continue
-        if up.width == down.in_features and not up.linear.bias_is_spread:
+        if up.width != down.in_features or up.linear.bias_is_spread:
+            continue
+        leaving = _leaving(up.linear.output if up.width == up.linear.out_features else through(operand), down)
+        if leaving is None:
             return Place(up.linear, (down,), up.start)
+        why = f"what would be scaled leaves the graph as {leaving.name!r}"
     return why
+
+
+def _leaving(start: ir.Value, down: Linear) -> ir.Value | None:
+    """An output of the graph that holds what is scaled, if there is one."""
+
+    def step(node: ir.Node, index: int) -> list[ir.Value]:
+        return [] if node.op_type in SIZE_ONLY or (node is down.node and index == 0) else list(node.outputs)
+
+    return next((value for value in forward([start], step) if value.is_graph_output()), None)
 
 
 def _moved(value: ir.Value) -> bool:

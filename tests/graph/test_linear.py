@@ -102,3 +102,24 @@ def test_online_rotations_are_no_linears() -> None:
     assert [item.name for item in linears(graph)] == ["rotation"]
     mark_online(node)
     assert list(linears(graph)) == []
+
+
+def test_what_a_branch_adds_is_no_bias() -> None:
+    """The Add is of another graph, and runs in one of two cases."""
+    product = ir.Node("", "MatMul", [value("x"), value("w", W)], name="product")
+    bias = ir.Value(name="b", const_value=ir.tensor(np.ones(3, np.float32)))
+    add = ir.Node("", "Add", [product.outputs[0], bias], name="add")
+    then = ir.Graph([], add.outputs, nodes=[add], initializers=[], name="then")
+    other = ir.Node("", "Identity", [bias], name="other")
+    choice = ir.Node(
+        "",
+        "If",
+        [value("condition")],
+        [ir.AttrGraph("then_branch", then), ir.AttrGraph("else_branch", ir.Graph([], other.outputs, nodes=[other]))],
+        name="choice",
+    )
+    ir.Graph([], choice.outputs, nodes=[product, choice])
+    found = linear_at(product)
+    assert found is not None
+    assert found.bias is None
+    assert found.output is product.outputs[0]

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import exports
+import hand_decoder
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from command_line import run
 from lowbit_runs import text_reader
+from onnx import TensorProto, helper
 from rotating import check_equivalent, rotate
 
 from quarot_onnx import (
@@ -62,7 +65,9 @@ def samples(path: Path) -> SampleReader:
     inputs = ModelInputs.from_path(path)
     rng = np.random.default_rng(0)
     length = inputs.lengths.seq or 24
-    return SampleReader([inputs.feed(rng.integers(5, 200, (inputs.lengths.batch or 1, length))) for _ in range(2)])
+    return SampleReader(
+        [inputs.feed(rng.integers(5, min(200, inputs.id_range), (inputs.lengths.batch or 1, length))) for _ in range(2)]
+    )
 
 
 def smoothed(source: Path, folder: Path, alpha: float = 0.5) -> tuple[Path, Selection, Plan]:
@@ -164,6 +169,23 @@ def test_only_linears_whose_inputs_are_quantized_count() -> None:
     ):
         got, refused = find_places(survey.rotatable(), select(survey, config))
         assert (len(got), len(refused)) == (places, reasons)
+
+
+@pytest.mark.parametrize("through", ["", "Identity", "Exp"])
+@pytest.mark.parametrize("value", ["mlp0_up_out", "mlp0_active"])
+def test_what_leaves_the_graph_is_not_scaled(value: str, through: str, tmp_path: Path) -> None:
+    """An MLP's up projection, or its product with the gate, may be read from outside."""
+    model = hand_decoder.build()
+    if through:
+        model.graph.node.append(helper.make_node(through, [value], ["copy"], name="copy"))
+    model.graph.output.append(helper.make_tensor_value_info("copy" if through else value, TensorProto.FLOAT, None))
+    source = tmp_path / "source" / "model.onnx"
+    source.parent.mkdir()
+    onnx.save(model, source)
+    target, _, plan = smoothed(source, tmp_path)
+    assert plan.counts == {"places": 4}  # of 5
+    check_equivalent(source, target)
+    assert any("mlp0_down" in note for note in plan.notes)
 
 
 def test_down_behind_an_online_rotation_is_told_of(tmp_path: Path) -> None:
