@@ -26,6 +26,7 @@ from quarot_onnx import (
     SinkPrefixConfig,
     SmoothQuantConfig,
     UInt8Spec,
+    pipeline,
 )
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.readers import TextReader
@@ -281,6 +282,16 @@ def test_other_inputs_are_refused(given: Any) -> None:
 def test_an_output_that_is_no_path_is_refused_before_any_work(source: Path) -> None:
     with pytest.raises(OutputError, match="model_output is a int"):
         ModelQuantizer(QConfig(W8)).quantize_model(source, 3)  # type: ignore[arg-type]
+
+
+def test_an_output_without_a_suffix_is_refused(source: Path, tmp_path: Path) -> None:
+    """It was meant for a folder, beside which a model's other files would be strewn."""
+    for work in (ModelQuantizer(QConfig(W8)).quantize_model, lambda *paths: pipeline.rotate(*paths, QuarotConfig())):
+        with pytest.raises(OutputError, match=r"out is no name of an .onnx file: give one, such as .*out/model.onnx"):
+            work(source, tmp_path / "out")
+    with pytest.raises(OutputError, match="overwrite is 'no': give True, False, or None"):
+        ModelQuantizer(QConfig(W8)).quantize_model(source, tmp_path / "q.onnx", overwrite="no")  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_settings_of_other_types_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from quarot_onnx.errors import MissingPackageError, ModelError
 from quarot_onnx.io import model_io
 from quarot_onnx.sessions import runtime
+from quarot_onnx.sessions.skeleton import open_augmented
 from quarot_onnx.threads import limited_to
 
 X = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
@@ -74,6 +75,16 @@ def test_errors_of_many_lines_become_one(path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(ModelError, match=r"cannot load .*: first second$"):
         runtime.session(path)
+
+
+def test_bfloat16_has_a_way_out(tmp_path):
+    """onnxruntime's CPU has few kernels for it."""
+    nodes = [helper.make_node("Cast", ["x"], ["b"], to=16), helper.make_node("Erf", ["b"], ["c"])]
+    nodes.append(helper.make_node("Cast", ["c"], ["y"], to=1))
+    source = io_models.write(io_models.model_of(nodes, []), tmp_path / "half.onnx")
+    for work in (runtime.session, lambda path: open_augmented(model_io.load(path))):
+        with pytest.raises(ModelError, match=r"float32 and float16 first of all: export the model as one of them$"):
+            work(source)
 
 
 def test_missing_and_damaged_files_are_model_errors(tmp_path):

@@ -6,12 +6,14 @@ from pathlib import Path
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.cli.bounding import tell_of_limit
+from quarot_onnx.cli.console import notes
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check, material_for
 from quarot_onnx.evaluation.fidelity import Fidelity, Limits, measure, reference
 from quarot_onnx.evaluation.sides import require_one_vocabulary
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.run.provenance import is_quantized
 
 
 def limits_of(max_kl: float | None, max_ppl_ratio: float | None) -> Limits:
@@ -42,6 +44,12 @@ def run(original: Path, quantized: Path, check: Check, threads: int | None, memo
     """
     float_model, model = model_io.load(original), model_io.load(quantized)
     tell_of_limit(memory, (float_model, model))
+    if is_quantized(float_model):
+        if not is_quantized(model):
+            raise ConfigError(
+                f"FLOAT {original} is quantized and QUANTIZED {quantized} is not: name the float model first"
+            )
+        notes([f"{original} is quantized itself: the figures tell how far the two are apart"])
     lead = Lead.of(model, quantized.parent)
     held = 0 if lead is None else len(lead.ids)
     inputs = ModelInputs.from_model(model, folder=quantized.parent)

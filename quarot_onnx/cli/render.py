@@ -63,7 +63,7 @@ def outcome(done: "Outcome") -> None:
     rotation = done.recipe.get("rotation")
     if isinstance(rotation, dict):
         counts = ", ".join(f"{kind} at {count}" for kind, count in rotation["counts"].items())
-        say(f"rotated: {counts} places")
+        say(f"rotated{'' if 'rotate' in done.seconds else ' before'}: {counts} places")
     for entry in transforms_of(done.recipe):
         say(f"{entry['name']}: at {entry['places']} places")
     if done.equivalence is not None:

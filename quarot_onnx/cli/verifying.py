@@ -4,10 +4,12 @@ from pathlib import Path
 
 from quarot_onnx.calibration.given import given_feeds
 from quarot_onnx.cli.bounding import tell_of_limit
+from quarot_onnx.cli.console import notes
 from quarot_onnx.errors import FeedError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
+from quarot_onnx.run.provenance import is_quantized
 
 
 def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None, memory: Memory) -> Equivalence:
@@ -24,8 +26,13 @@ def run(first: Path, second: Path, *, tokens: int, seed: int, feeds: Path | None
     Raises:
         QuarotError: See ``compare``.
     """
-    tell_of_limit(memory, map(model_io.load, (first, second)))
-    given = None if feeds is None else given_feeds(feeds, model_io.load(first))
+    models = [model_io.load(path) for path in (first, second)]
+    tell_of_limit(memory, models)
+    if sum(map(is_quantized, models)) == 1:
+        notes(
+            ["one of the models is quantized, which changes what it computes: `quarot-onnx compare` says by how much"]
+        )
+    given = None if feeds is None else given_feeds(feeds, models[0])
     try:
         return compare(first, second, feeds=given, random_tokens=tokens, real_tokens=tokens, seed=seed, memory=memory)
     except FeedError as error:

@@ -193,6 +193,10 @@ def check_target(
     Raises:
         OutputError: Naming the target and the way out.
     """
+    if not Path(path).suffix:
+        raise OutputError(f"{path} is no name of an .onnx file: give one, such as {Path(path) / 'model.onnx'}")
+    if not isinstance(overwrite, bool | None):
+        raise OutputError(f"overwrite is {overwrite!r}: give True, False, or None for the target that was named")
     Delivery.to(
         Path(path).absolute(),
         inputs=input_files(model),

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
-from quarot_onnx.errors import first_and_more
+from quarot_onnx.errors import ConfigError, first_and_more
 from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.tags import is_online
 from quarot_onnx.hadamard.rotation import Rotation
@@ -66,6 +66,7 @@ def sites_and_request(
         wanted = default
         sites, default, block_sizes, notes = named.sites, named.kinds, named.block_sizes, named.notes
         demands = dict.fromkeys(default, Demand.REQUIRED)
+        _refuse_other_blocks(config, block_sizes)
         if switches[Kind.R3] is None and (Kind.R3 in default) != (Kind.R3 in wanted):
             notes = (*notes, _R3_NOTE if Kind.R3 in default else _NO_R3_NOTE)
     else:
@@ -87,6 +88,20 @@ def sites_and_request(
         r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
     )
     return sites, request, notes
+
+
+def _refuse_other_blocks(config: QuarotConfig, stated: Mapping[Kind, int]) -> None:
+    """Refuse a size of blocks beside a file that states another one.
+
+    Raises:
+        ConfigError: It does.
+    """
+    for kind, size in stated.items():
+        if config.block_size not in (None, size):
+            raise ConfigError(
+                f"block_size (--block-size) {config.block_size} contradicts {config.r_config_path}, which states "
+                f"blocks of {size} for {kind}: leave out one of them"
+            )
 
 
 def _without_needless(sites: Sites, needless: Mapping[ir.Node, str]) -> Sites:

@@ -23,11 +23,13 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.metadata import RECIPE_KEY, recorded, transforms_of
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.plan import Plan
+from quarot_onnx.sites.detect import is_quantized as has_quantized_operators
 from quarot_onnx.sites.model import Kind
 
 __all__ = [
     "RECIPE_KEY",
     "Record",
+    "is_quantized",
     "is_rotated",
     "make_recipe",
     "record",
@@ -85,6 +87,11 @@ def record(model: ir.Model, recipe: Record) -> None:
 def is_rotated(recipe: Record | None) -> bool:
     """Whether a recipe tells of a rotation."""
     return recipe is not None and recipe.get("rotation") is not None
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a model was quantized, by this tool (also where its graph is a float one) or by another."""
+    return (recorded(model) or {}).get("quantization") is not None or has_quantized_operators(model.graph)
 
 
 def refuse_quantized(recipe: Record | None) -> None:

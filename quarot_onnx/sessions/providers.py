@@ -139,6 +139,16 @@ def notes(model: ir.Model) -> tuple[str, ...]:
     return (f"{name} may compute in {halves[0]} itself, where the CPU takes float32: all that was measured is of it",)
 
 
+def refusal(error: Exception) -> str:
+    """What onnxruntime says against a graph, in one line, and the way out where there is one."""
+    reason = " ".join(str(error).split())
+    if "bfloat16" not in reason and "NOT_IMPLEMENTED" not in reason:
+        return reason
+    return (
+        f"{reason}; {current().name} has kernels for float32 and float16 first of all: export the model as one of them"
+    )
+
+
 def open_session(model: str | bytes, options: Any) -> Any:
     """An ``onnxruntime.InferenceSession`` on the provider, and on the CPU for what that does not take.
 

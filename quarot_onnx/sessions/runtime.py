@@ -14,7 +14,7 @@ from quarot_onnx.io import wire
 from quarot_onnx.io.external import damaged, model_file
 from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.processor import EXACT_PRODUCTS
-from quarot_onnx.sessions.providers import open_session
+from quarot_onnx.sessions.providers import open_session, refusal
 from quarot_onnx.threads import asked_for
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _open(model: str, options: "ort.SessionOptions") -> "ort.InferenceSession":
     try:
         return open_session(model, options)
     except _load_errors() as error:
-        raise ModelError(f"onnxruntime cannot load {model}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"onnxruntime cannot load {model}: {refusal(error)}") from error
 
 
 def _load_errors() -> tuple[type[Exception], ...]:

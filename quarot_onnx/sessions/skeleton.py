@@ -19,7 +19,7 @@ from quarot_onnx.errors import ModelError
 from quarot_onnx.io.nodes import all_graphs
 from quarot_onnx.io.tensors import read_array
 from quarot_onnx.sessions import runtime
-from quarot_onnx.sessions.providers import open_session
+from quarot_onnx.sessions.providers import open_session, refusal
 
 _SMALL = 1 << 10  # bytes; below, a tensor may be a shape, which onnxruntime must see to infer others
 _MAX_INLINE = 1 << 30  # half of what a protobuf message can hold: the serialization makes a second copy
@@ -61,7 +61,7 @@ def open_augmented(
     except ModelError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"onnxruntime refuses the graph: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"onnxruntime refuses the graph: {refusal(error)}") from error
 
 
 def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:

@@ -88,6 +88,14 @@ def test_unknown_keys_and_nodes_in_files(refused, model: Path, tmp_path: Path) -
     assert "/model/embed_tokens/Gather" in line
 
 
+def test_blocks_that_a_file_states_otherwise(refused, shell: Shell, model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "rotations.json"
+    config.write_text('{"format": "quarot_onnx/1", "R1": {"block_size": 16}, "R2": "detect"}')
+    line = refused("rotate", model, tmp_path / "out.onnx", "--rotation-config", config, "--block-size", 32)
+    assert f"block_size (--block-size) 32 contradicts {config}, which states blocks of 16 for R1" in line
+    shell.ok("rotate", model, tmp_path / "same.onnx", "--rotation-config", config, "--block-size", 16, "--no-verify")
+
+
 def test_misspelt_nodes_and_options(refused, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     assert "did you mean" in refused("quantize", model, out, "--exclude", "/lm_head/MatMull")

@@ -230,3 +230,29 @@ def test_who_is_better_served_by_seven_bits_is_told(
     monkeypatch.setattr(quantizing, "saturates", lambda: here)
     result = shell.ok("quantize", model, tmp_path / "q.onnx", "--no-check", *options)
     assert ("--w-bits 7" in result.err) == (slow and here)
+
+
+def test_models_the_wrong_way_round(shell: Shell, model: Path, tmp_path: Path) -> None:
+    """What was lost would be said of the original, and every limit be kept."""
+    for format_ in ("qdq", "fake"):
+        out = tmp_path / format_ / "q.onnx"
+        shell.ok("quantize", model, out, "--config", quantizing_as(format_, tmp_path), "--no-check", "--no-verify")
+        line = shell.fails("compare", out, model, "--max-ppl-ratio", 2)
+        assert line.endswith("is quantized and QUANTIZED " + str(model) + " is not: name the float model first")
+        both = shell.ok("compare", out, out, "--tokens", 64)
+        assert f"note: {out} is quantized itself: the figures tell how far the two are apart" in both.err
+        assert "quantized" not in shell.ok("compare", model, out, "--tokens", 64).err
+        assert "one of the models is quantized, which changes what it computes" in shell("verify", model, out).err
+        assert "quantized" not in shell.ok("verify", out, out).err
+
+
+def quantizing_as(format_: str, folder: Path) -> Path:
+    path = folder / f"{format_}.json"
+    path.write_text(json.dumps({"global_config": {"weight": "UInt8"}, "output_format": format_}))
+    return path
+
+
+def test_a_rotation_of_an_earlier_run_is_said_to_be_one(shell: Shell, model: Path, tmp_path: Path) -> None:
+    shell.ok("rotate", model, tmp_path / "r.onnx", "--no-verify")
+    assert "\nrotated before: R1 at 5" in "\n" + shell.ok("quantize", tmp_path / "r.onnx", tmp_path / "q.onnx").out
+    assert "\nrotated: R1 at 5" in "\n" + shell.ok("quantize", model, tmp_path / "q.onnx").out
