@@ -62,8 +62,12 @@ def export(
 
     progress = None if quiet or as_json else remark
     kind = ExportDtype(dtype.value)
-    path = export_model(source, out_dir, dtype=kind, opset=opset, overwrite=overwrite, progress=progress)
-    print_json({"model": str(path)}) if as_json else render.written(path)
+    told: list[str] = []
+    path = export_model(
+        source, out_dir, dtype=kind, opset=opset, overwrite=overwrite, progress=progress, note=told.append
+    )
+    print_json({"model": str(path), "notes": told}) if as_json else render.written(path)
+    notes([] if as_json else told)
 
 
 @app.command(epilog="Example: quarot-onnx inspect model.onnx --write-config rotation_config.json")

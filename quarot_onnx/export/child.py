@@ -1,26 +1,26 @@
 """The child process of ``export.py``: load a model with transformers, export it with optimum.
 
-Takes one JSON argument (source, out_dir, dtype, opset) and writes JSON lines to stdout: ``{"stage": text}`` or, last,
-``{"error": "model" | "output" | "config", "text": one line}``. torch, transformers and optimum, which take seconds to
-import, are imported when a look at the source has not failed.
+Takes one JSON argument (source, out_dir, dtype, opset) and writes JSON lines to stdout: ``{"stage": text}``,
+``{"note": text}`` or, last, ``{"error": "model" | "output" | "config", "text": one line}``. torch, transformers and
+optimum, which take seconds to import, are imported when a look at the source has not failed.
 """
 
 # ruff: noqa: PLC0415
 
-import difflib
 import errno
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_TASK = "text-generation-with-past"
-_UNWRITABLE = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
+from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, load_gguf
 
+_UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
 
-class RefusalError(Exception):
-    """A request that cannot be carried out, in the user's words."""
+Say = Callable[[dict[str, str]], None]
 
 
 def main() -> None:
@@ -36,20 +36,19 @@ def main() -> None:
     say({"stage": f"reading {source.name}"})
     try:
         if source.is_file():
-            model, tokenizer = _load_gguf(source, request["dtype"])
-            from optimum.exporters.onnx import onnx_export_from_model
-
-            say({"stage": "exporting through optimum"})
-            onnx_export_from_model(model, out_dir, opset=opset, task=_TASK, do_validation=False)
+            model, tokenizer = load_gguf(source, request["dtype"])
+            _export(model, out_dir, opset, say)
             tokenizer.save_pretrained(out_dir)
         else:
             config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-            _check_architecture(source, config["model_type"])
-            from optimum.exporters.onnx import main_export
+            check_architecture(source, config["model_type"])
+            model, notes = load_folder(source, request["dtype"])
+            from optimum.utils.save_utils import maybe_load_preprocessors
 
-            say({"stage": "exporting through optimum"})
-            options = {"dtype": request["dtype"], "opset": opset, "do_validation": False, "local_files_only": True}
-            main_export(str(source), out_dir, task=_TASK, **options)
+            _export(model, out_dir, opset, say, preprocessors=maybe_load_preprocessors(str(source)))
+            _keep_generation_config(source, out_dir)
+            for note in notes:
+                say({"note": note})
     except RefusalError as error:
         say({"error": "model", "text": str(error)})
     except ImportError:  # whose last line the parent explains
@@ -62,48 +61,26 @@ def main() -> None:
         say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {_one_line(error)}"})
 
 
+def _export(model: Any, out_dir: Path, opset: int | None, say: Say, **options: Any) -> None:
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    say({"stage": "exporting through optimum"})
+    model.config.use_cache = True
+    onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
+
+
+def _keep_generation_config(source: Path, out_dir: Path) -> None:
+    """Copy the file where transformers did not write it, as it holds settings that contradict each other.
+
+    The ids at which a text ends are in it.
+    """
+    name = "generation_config.json"
+    if (source / name).is_file() and not (out_dir / name).exists():
+        shutil.copyfile(source / name, out_dir / name)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _check_architecture(source: Path, model_type: str) -> None:
-    from optimum.exporters.onnx import main_export  # noqa: F401 -- what registers the architectures
-    from optimum.exporters.tasks import TasksManager
-
-    types = TasksManager.get_supported_model_type_for_task(_TASK, exporter="onnx")
-    if model_type not in types:
-        near = difflib.get_close_matches(model_type, types, n=3)
-        hint = f"; it knows {', '.join(near)} and others" if near else ""
-        raise RefusalError(
-            f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}"
-        )
-
-
-def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    """The model and its tokenizer, dequantized to ``dtype``."""
-    import gguf
-
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError) as error:
-        raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    field = fields.get("general.architecture")
-    architecture = str(field.contents()) if field else "none"
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
-        raise RefusalError(
-            f"{path} is of architecture {architecture!r}, which transformers cannot read; it reads {known}"
-        )
-    where = {"gguf_file": path.name, "local_files_only": True}
-    torch_dtype = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
-    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch_dtype, **where)
-    _check_architecture(path, str(model.config.model_type))
-    model.config.use_cache = True
-    return model, AutoTokenizer.from_pretrained(path.parent, **where)
 
 
 if __name__ == "__main__":

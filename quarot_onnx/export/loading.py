@@ -1,0 +1,172 @@
+"""The torch model that the child exports: all its weights come from the source, and all of the source's go into it.
+
+transformers draws at random what a checkpoint lacks and leaves out what its config has no place for, with a warning
+that nobody reads. Here both are refused by name.
+"""
+
+# ruff: noqa: PLC0415
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from quarot_onnx.errors import first_and_more
+
+TASK = "text-generation-with-past"
+
+_SHOWN = 3
+"""Names of weights in a message."""
+
+_BUFFERS = re.compile(
+    r"(^|\.)(rotary_emb\.\w+|masked_bias|causal_mask|attn\.bias|attention\.bias|position_ids|(en|de)coder\.version)$"
+)
+"""What old checkpoints keep beside their weights, and models make anew."""
+
+
+class RefusalError(Exception):
+    """A request that cannot be carried out, in the user's words."""
+
+
+def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
+    """The model of a Hugging Face folder in ``fp32`` or ``fp16``, and notes on what is not of it.
+
+    Raises:
+        RefusalError: Weights are missing, of other shapes or without a place in the model.
+    """
+    from optimum.exporters.utils import DisableCompileContextManager
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(source, **where)
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "mxfp4":
+        where["quantization_config"] = Mxfp4Config(dequantize=True)
+    torch_dtype = _torch_dtype(dtype)
+    where |= {"dtype": torch_dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with DisableCompileContextManager():
+        model, info = AutoModelForCausalLM.from_pretrained(source, **where)
+    for weight in model.parameters():
+        if str(weight.dtype) == "torch.bfloat16":  # what MXFP4 is dequantized to
+            weight.data = weight.data.to(torch_dtype)
+    return model, check_whole(source, model, info)
+
+
+def load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
+    """The model of a GGUF file, dequantized to ``fp32`` or ``fp16``, and its tokenizer.
+
+    Raises:
+        RefusalError: The file is damaged, of an architecture that is not known, or lacks weights.
+    """
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(path).fields
+    except (ValueError, IndexError, KeyError) as error:
+        raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    field = fields.get("general.architecture")
+    architecture = str(field.contents()) if field else "none"
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
+        raise RefusalError(
+            f"{path} is of architecture {architecture!r}, which transformers cannot read; it reads {known}"
+        )
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=_torch_dtype(dtype), output_loading_info=True, **where
+    )
+    check_architecture(path, str(model.config.model_type))
+    check_whole(path, model, info)
+    return model, AutoTokenizer.from_pretrained(path.parent, **where)
+
+
+def check_architecture(source: Path, model_type: str) -> None:
+    """Refuse an architecture that optimum does not export with a cache.
+
+    Raises:
+        RefusalError: It does not.
+    """
+    from optimum.exporters.onnx import main_export  # noqa: F401 -- what registers the architectures
+    from optimum.exporters.tasks import TasksManager
+
+    types = TasksManager.get_supported_model_type_for_task(TASK, exporter="onnx")
+    if model_type not in types:
+        near = difflib.get_close_matches(model_type, types, n=3)
+        hint = f"; it knows {', '.join(near)} and others" if near else ""
+        raise RefusalError(
+            f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}"
+        )
+
+
+def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -> list[str]:
+    """See to it that the model has its weights from ``source`` and nothing of it is left out.
+
+    Args:
+        source: What was loaded.
+        model: What transformers made of it.
+        info: What transformers tells of the loading: names under missing_keys, mismatched_keys and unexpected_keys.
+
+    Returns:
+        A note where the source holds more than a language model, such as another head beside its own.
+
+    Raises:
+        RefusalError: Weights are missing, of other shapes or without a place in the model.
+    """
+    missing, mismatched, unexpected = (
+        sorted(name for name in info[f"{kind}_keys"] if not _BUFFERS.search(name))
+        for kind in ("missing", "mismatched", "unexpected")
+    )
+    kind = type(model).__name__
+    if missing:
+        raise RefusalError(_lacking(source, model, missing))
+    if mismatched:
+        raise RefusalError(
+            f"{source}: {_some(mismatched)} {_be(mismatched)} of another shape than its config.json says; take the "
+            "config.json that belongs to these weights"
+        )
+    inner = getattr(model, model.base_model_prefix, model)
+    parts = {name for module in (model, inner) for name, _ in module.named_children()} | {model.base_model_prefix}
+    if dropped := [name for name in unexpected if name.split(".")[0] in parts]:
+        raise RefusalError(
+            f"{source} holds {_some(dropped)}, for which a {kind} of its configuration has no place: without "
+            f"{'it' if len(dropped) == 1 else 'them'} the export would be another model; mend config.json, or, if "
+            "nothing is lost, load and save_pretrained the model with transformers and export that"
+        )
+    return [f"not exported, as a {kind} has no such part: {_some(unexpected)}"] if unexpected else []
+
+
+def _lacking(source: Path, model: Any, missing: list[str]) -> str:
+    """Why weights are missing: the checkpoint is of a class without a head, or it is not whole."""
+    kind = type(model).__name__
+    declared = (getattr(model.config, "architectures", None) or [kind])[0]
+    head = model.get_output_embeddings()
+    heads = {
+        f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
+    }
+    if declared != kind and set(missing) <= heads:
+        return (
+            f"{source} is a {declared}, which has no language model head ({', '.join(missing)}): its logits would be "
+            f"random; export the {kind} that it was made from, or its hidden states with: optimum-cli export onnx "
+            "--task feature-extraction"
+        )
+    return (
+        f"{source} lacks {_some(missing)}, which a {kind} of its configuration has and which would be random; fetch "
+        "its weights again, or the config.json that belongs to them"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return first_and_more(names, _SHOWN)
+
+
+def _be(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _torch_dtype(dtype: str) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16}[dtype]

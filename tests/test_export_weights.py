@@ -1,0 +1,166 @@
+"""What a checkpoint lacks is not made up by its export, and what it holds is not left out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import exports
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from quarot_onnx.errors import ModelError
+from quarot_onnx.export.export import export
+from quarot_onnx.export.loading import RefusalError, load_folder
+from quarot_onnx.export.source import find_source
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+Tensors = dict[str, torch.Tensor]
+
+
+def changed(place: Path, change: Callable[[Tensors], object] = len, *, tied: bool = False, **config: Any) -> Path:
+    """A tiny Llama with other tensors, or other keys in its config.json."""
+    shutil.copytree(exports.hf_folder("llama", tied=tied), place)
+    weights, settings = place / "model.safetensors", place / "config.json"
+    tensors = load_file(weights)
+    change(tensors)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | config))
+    return place
+
+
+def without_prefix(tensors: Tensors) -> None:
+    """The tensors of the class that has no head."""
+    tensors.pop("lm_head.weight")
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
+def with_a_classifier(tensors: Tensors) -> None:
+    tensors["score.weight"] = tensors.pop("lm_head.weight")[:2].clone()
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "message"),
+    [
+        (without_prefix, {"architectures": ["LlamaModel"]}, r"is a LlamaModel, .*no language model head \(lm_head\.w"),
+        (
+            with_a_classifier,
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "is a LlamaForSequenceClassification, which has no language model head",
+        ),
+        (lambda tensors: tensors.pop("lm_head.weight"), {}, "lacks lm_head.weight, which a LlamaForCausalLM"),
+        (lambda tensors: tensors.pop(DOWN), {}, f"lacks {DOWN}, .* fetch its weights again"),
+        (len, {"num_hidden_layers": 3}, r"lacks model\.layers\.2\..* and 6 more, which"),
+        (len, {"num_hidden_layers": 1}, r"holds model\.layers\.1\..* and 6 more, for which .* mend config.json"),
+        (
+            lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(128)}),
+            {},
+            r"holds model\.layers\.0\.self_attn\.q_proj\.bias, for which a LlamaForCausalLM .* without it",
+        ),
+        (lambda tensors: tensors.update({"lm_head.bias": torch.ones(264)}), {}, r"holds lm_head\.bias, for which"),
+        (
+            len,
+            {"intermediate_size": 128},
+            r"mlp\.down_proj\.weight, .* and 3 more are of another shape than its config",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_model_of_its_config(
+    change: Callable[[Tensors], object], config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusalError, match=message):
+        load_folder(changed(tmp_path / "source", change, **config), "fp32")
+
+
+def test_the_export_of_such_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    source = changed(tmp_path / "source", lambda tensors: tensors.pop(DOWN))
+    with pytest.raises(ModelError, match=f"lacks {DOWN}"):
+        export(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def with_old_buffers(tensors: Tensors) -> None:
+    for layer in range(2):
+        tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+        tensors[f"model.layers.{layer}.self_attn.masked_bias"] = torch.tensor(-1e9)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_and_old_buffers_are_no_weights(tied: bool, tmp_path: Path) -> None:
+    model, notes = load_folder(changed(tmp_path / "source", with_old_buffers, tied=tied), "fp16")
+    assert not notes
+    assert {weight.dtype for weight in model.parameters()} == {torch.float16}
+    expected = AutoModelForCausalLM.from_pretrained(exports.hf_folder("llama", tied=tied), dtype=torch.float16)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+
+
+def test_another_head_beside_the_language_model_is_told_of(tmp_path: Path) -> None:
+    source = changed(tmp_path / "source", lambda tensors: tensors.update({"v_head.summary.weight": torch.ones(1, 64)}))
+    assert load_folder(source, "fp32")[1] == [
+        "not exported, as a LlamaForCausalLM has no such part: v_head.summary.weight"
+    ]
+
+
+def folder_of(place: Path, *files: str, config: dict[str, Any] | None = None) -> Path:
+    place.mkdir()
+    for name in files:
+        (place / name).write_bytes(b"")
+    (place / "config.json").write_text(json.dumps({"model_type": "llama"} | (config or {})))
+    return place
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("files", "index", "message"),
+    [
+        (SHARDS[:1], {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}, f"lacks {SHARDS[1]}, which {INDEX} names"),
+        (SHARDS, {}, "index.json has no weight_map"),
+        (SHARDS, None, "has none of model.safetensors, model.safetensors.index.json, .* need the index"),
+        (("adapter_config.json", "adapter_model.safetensors"), None, r"is an adapter \(PEFT\) .* merge it"),
+    ],
+)
+def test_weights_that_are_not_all_there(
+    files: tuple[str, ...], index: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    source = folder_of(tmp_path / "source", *files)
+    if index is not None:
+        (source / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=message):
+        find_source(source)
+
+
+def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", *SHARDS)
+    (source / INDEX).write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}))
+    assert find_source(source) == source
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", None])
+def test_weights_that_are_quantized_already(method: str | None, tmp_path: Path) -> None:
+    stored = {"quantization_config": {"bits": 4} | ({"quant_method": method} if method else {})}
+    source = folder_of(tmp_path / "source", "model.safetensors", config=stored)
+    with pytest.raises(ModelError, match=f"quant_method {method or 'of no name'}.* export the float checkpoint"):
+        find_source(source)
+
+
+def test_where_a_text_ends_is_kept(tmp_path: Path) -> None:
+    """transformers does not write settings that contradict each other, and the ids of stops with them."""
+    source = changed(tmp_path / "source")
+    text = json.dumps({"eos_token_id": [257, 10], "temperature": 0.9, "top_p": 0.6})
+    (source / "generation_config.json").write_text(text)
+    for name in source.glob("tokenizer*"):
+        name.unlink()
+    told: list[str] = []
+    export(source, tmp_path / "out", note=told.append)
+    assert (tmp_path / "out" / "generation_config.json").read_text() == text
+    assert told == [
+        f"{source} has no tokenizer that tokenizer.json could be made of: texts will need one (--tokenizer)"
+    ]
