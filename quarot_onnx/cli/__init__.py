@@ -21,6 +21,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
 
 
+def _as_any_other() -> None:
+    """Let a process that was forked end at a signal without a word: what it was helping with is told of here."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _ready_streams() -> None:
     """Send standard streams that were closed to nowhere; otherwise a model's file would get their descriptor.
 
@@ -40,6 +46,8 @@ def main() -> None:
     """
     _ready_streams()
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+        os.register_at_fork(after_in_child=_as_any_other)
     try:
         from quarot_onnx.cli.running import run  # noqa: PLC0415 - see above
 

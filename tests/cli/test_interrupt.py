@@ -101,6 +101,27 @@ def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
     assert done.stderr == "interrupted: no partial output was left\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_forked_process_ends_without_a_word(sent: signal.Signals) -> None:
+    # As lm-eval's pool ends its workers once their samples are drawn.
+    code = (
+        HEARS_SIGINT + "import os, sys\n"
+        "from quarot_onnx import cli\n"
+        "from quarot_onnx.cli import running\n"
+        "def helped():\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        f"    os.kill(os.getpid(), {int(sent)})\n"
+        "    return 0\n"
+        "running.run = helped\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (sent, "")
+
+
 def test_an_error_costs_no_heavy_import() -> None:
     code = (
         "import sys\n"
