@@ -14,24 +14,24 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.distributed.cluster import connected
-from quarot_onnx.errors import CalibrationError, ConfigError, MissingPackageError, QuarotError, did_you_mean
+from quarot_onnx.errors import ConfigError, MissingPackageError, QuarotError
 from quarot_onnx.evaluation.answers import Answers
 from quarot_onnx.evaluation.encoding import Encoding
-from quarot_onnx.evaluation.spoken import Manner, Spoken
+from quarot_onnx.evaluation.spoken import Spoken
+from quarot_onnx.evaluation.task_names import NamedTasks
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import PhaseProgress, of_phase, silent
 
 if TYPE_CHECKING:
     import distributed
-    from lm_eval.tasks import TaskManager
 
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-_OWN = "a task of your own with local data can be named with --include-path DIR (docs/accuracy.md)"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ def evaluate_tasks(
         raise ConfigError(f"no folder at {include_path}: --include-path names one with YAML files of tasks")
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
         raise ConfigError(f"--limit {limit:g} is no number of items: need 1 or more, or a share of them below 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} runs nothing: need 1 or more rows at once (--batch-size)")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise ConfigError(f"num_fewshot {num_fewshot} is no number of items: need 0 or more (--num-fewshot)")
     encoding = Encoding.of(tokenizer, bos)
     if not tasks:
         raise ConfigError("no task is named: --tasks takes names of lm-eval's, such as piqa,arc_easy")
@@ -101,16 +105,16 @@ def evaluate_tasks(
 
     with connected(scheduler) as cluster:
         progress("index", 0, None)
-        manager, names = _known(tasks, include_path)
+        named = NamedTasks(tasks, include_path)
         _seed()
-        loaded = [task for name in names for task in _loaded(manager, name)]
+        loaded = named.loaded()
         answers = Answers(
             model_path, batch_size=batch_size, threads=threads, exact=exact, memory=memory, cluster=cluster
         )
         spoken = partial(Spoken, answers.source, encoding.path, answers.positions, cluster)
         lm = OnnxModel(answers, encoding, of_phase(progress, "evaluate"), spoken)
         start = time.perf_counter()
-        found = _run(lm, manager, loaded, names=names, num_fewshot=num_fewshot, limit=limit)
+        found = _run(lm, named, loaded, num_fewshot=num_fewshot, limit=limit)
         seconds = time.perf_counter() - start
     config = {
         "model": str(model_path),
@@ -152,55 +156,6 @@ def _seed() -> None:
     np.random.seed(DEFAULT_OTHER_SEED)  # noqa: NPY002 - the generator that lm-eval's tasks use
 
 
-def _known(tasks: Sequence[str], include_path: str | Path | None) -> tuple["TaskManager", list[str]]:
-    """The names that are meant, and who knows them.
-
-    lm-eval's own tasks are some 15,000 files, which take half a minute to read; not where the folder has them all.
-
-    Raises:
-        ConfigError: A name that is not known.
-    """
-    from lm_eval.tasks import TaskManager  # noqa: PLC0415 - late, see above
-
-    folder = None if include_path is None else str(include_path)
-    if folder is not None:
-        own = TaskManager(include_path=folder, include_defaults=False)
-        if set(tasks) <= set(own.all_subtasks):
-            return own, list(dict.fromkeys(tasks))
-    manager = TaskManager(include_path=folder)
-    names: dict[str, None] = {}
-    for name in tasks:
-        matched = manager.match_tasks([name])
-        if not matched:
-            near = did_you_mean(name, manager.all_tasks)
-            raise ConfigError(f"lm-eval {version('lm_eval')} knows no task {name!r}{near}; {_OWN}")
-        names |= dict.fromkeys(matched)
-    return manager, list(names)
-
-
-def _loaded(manager: "TaskManager", name: str) -> list[Any]:
-    """The task of a name with its data; a group as one, a tag as its tasks.
-
-    Raises:
-        CalibrationError: Its data cannot be had.
-        ConfigError: It wants text to be drawn, or its YAML is not understood.
-    """
-    try:
-        found = manager.load([name])
-    except OSError as error:  # of datasets and what it fetches with: no connection, no such file, nothing in the cache
-        raise CalibrationError(
-            f"the data of the task {name!r} cannot be had ({_line(error)}): fetch them once where there is a "
-            f"connection and keep the cache, or {_OWN}"
-        ) from error
-    except Exception as error:  # whatever a YAML file and the code that it names raise
-        raise ConfigError(f"lm-eval cannot set up the task {name!r} ({_line(error)}); {_OWN}") from error
-    for task in found["tasks"].values():
-        if task.OUTPUT_TYPE == "generate_until":
-            Manner.of(task.get_config("generation_kwargs") or {})  # refused before any data are run
-    groups = found.get("groups", {})
-    return [groups[name]] if name in groups else list(found["tasks"].values())
-
-
 def _set(task: Any, num_fewshot: int | None) -> None:
     """Few-shot items as lm-eval's own command line sets them: a 0 that a task insists on stays."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED  # noqa: PLC0415 - late, see above
@@ -212,34 +167,32 @@ def _set(task: Any, num_fewshot: int | None) -> None:
 
 
 def _run(
-    lm: Any,
-    manager: "TaskManager",
-    loaded: Sequence[Any],
-    *,
-    names: Sequence[str],
-    num_fewshot: int | None,
-    limit: float | None,
+    lm: Any, named: NamedTasks, loaded: Sequence[Any], *, num_fewshot: int | None, limit: float | None
 ) -> dict[str, Any]:
     """lm-eval's results.
 
     Raises:
         ConfigError: lm-eval stops at a task.
     """
-    from lm_eval.evaluator import evaluate  # noqa: PLC0415 - late, see above
+    from lm_eval.api import metrics  # noqa: PLC0415 - late, see above
+    from lm_eval.evaluator import evaluate  # noqa: PLC0415
 
     try:
-        tasks = manager.load(list(loaded))
+        tasks = named.manager.load(list(loaded))
         for task in tasks["tasks"].values():
             _set(task, num_fewshot)
-        with redirect_stdout(sys.stderr):  # it prints, and what is on standard output may be JSON
+        # It prints, and what is on standard output may be JSON; that it draws samples of figures is for nobody.
+        with redirect_stdout(sys.stderr), patch.object(metrics, "print", _unsaid, create=True):
             found = evaluate(lm=lm, task_dict=tasks, limit=limit, log_samples=False)
     except QuarotError:
         raise
     except Exception as error:  # whatever a YAML file and the code that it names raise
-        raise ConfigError(
-            f"lm-eval stopped at {', '.join(names)} ({_line(error)}); see the task's YAML file"
-        ) from error
+        raise named.stopped(error, num_fewshot) from error
     return dict(found)
+
+
+def _unsaid(*_: object) -> None:
+    """Print nothing."""
 
 
 def _tables(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -247,9 +200,3 @@ def _tables(found: Mapping[str, Any]) -> tuple[str, ...]:
 
     groups = (make_table(found, "groups"),) if found.get("groups") else ()
     return (make_table(found), *groups)
-
-
-def _line(error: Exception) -> str:
-    """An error of another package in a line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__

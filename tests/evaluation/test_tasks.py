@@ -8,6 +8,7 @@ import exports
 import harness_tasks
 import lm_eval.tasks
 import pytest
+import yaml
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -147,13 +148,68 @@ def test_data_and_files_that_are_not_there(tmp_path: Path) -> None:
         run(["pick"])
     odd = {"task": "odd", "dataset_path": "json", "output_type": "multiple_choice", "doc_to_texts": "{{question}}"}
     harness_tasks.put(folder, odd)
-    with pytest.raises(ConfigError, match="lm-eval cannot set up the task 'odd'"):
+    with pytest.raises(ConfigError, match=r"lm-eval cannot set up the task 'odd' \(TypeError.*; see .*odd\.yaml"):
         run(["odd"])
     good = harness_tasks.write(tmp_path / "good")
     content = (good / "data.jsonl").read_text()
     (good / "data.jsonl").write_text(content + '{"question": "Which?", "choices": null, "label": 0, "text": ""}\n')
-    with pytest.raises(ConfigError, match=r"lm-eval stopped at pick \(TypeError"):
+    with pytest.raises(ConfigError, match=r"lm-eval stopped at pick \(TypeError.*see .*pick\.yaml"):
         evaluate_tasks(path, path.parent, ["pick"], include_path=good)
+
+
+def test_ways_out_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    folder, path = harness_tasks.write(tmp_path / "tasks"), exports.optimum_export("llama")
+    run = partial(evaluate_tasks, path, path.parent, include_path=folder)
+    with pytest.raises(
+        ConfigError, match=r"'pick' is asked for twice .* by its name and in the group 'both': name one"
+    ):
+        run(["pick", "both"])
+    with pytest.raises(ConfigError, match=r"too few items for --num-fewshot 6; give a lower --num-fewshot"):
+        run(["pick"], num_fewshot=6)
+    (folder / "data.jsonl").write_text("")
+    with pytest.raises(CalibrationError, match=r"the data of the task 'pick' hold no item .* in .*pick\.yaml"):
+        run(["pick"])
+    for wrong in ({"batch_size": 0}, {"num_fewshot": -1}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))} "):
+            run(["pick"], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task: broken\ndata: [a\nb: c\n", "line 3, column 2: expected"),
+        ("- a\n", "it holds no keys"),
+        ("tsk: broken\n", "it has neither the key task nor"),
+        ("task: broken\ninclude: gone.yaml\n", "it includes gone.yaml, which is not there"),
+    ],
+)
+def test_a_file_that_lm_eval_passes_over_is_named(
+    text: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    folder, path = harness_tasks.write(tmp_path / "tasks"), exports.optimum_export("llama")
+    with pytest.raises(ConfigError, match=r"knows no task 'broken', and no file \*\.yaml in .*tasks has it"):
+        evaluate_tasks(path, path.parent, ["broken"], include_path=folder)
+    (folder / "template.yaml").write_text("process: !function utils.process\n")
+    (folder / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"knows no task 'broken'; mend .*broken\.yaml \({why}.*\), which"):
+        evaluate_tasks(path, path.parent, ["broken"], include_path=folder)
+
+
+def test_nothing_is_said_of_samples_of_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    folder, path = harness_tasks.write(tmp_path / "tasks"), exports.optimum_export("llama")
+    task = yaml.safe_load((folder / "pick.yaml").read_text())
+    task |= {"task": "drawn", "output_type": "loglikelihood", "doc_to_target": "{{text}}"}
+    task["metric_list"] = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    harness_tasks.put(folder, task)
+    found = evaluate_tasks(path, path.parent, ["drawn"], include_path=folder)
+    assert "perplexity_stderr,none" in found.record["results"]["drawn"]  # type: ignore[index]
+    printed = capfd.readouterr()
+    assert "bootstrapping" not in printed.out + printed.err
 
 
 @pytest.mark.slow
