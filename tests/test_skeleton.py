@@ -123,6 +123,20 @@ def test_tensors_that_lie_in_others(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, x @ w * w[0] + column + column[0], rtol=1e-5)
 
 
+def test_a_small_tensor_of_4_bits(tmp_path: Path) -> None:
+    packed = onnx.TensorProto(name="w", data_type=onnx.TensorProto.INT4, dims=[4], data_location=1)
+    for key, value in (("location", "model.data"), ("offset", "0"), ("length", "2")):
+        packed.external_data.add(key=key, value=value)
+    (tmp_path / "model.data").write_bytes(bytes([0x21, 0xF3]))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    one = numpy_helper.from_array(np.float32(1), "one")
+    graph = helper.make_graph([helper.make_node("DequantizeLinear", ["w", "one"], ["y"])], "g", [], [y], [packed, one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (found,) = open_augmented(model_io.load(tmp_path / "model.onnx")).run(None, {})
+    assert found.tolist() == [1, 2, 3, -1]
+
+
 def test_large_weights_in_memory_are_refused(model, monkeypatch):
     monkeypatch.setattr(skeleton, "_MAX_INLINE", 1000)
     with pytest.raises(ModelError, match="are in memory: save the model"):

@@ -84,9 +84,7 @@ def load(path: str | Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
         respell(model, source)
     except _IR_ERRORS as error:
-        if (
-            "sparse" in _one_line(error).lower()
-        ):  # a Constant of the attribute sparse_value, which onnx-ir does not read
+        if "sparse" in _one_line(error).lower():  # the attribute of a Constant, which onnx-ir does not read
             raise ModelError(f"{source} has sparse constants; export it with dense weights") from error
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
     lift_constants(model)

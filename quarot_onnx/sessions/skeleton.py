@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.io.nodes import all_graphs
-from quarot_onnx.io.tensors import read_array
 from quarot_onnx.sessions import runtime
 from quarot_onnx.sessions.providers import open_session, refusal
 
@@ -90,7 +89,7 @@ def _serialize(model: ir.Model) -> tuple[bytes, Path | None]:
         if place in small:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-            tensor.raw_data = read_array(small[place]).tobytes()
+            tensor.raw_data = small[place].tobytes() if small[place].nbytes else b""
         else:
             external.append(tensor)
     base = {tensor.location: tensor.base_dir for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
