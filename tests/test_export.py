@@ -1,8 +1,10 @@
 """Hugging Face folder and GGUF file -> ONNX: what comes out runs, and what cannot be exported leaves nothing behind."""
 
+import errno
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from quarot_onnx.errors import ConfigError, MissingPackageError, ModelError, OutputError
+from quarot_onnx.export.child import complete, unwritten
 from quarot_onnx.export.export import ExportDtype, _death, export, packaged_model
 
 
@@ -70,6 +73,22 @@ def test_a_folder_becomes_a_model_that_runs(
     assert len(greedy(session, [256, 5, 80], 4)) == 4
     assert stages
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_optimum_leaves_out_is_copied_or_told_of(tmp_path: Path) -> None:
+    source = copy_of(exports.hf_folder("llama"), tmp_path / "source")
+    stops = '{"eos_token_id": [257, 10], "temperature": 0.9}'  # without do_sample transformers does not write it
+    (source / "generation_config.json").write_text(stops)
+    for path in [*source.glob("tokenizer*"), *source.glob("special_tokens*")]:
+        path.unlink()
+    notes: list[str] = []
+    out = export(source, tmp_path / "out", note=notes.append).parent
+    assert (out / "generation_config.json").read_text() == stops
+    assert len(notes) == 1
+    assert re.search(r"no tokenizer\.json was written.*--tokenizer", notes[0])
+    (source / "tokenizer.json").write_text("{}")
+    assert not complete(source, out)
+    assert (out / "tokenizer.json").read_text() == "{}"
 
 
 def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -180,8 +199,28 @@ def test_truncated_weights(tmp_path: Path) -> None:
 def test_wrong_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use fp32 or fp16"):
         export(exports.hf_folder("llama"), tmp_path / "out", dtype="int3")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="99"):
+    with pytest.raises(ConfigError, match="opset 99 cannot be exported; choose one from 14 to 20"):
         export(exports.hf_folder("llama"), tmp_path / "out", opset=99)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "way_out"),
+    [
+        (errno.EFBIG, "output", r"; raise the limit on the size of files \(ulimit -f\), or choose another folder$"),
+        (errno.ENOSPC, "output", "; free some space, or choose another folder$"),
+        (errno.EROFS, "output", "; choose another folder$"),
+        (errno.EIO, "model", r"cannot export source: .Errno \d+. \D+$"),
+    ],
+)
+def test_what_cannot_be_written_comes_with_a_way_out(number: int, kind: str, way_out: str) -> None:
+    message = unwritten(Path("source"), OSError(number, os.strerror(number)))
+    assert message["error"] == kind
+    assert re.search(way_out, message["text"])
+
+
+def test_a_source_that_cannot_be_read_is_no_fault_of_the_output() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "source/model.safetensors")
+    assert unwritten(Path("source"), error)["error"] == "model"
 
 
 def test_missing_packages_are_named_with_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a checkpoint lacks is not made up by its export, and what it holds is not left out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ from transformers import AutoModelForCausalLM
 from quarot_onnx.errors import ModelError
 from quarot_onnx.export.export import export
 from quarot_onnx.export.loading import RefusalError, load_folder
-from quarot_onnx.export.source import find_source
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 Tensors = dict[str, torch.Tensor]
@@ -106,61 +106,22 @@ def test_another_head_beside_the_language_model_is_told_of(tmp_path: Path) -> No
     ]
 
 
-def folder_of(place: Path, *files: str, config: dict[str, Any] | None = None) -> Path:
-    place.mkdir()
-    for name in files:
-        (place / name).write_bytes(b"")
-    (place / "config.json").write_text(json.dumps({"model_type": "llama"} | (config or {})))
-    return place
-
-
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-INDEX = "model.safetensors.index.json"
-
-
 @pytest.mark.parametrize(
-    ("files", "index", "message"),
+    ("scaling", "note"),
     [
-        (SHARDS[:1], {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}, f"lacks {SHARDS[1]}, which {INDEX} names"),
-        (SHARDS, {}, "index.json has no weight_map"),
-        (SHARDS, None, "has none of model.safetensors, model.safetensors.index.json, .* need the index"),
-        (("adapter_config.json", "adapter_model.safetensors"), None, r"is an adapter \(PEFT\) .* merge it"),
+        ({"rope_type": "dynamic", "factor": 2.0}, r"rope_scaling dynamic\): past 128 positions it differs"),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "factor": 2.0},
+            r"rope_scaling longrope\): past 64 positions it differs",
+        ),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}, None),
+        (None, None),
     ],
 )
-def test_weights_that_are_not_all_there(
-    files: tuple[str, ...], index: dict[str, Any] | None, message: str, tmp_path: Path
-) -> None:
-    source = folder_of(tmp_path / "source", *files)
-    if index is not None:
-        (source / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=message):
-        find_source(source)
-
-
-def test_weights_in_several_files_are_found(tmp_path: Path) -> None:
-    source = folder_of(tmp_path / "source", *SHARDS)
-    (source / INDEX).write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}))
-    assert find_source(source) == source
-
-
-@pytest.mark.parametrize("method", ["gptq", "fp8", None])
-def test_weights_that_are_quantized_already(method: str | None, tmp_path: Path) -> None:
-    stored = {"quantization_config": {"bits": 4} | ({"quant_method": method} if method else {})}
-    source = folder_of(tmp_path / "source", "model.safetensors", config=stored)
-    with pytest.raises(ModelError, match=f"quant_method {method or 'of no name'}.* export the float checkpoint"):
-        find_source(source)
-
-
-def test_where_a_text_ends_is_kept(tmp_path: Path) -> None:
-    """transformers does not write settings that contradict each other, and the ids of stops with them."""
-    source = changed(tmp_path / "source")
-    text = json.dumps({"eos_token_id": [257, 10], "temperature": 0.9, "top_p": 0.6})
-    (source / "generation_config.json").write_text(text)
-    for name in source.glob("tokenizer*"):
-        name.unlink()
-    told: list[str] = []
-    export(source, tmp_path / "out", note=told.append)
-    assert (tmp_path / "out" / "generation_config.json").read_text() == text
-    assert told == [
-        f"{source} has no tokenizer that tokenizer.json could be made of: texts will need one (--tokenizer)"
-    ]
+def test_rotary_frequencies_that_a_trace_freezes(scaling: dict[str, Any], note: str | None, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"rope_scaling": scaling}
+    if scaling and scaling["rope_type"] == "longrope":
+        config["original_max_position_embeddings"] = 64
+    _, notes = load_folder(changed(tmp_path / "source", **config), "fp32")
+    assert len(notes) == (note is not None)
+    assert note is None or re.search(note, notes[0])

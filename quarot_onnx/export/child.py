@@ -18,7 +18,25 @@ from typing import Any
 
 from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, load_gguf
 
-_UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
+_ATTENTION = 14
+"""The oldest opset in which torch exports the attention of most models."""
+_ELSEWHERE = "choose another folder"
+_WAYS_OUT = {
+    errno.ENOSPC: f"free some space, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space, or {_ELSEWHERE}",
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), or {_ELSEWHERE}",
+    errno.EACCES: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
+"""What to do where the output cannot be written, by the system's number of the error."""
+_BESIDE = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 Say = Callable[[dict[str, str]], None]
 
@@ -34,6 +52,9 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     source, out_dir, opset = Path(request["source"]), Path(request["out_dir"]), request["opset"]
     say({"stage": f"reading {source.name}"})
+    if opset is not None and (refusal := _opset_refusal(opset)):
+        say(refusal)
+        return
     try:
         if source.is_file():
             model, tokenizer = load_gguf(source, request["dtype"])
@@ -46,16 +67,14 @@ def main() -> None:
             from optimum.utils.save_utils import maybe_load_preprocessors
 
             _export(model, out_dir, opset, say, preprocessors=maybe_load_preprocessors(str(source)))
-            _keep_generation_config(source, out_dir)
-            for note in notes:
+            for note in (*notes, *complete(source, out_dir)):
                 say({"note": note})
     except RefusalError as error:
         say({"error": "model", "text": str(error)})
     except ImportError:  # whose last line the parent explains
         raise
     except OSError as error:
-        kind = "output" if error.errno in _UNWRITABLE else "model"
-        say({"error": kind, "text": f"cannot export {source}: {_one_line(error)}"})
+        say(unwritten(source, error))
     except Exception as error:  # noqa: BLE001 -- torch, optimum and transformers raise anything
         kind = "config" if opset is not None and "opset" in str(error).lower() else "model"
         say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {_one_line(error)}"})
@@ -69,14 +88,44 @@ def _export(model: Any, out_dir: Path, opset: int | None, say: Say, **options: A
     onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
 
 
-def _keep_generation_config(source: Path, out_dir: Path) -> None:
-    """Copy the file where transformers did not write it, as it holds settings that contradict each other.
+def _opset_refusal(opset: int) -> dict[str, str] | None:
+    from torch.onnx import _constants
 
-    The ids at which a text ends are in it.
+    least, most = _constants.ONNX_MIN_OPSET, _constants.ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET
+    if least <= opset <= most:
+        return None
+    way_out = f"choose one from {_ATTENTION} to {most}, or none, for the model's default"
+    return {"error": "config", "text": f"opset {opset} cannot be exported; {way_out}"}
+
+
+def unwritten(source: Path, error: OSError) -> dict[str, str]:
+    """The message on an error of the system: of the output where it is one of writing, else of the model."""
+    reading = str(error.filename or "").startswith(str(source))
+    way_out = None if reading else _WAYS_OUT.get(error.errno or 0)
+    text = f"cannot export {source}: {_one_line(error)}"
+    return {"error": "output", "text": f"{text}; {way_out}"} if way_out else {"error": "model", "text": text}
+
+
+def complete(source: Path, out_dir: Path) -> list[str]:
+    """Add what optimum leaves out in silence, as transformers finds fault with it.
+
+    Args:
+        source: The Hugging Face folder.
+        out_dir: Its export.
+
+    Returns:
+        A note where no tokenizer came out.
     """
-    name = "generation_config.json"
-    if (source / name).is_file() and not (out_dir / name).exists():
-        shutil.copyfile(source / name, out_dir / name)
+    for name in _BESIDE:
+        if (source / name).is_file() and not (out_dir / name).exists():
+            shutil.copyfile(source / name, out_dir / name)
+    if (out_dir / "tokenizer.json").is_file():
+        return []
+    note = (
+        f"no tokenizer.json was written, as {source} has none, nor a tokenizer that could be converted to one; "
+        "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
+    )
+    return [note]
 
 
 def _one_line(error: Exception) -> str:

@@ -79,8 +79,6 @@ def export(
         request = {"source": str(model), "out_dir": str(built), "dtype": str(dtype), "opset": opset}
         _run_worker(request, staging / "log", {"stage": progress, "note": note})
         assert (built / "model.onnx").is_file()
-        if note is not None and not (built / "tokenizer.json").is_file():
-            note(f"{model} has no tokenizer that tokenizer.json could be made of: texts will need one (--tokenizer)")
         _move(built, out_dir, replaced=staging / "replaced")
     return out_dir / "model.onnx"
 

@@ -17,8 +17,6 @@ from quarot_onnx.errors import first_and_more
 TASK = "text-generation-with-past"
 
 _SHOWN = 3
-"""Names of weights in a message."""
-
 _BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.\w+|masked_bias|causal_mask|attn\.bias|attention\.bias|position_ids|(en|de)coder\.version)$"
 )
@@ -49,7 +47,7 @@ def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
     for weight in model.parameters():
         if str(weight.dtype) == "torch.bfloat16":  # what MXFP4 is dequantized to
             weight.data = weight.data.to(torch_dtype)
-    return model, check_whole(source, model, info)
+    return model, [*check_whole(source, model, info), *frozen_rope(model)]
 
 
 def load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
@@ -136,6 +134,23 @@ def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -
             "nothing is lost, load and save_pretrained the model with transformers and export that"
         )
     return [f"not exported, as a {kind} has no such part: {_some(unexpected)}"] if unexpected else []
+
+
+def frozen_rope(model: Any) -> list[str]:
+    """A note where rotary frequencies change with the text's length: the trace holds those of short texts alone."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if kind not in ("dynamic", "longrope"):
+            continue
+        config = module.config
+        limit = getattr(config, "original_max_position_embeddings", None) if kind == "longrope" else None
+        limit = limit or config.max_position_embeddings
+        note = (
+            f"the export keeps the rotary frequencies of short texts (rope_scaling {kind}): past {limit} positions it "
+            "differs from the model in torch, which changes them there"
+        )
+        return [note]
+    return []
 
 
 def _lacking(source: Path, model: Any, missing: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""What is to be exported: a GGUF file, or a Hugging Face folder with all of its weights."""
+"""What an export reads: a Hugging Face folder that is whole, by its files, or a GGUF file."""
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.io.links import refuse_broken
 
-_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The files by which transformers finds weights, the first of them that is there."""
-
-_DEQUANTIZED = "mxfp4"
-"""The one quantization that is undone where weights are loaded."""
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What transformers looks for, in its order; each may be in parts, with an index."""
+_PART = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+_ADAPTER = "adapter_config.json"
+_SHOWN = 3
 
 
 def find_source(source: Path) -> Path:
-    """The GGUF file or the Hugging Face folder that ``source`` stands for."""
+    """The GGUF file or the Hugging Face folder that ``source`` stands for, absolute.
+
+    Raises:
+        ModelError: There is none, or it is seen from its files that it cannot be exported.
+    """
     if source.is_file():
         with _readable(source), source.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -27,72 +32,87 @@ def find_source(source: Path) -> Path:
         refuse_broken(source.absolute(), ModelError)
         raise ModelError(f"no model at {source}; pass a Hugging Face folder or a GGUF file")
     with _readable(source):
-        names = [path.name for path in source.iterdir()]
-    weights = [name for name in names if name.endswith(".safetensors") or name.startswith("pytorch_model")]
-    if "adapter_config.json" in names and not any(name in _WHOLE for name in names):
-        raise ModelError(
-            f"{source} is an adapter (PEFT) and no whole model: merge it into its base model first "
-            "(merge_and_unload(), then save_pretrained) and export that"
-        )
-    if "config.json" in names and weights:
-        _check_config(source / "config.json")
-        _check_shards(source, names)
+        names = sorted(path.name for path in source.iterdir())
+    if _is_model(source, names):
         return source.absolute()
-    files = sorted(name for name in names if name.endswith(".gguf"))
+    files = [name for name in names if name.endswith(".gguf")]
     if len(files) == 1:
         return find_source(source / files[0])
-    if files:
-        raise ModelError(f"{source} holds {len(files)} GGUF files; pass one of them, such as {source / files[0]}")
-    if "config.json" in names:
-        raise ModelError(f"{source} has a config.json but no weights; add model.safetensors or pytorch_model.bin")
-    raise ModelError(f"{source} has neither config.json nor a GGUF file; pass a Hugging Face folder or a GGUF file")
+    raise ModelError(_nothing(source, names, files))
+
+
+def _is_model(source: Path, names: Collection[str]) -> bool:
+    """Whether a folder holds a config.json and weights.
+
+    Raises:
+        ModelError: It does, but not all of them, or such as cannot be exported.
+    """
+    name = next((name for name in _WEIGHTS if name in names or f"{name}.index.json" in names), None)
+    if name is None or "config.json" not in names:
+        return False
+    _check_config(source / "config.json")
+    if name not in names:
+        _check_parts(source / f"{name}.index.json", names)
+    if _ADAPTER in names:
+        raise ModelError(
+            f"{source} has an adapter beside its model ({_ADAPTER}), which would be left out; {_merging()}; or remove "
+            f"{_ADAPTER} where the weights hold the adapter already"
+        )
+    return True
 
 
 def _check_config(path: Path) -> None:
-    config = _object(path)
+    config = _json_object(path)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path} names no model_type; it is not the config.json of a transformers model")
-    stored = config.get("quantization_config")
-    method = stored.get("quant_method", "of no name") if isinstance(stored, dict) else None
-    if method not in (None, _DEQUANTIZED):
+    packed = config.get("quantization_config") or config.get("compression_config")
+    method = packed.get("quant_method", "no quant_method") if isinstance(packed, dict) else packed
+    if packed and method != "mxfp4":  # which optimum makes floats of
         raise ModelError(
-            f"{path}: the weights are quantized already (quantization_config, quant_method {method}): export the float "
-            "checkpoint that they were made from, and quantize that here"
+            f"{path} says that the weights are quantized (quantization_config: {method}); export the float checkpoint "
+            "that they were made from"
         )
 
 
-def _check_shards(folder: Path, names: Collection[str]) -> None:
-    """Refuse weights that transformers would not find; it looks for those of ``_WHOLE`` in that order."""
-    found = next((name for name in _WHOLE if name in names), None)
-    if found is None:
+def _check_parts(index: Path, names: Collection[str]) -> None:
+    """See to it that the files are there among which an index divides the weights."""
+    places = _json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelError(f"{index} has no weight_map; fetch it again, or save the model in one file")
+    absent = sorted({str(name) for name in places.values()} - {*names})
+    if absent:
         raise ModelError(
-            f"{folder} has none of {', '.join(_WHOLE)}: weights in several files need the index that lies beside them "
-            "where they come from"
+            f"{index.parent} lacks {first_and_more(absent, _SHOWN)}, which {index.name} names; fetch what is missing"
         )
-    if not found.endswith(".json"):
-        return
-    shards = _object(folder / found).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ModelError(f"{folder / found} has no weight_map; fetch it again")
-    missing = sorted({str(name) for name in shards.values()} - set(names))
-    if missing:
-        raise ModelError(f"{folder} lacks {first_and_more(missing)}, which {found} names; fetch the weights again")
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.
+def _nothing(source: Path, names: Collection[str], files: list[str]) -> str:
+    """Why a folder is no model."""
+    if files:
+        return f"{source} holds {len(files)} GGUF files; pass one of them, such as {source / files[0]}"
+    if _ADAPTER in names:
+        return f"{source} is an adapter ({_ADAPTER}), not a whole model; {_merging()}"
+    if "config.json" not in names:
+        return f"{source} has neither config.json nor a GGUF file; pass a Hugging Face folder or a GGUF file"
+    if parts := [name for name in names if _PART.fullmatch(name)]:
+        whole = re.sub(r"-\d+-of-\d+", "", parts[0])
+        return f"{source} has weights in parts ({parts[0]}) but no {whole}.index.json; fetch that, too"
+    return f"{source} has a config.json but no weights; add {' or '.join(_WEIGHTS)}"
 
-    Raises:
-        ModelError: It cannot be read, or is no JSON object.
-    """
+
+def _merging() -> str:
+    return "merge it into its base model with peft (merge_and_unload, then save_pretrained), and export that folder"
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
         with _readable(path):
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path} is not a JSON object ({error}); take it from the model's own folder") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object; take it from the model's own folder")
-    return found
+    return content
 
 
 @contextmanager
