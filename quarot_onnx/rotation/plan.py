@@ -23,7 +23,7 @@ from quarot_onnx.rotation.request import Demand, RotationRequest
 from quarot_onnx.rotation.steps import WeightSteps
 from quarot_onnx.rotation.transform import Rotate, Scale, Step
 from quarot_onnx.sites.feasible import feasible, why_not
-from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites, grouped
+from quarot_onnx.sites.model import BY_CONFIG, Attention, Kind, LeftOut, Sites, grouped
 
 __all__ = ["Demand", "GammaEdit", "HeadEdit", "OnlineEdit", "Plan", "RotationRequest", "WeightEdit", "plan_rotation"]
 
@@ -89,6 +89,10 @@ class _Planner:
         lines = grouped(reasons) or ["the graph has no place for it"]
         why = lines[0] if len(lines) == 1 else f"{lines[0]} (and {len(lines) - 1} other reasons)"
         if self._request.demands[kind] is Demand.REQUIRED and not done:
+            if reasons and all(entry.reason == BY_CONFIG for entry in reasons):
+                raise ConfigError(
+                    f"leave_out.{kind} names every place of {kind} in this model; leave {kind} out instead"
+                )
             raise ConfigError(f"{kind} is impossible in this model: {why}; leave {kind} out")
         what = f"done at {done} places, left out elsewhere" if done else "left out"
         self._notes += [f"{kind} {what}: {line}" for line in lines]

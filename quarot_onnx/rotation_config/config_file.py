@@ -159,8 +159,12 @@ def _recognise(content: Mapping[str, Any], source: str) -> Dialect:
     known = [key for keys in _KEYS.values() for key in keys]
     near = next(filter(None, (did_you_mean(str(key), known) for key in content)), "")
     dialects = "; ".join(f"{dialect} by {' or '.join(keys)}" for dialect, keys in _KEYS.items())
-    found = ", ".join(map(repr, content)) or "none"
-    raise ConfigError(f"{source}: the keys {found} are of no known dialect{near}; the keys that tell: {dialects}")
+    if not content:
+        raise ConfigError(f"{source}: it has no keys; one tells the dialect, {dialects} (docs/rotation_config.md)")
+    found = (
+        f"the key {next(iter(content))!r} is" if len(content) == 1 else f"the keys {', '.join(map(repr, content))} are"
+    )
+    raise ConfigError(f"{source}: {found} of no known dialect{near}; the keys that tell: {dialects}")
 
 
 def _needs_detection(config: FileConfig) -> bool:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import label
-from quarot_onnx.sites.model import Attention, Embedding, Kind, LeftOut, OnlinePair, ResidualNorm, Sites
+from quarot_onnx.sites.model import BY_CONFIG, Attention, Embedding, Kind, LeftOut, OnlinePair, ResidualNorm, Sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Statements:
             left_out=(
                 *(entry for entry in found.left_out if entry.kind in wanted and entry.kind not in given),
                 *(
-                    LeftOut(label(node), "the rotation config leaves it out", kind)
+                    LeftOut(label(node), BY_CONFIG, kind)
                     for kind, nodes in self.left_out.items()
                     for node in nodes
                     if kind in wanted

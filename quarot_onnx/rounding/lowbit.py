@@ -6,7 +6,7 @@ stages of their own: while others are rounded they run as in the float model, th
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from quarot_onnx.config.tensor import QTensorConfig
 from quarot_onnx.distributed.cluster import Cluster
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError
 from quarot_onnx.graph.query import Constant
+from quarot_onnx.io.links import refuse_broken
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.activations import Activation
@@ -126,9 +127,7 @@ def fingerprint(
         for name, array in sorted(sample.items()):
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(array.tobytes())
-    quarot = config.quarot
-    named = [] if quarot is None else [quarot.r_config_path, quarot.r1_matrix_path, quarot.r2_matrix_path]
-    files = [*sources, *(path for path in named if path is not None)]
+    files = [*sources, *_named(config)]
     return {
         "files": [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
         "config": config.to_dict(),
@@ -136,6 +135,21 @@ def fingerprint(
         "decode_steps": decode_steps,
         "versions": {name: version(name) for name in ("quarot-onnx", "numpy", "scipy")} | version_record(),
     }
+
+
+def _named(config: QConfig) -> Iterator[Path]:
+    """The files that a configuration names.
+
+    Raises:
+        ConfigError: One is not there.
+    """
+    for key in ("r_config_path", "r1_matrix_path", "r2_matrix_path"):
+        path: Path | None = getattr(config.quarot, key, None)
+        if path is not None and not path.exists():
+            refuse_broken(path.absolute(), ConfigError)
+            raise ConfigError(f"{key}: there is no file {path}; name one that is there, or leave {key} out")
+        if path is not None:
+            yield path
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -84,9 +85,14 @@ def sites_and_request(
         seed=config.seed if config.use_random_had else None,
         r_matrix_dim=config.r_matrix_dim,
         block_sizes=dict.fromkeys((Kind.R1, Kind.R4), config.block_size) if config.block_size else block_sizes,
-        r1=Rotation.from_npy(config.r1_matrix_path) if config.r1_matrix_path is not None else None,
-        r2=Rotation.from_npy(config.r2_matrix_path) if config.r2_matrix_path is not None else None,
+        r1=_matrix("r1_matrix_path (--r1-matrix)", config.r1_matrix_path),
+        r2=_matrix("r2_matrix_path (--r2-matrix)", config.r2_matrix_path),
     )
+    if config.r_config_path is not None and not sites.online_pairs and not any(map(request.wants, Kind)):
+        raise ConfigError(
+            f'{config.r_config_path}: it states no rotation that is done; state one, as "R1": "detect", name nodes in '
+            "online_pairs, or go without the file, which puts rotations where the graph shows places"
+        )
     return sites, request, notes
 
 
@@ -102,6 +108,14 @@ def _refuse_other_blocks(config: QuarotConfig, stated: Mapping[Kind, int]) -> No
                 f"block_size (--block-size) {config.block_size} contradicts {config.r_config_path}, which states "
                 f"blocks of {size} for {kind}: leave out one of them"
             )
+
+
+def _matrix(key: str, path: Path | None) -> Rotation | None:
+    """A given rotation."""
+    try:
+        return None if path is None else Rotation.from_npy(path)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _without_needless(sites: Sites, needless: Mapping[ir.Node, str]) -> Sites:

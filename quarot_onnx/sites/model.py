@@ -160,6 +160,10 @@ _PARTICULAR = re.compile(r"\S*[\d/]\S*")
 """A name, or a number."""
 
 
+BY_CONFIG = "the rotation config leaves it out"
+"""The reason of what was asked to be left out."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A place where a rotation cannot go.

@@ -300,10 +300,17 @@ def test_places_that_detection_does_not_see_need_their_sizes() -> None:
     assert (sites.r2[0].value_start, sites.r2[0].value_stop) == (128, 192)
 
 
-@pytest.mark.parametrize("content", [{}, {"R1_pair": []}, {"r1": "detect"}])
+@pytest.mark.parametrize("content", [{"R4": []}, {"R1_pair": []}, {"r1": "detect"}])
 def test_no_known_dialect(content: dict[str, Any], optimum: ir.Model) -> None:
-    with pytest.raises(ConfigError, match=r"are of no known dialect.*quarot_onnx by format; AMD Quark ONNX"):
+    with pytest.raises(
+        ConfigError, match=r"the key '[Rr].*' is of no known dialect.*quarot_onnx by format; AMD Quark ONNX"
+    ):
         read_sites(content, Survey(optimum))
+
+
+def test_no_keys_at_all(optimum: ir.Model) -> None:
+    with pytest.raises(ConfigError, match=r"it has no keys; one tells the dialect, quarot_onnx by format"):
+        read_sites({}, Survey(optimum))
 
 
 def test_the_nearest_dialect_is_named(optimum: ir.Model) -> None:
