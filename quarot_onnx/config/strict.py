@@ -27,6 +27,15 @@ from quarot_onnx.config.numbers import as_number
 from quarot_onnx.errors import ConfigError, did_you_mean
 
 _LONGEST_VALUE = 80
+_PLAINLY = {
+    "dict_type": "a mapping of keys to values is needed",
+    "list_type": "a list is needed; put it into [...]",
+    "path_type": "a path is needed",
+    "string_too_short": "the text is empty",
+    "too_short": "the list is empty; name one or more",
+    "tuple_type": "a list is needed; put it into [...]",
+}
+"""Where pydantic speaks of Python's types, or of itself."""
 
 
 class Strict(BaseModel):
@@ -48,6 +57,22 @@ class Strict(BaseModel):
     # Tells pydantic that nested mappings need not pass through this constructor: it would end the search
     # for faults at the inner model and lose the outer part of the key path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError:
+            raise self._frozen(name) from None
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            super().__delattr__(name)
+        except ValidationError:
+            raise self._frozen(name) from None
+
+    def _frozen(self, name: str) -> ConfigError:
+        made = type(self).__name__
+        return ConfigError(f"{made}.{name}: configurations are frozen; make a new one, {made}(...)")
 
     def __hash__(self) -> int:
         """By value, also where a part of it hashes by identity."""
@@ -137,7 +162,11 @@ def reason(detail: ErrorDetails) -> str:
         return str(detail["ctx"]["error"])
     if detail["type"] in {"float_type", "int_type"}:
         return as_number(detail["input"], whole=detail["type"] == "int_type") or detail["msg"]
-    return detail["msg"]
+    if detail["type"] == "model_type":
+        if detail["input"] is None:
+            return "the section is empty; give its keys, or leave it out where it is not needed"
+        return f"a mapping of keys to values is needed (in Python also {detail['ctx']['class_name']}(...))"
+    return _PLAINLY.get(detail["type"], detail["msg"])
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,10 @@ NAN, INF = float("nan"), float("inf")
         (lambda: Check(text_key=5), "^Check.text_key=5: .* valid string"),
         (lambda: Check(bos=-1), "^Check.bos=-1: need a token id from 0 on, or a Bos"),
         (lambda: Check(bos="auto"), "^Check.bos='auto': need a token id"),
-        (lambda: Check(limits=1.02), "^Check.limits=1.02: .* instance of Limits"),
+        (
+            lambda: Check(limits=1.02),
+            "^Check.limits=1.02: a mapping of keys to values is needed .in Python also Limits",
+        ),
         (lambda: Memory(-1), "^Memory.limit=-1: .* greater than or equal to 1"),
         (lambda: Memory(0), "^Memory.limit=0: .* greater than or equal to 1"),
         (lambda: Memory(NAN), "^Memory.limit=nan: .* finite number"),

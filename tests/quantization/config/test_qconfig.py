@@ -60,7 +60,7 @@ def test_none_is_quarks_empty():
         ({"algo_config": [{"name": ["quarot"]}]}, "no algorithm is named"),
         ({"algo_config": [3]}, r"algo_config\[0\]=3: not an algorithm"),
         ({"specific_layer_config": {W8: [(["/a"], ["/b"])]}}, "subgraphs"),
-        ({"specific_layer_config": {W8: []}}, "at least 1 item"),
+        ({"specific_layer_config": {W8: []}}, "the list is empty; name one or more"),
         ({"specific_layer_config": [3]}, "a rule is a pair"),
         ({"specific_layer_config": 3}, "not a rule table"),
         ({"specific_layer_config": {"/a": 3}}, r"specific_layer_config\[0\]\.config=3"),
