@@ -78,15 +78,18 @@ def _integers(value: object) -> object:
 
 
 _QuantType = Annotated[str, BeforeValidator(_integers)]
+# LLMC computes with what YAML gives it, and stops at the text that YAML 1.1 makes of 1e-2.
+_Whole = Annotated[int, Field(strict=True)]
+_Number = Annotated[float, Field(strict=True)]
 
 
 class _Quantized(Strict):
     """What weights and activations have in common."""
 
     quant_type: _QuantType = "int-quant"
-    bit: Annotated[int, Field(strict=True)]
+    bit: _Whole
     symmetric: StrictBool
-    group_size: Annotated[int, Field(strict=True)] = -1
+    group_size: _Whole = -1
     qmax_to_tensor: bool = True
     use_qtorch: bool = False
 
@@ -124,8 +127,8 @@ class LlmcSpecial(Strict):
     online_rotate: StrictBool | None = None
     actorder: StrictBool = False
     static_groups: StrictBool = False
-    percdamp: float | None = None
-    blocksize: int | None = None
+    percdamp: _Number | None = None
+    blocksize: _Whole | None = None
     chunk_num: Annotated[int, Field(ge=1, strict=True)] | None = None
     n_outs: list[int] | None = None
     true_sequential: StrictBool = True
@@ -182,9 +185,9 @@ class LlmcCalib(Strict):
     type: str | None = None
     download: bool = False
     path: str | None = None
-    n_samples: int | None = None
+    n_samples: _Whole | None = None
     bs: int | None = None
-    seq_len: int | None = None
+    seq_len: _Whole | None = None
     preproc: str | None = None
     padding: bool = False
     apply_chat_template: bool = False
@@ -206,7 +209,7 @@ class LlmcCalib(Strict):
 class LlmcBase(Strict):
     """``base``."""
 
-    seed: int = 0
+    seed: _Whole = 0
 
 
 _BACKENDS = (

@@ -262,6 +262,14 @@ def test_fake_where_it_is_saved(file: Any) -> None:
         ("quant.special.static_groups", False, "quant.special.actorder: with groups of 32 it needs static groups"),
         ("save.save_vllm", True, "save_vllm: true is not supported"),
         ("quant.weight", ..., "is missing"),
+        ("quant.weight", None, "quant.weight=None: the section is empty; give its keys"),
+        ("quant.special.percdamp", "0.01", "a number without quotes is wanted; write 0.01"),
+        ("quant.special.percdamp", "1e-2", "write 0.01 (YAML takes 1e-2 for text and 1.0e-2 for a number)"),
+        ("quant.special.percdamp", True, "percdamp=True: "),
+        ("quant.special.blocksize", 64.0, "a whole number is wanted; write 64"),
+        ("calib.n_samples", "4", "a whole number without quotes is wanted; write 4"),
+        ("calib.seq_len", True, "seq_len=True: "),
+        ("base.seed", True, "seed=True: "),
     ],
 )
 def test_refusals(file: Any, path: str, value: object, named: str) -> None:
