@@ -1,6 +1,7 @@
 """The ``quantize`` command: what was chosen, put into one call of the pipeline."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text_files import is_json_lines
 from quarot_onnx.cli.calibrating import Asking, needs_text, reader_of
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
+from quarot_onnx.cli.chosen import Chosen
 from quarot_onnx.cli.comparing import limits_of
 from quarot_onnx.cli.gptaq_options import idle_notes
 from quarot_onnx.cli.quantize_options import QuantizeOptions
 from quarot_onnx.cli.scheduling import quiet_scheduler
 from quarot_onnx.cli.targets import target_file
-from quarot_onnx.cli.typed import typed_keys
+from quarot_onnx.cli.typed import Typed, typed_keys
 from quarot_onnx.config.kernels import widened
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check
@@ -85,6 +87,7 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
         notes.append(f"the model is already rotated ({summary(record)}): quantized as it is")
     of_check = frozenset() if check is None else _OF_CHECK
     unused = [item.flag for key, item in typed.items() if key.startswith(CALIBRATION) and key not in of_check]
+    unused += _named_in_file(chosen, typed)
     if not calibrated and unused:
         *others, last = unused
         words = f"{', '.join(others)} and {last}" if others else last
@@ -96,6 +99,12 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
         notes.append("nothing is proved: --feeds not used")
     more = chosen.calibration_notes if calibrated else ()
     return replace(outcome, notes=(*notes, *chosen.notes, *more), seconds={**read, **outcome.seconds})
+
+
+def _named_in_file(chosen: Chosen, typed: Mapping[str, Typed]) -> list[str]:
+    """The texts to be calibrated on that a recipe names, or has the model write; the other keys only say how."""
+    named = [f"{CALIBRATION}{name}" for name in ("text", "own") if getattr(chosen.calibration, name)]
+    return [] if chosen.wording is None else [chosen.wording.named(key) for key in named if key not in typed]
 
 
 def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | None:

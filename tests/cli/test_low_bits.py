@@ -189,6 +189,30 @@ def test_calibration_options_without_calibration(
     assert passed.notes.count("not used") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("weights: {bits: 8}\ncalibration: {text: no.txt, samples: 4}\n", "calibration.text"),
+        ("weights: {bits: 8}\ncalibration: {own: 2}\n", "calibration.own"),
+        (
+            "calib: {path: is.txt}\nquant: {method: RTN, weight: {bit: 8, symmetric: on, granularity: per_channel}}\n",
+            "calib.path",
+        ),
+    ],
+)
+def test_a_text_that_a_recipe_names_in_vain(
+    asks: Asks, tmp_path: Path, content: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("is.txt").write_text("A text.")
+    Path("r.yaml").write_text(content)
+    passed = asks("--recipe", "r.yaml", "--no-check")
+    assert passed.reader is None
+    assert f"note: nothing is calibrated: r.yaml: {key} not used\n" in passed.notes
+    Path("r.yaml").write_text("weights: {bits: 8}\ncalibration: {samples: 4, seq_len: 32}\n")
+    assert "not used" not in asks("--recipe", "r.yaml", "--no-check").notes
+
+
 def test_two_names_of_one_option(asks: Asks, refused_early: Callable[..., str]) -> None:
     passed = asks("--w-bits", 4, "--nsamples", 2, "--calib-samples", 2)
     assert passed.reader is not None
