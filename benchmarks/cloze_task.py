@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=5, help="words of a continuation")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if not given.text.is_file():
+        parser.error(f"there is no file {given.text}")
     write(given.text, given.folder, count=given.items, context=given.context, answer=given.answer, seed=given.seed)
 
 

@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="openings of each way (default: 5)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where copies stay (default: nowhere)")
     arguments = parser.parse_args()
+    for model in arguments.models:
+        if not model.exists():
+            parser.error(f"there is no file {model}")
     print(f"{'':44}{'MB on disk':>12}{'open, s':>10}{'relative':>10}{'peak MB':>10}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)

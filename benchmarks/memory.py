@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append", help="this task only; may be repeated (default: all)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.model.exists():
+        parser.error(f"there is no file {arguments.model}")
     if arguments.child:
         work(arguments)
         return

@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--texts", action="store_true", help="show what is said, too")
     options = parser.parse_args()
+    for path in (*options.models, options.tokenizer, options.prompts):
+        if path is not None and not path.exists():
+            parser.error(f"there is no file {path}")
     lines = PROMPTS if options.prompts is None else options.prompts.read_text("utf-8").splitlines()
     prompts = [line for line in lines if line.strip()]
     said = [greedy(path, prompts, options) for path in options.models]

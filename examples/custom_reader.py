@@ -40,6 +40,9 @@ class PromptReader(CalibrationDataReader):
         self.left = iter(PROMPTS)
 
 
+if "--help" in sys.argv or len(sys.argv) != 3:
+    print(__doc__)
+    sys.exit(0 if "--help" in sys.argv else 2)
 model, out = sys.argv[1:3]
 weight = UInt8Spec(symmetric=True, quant_granularity=QuantGranularity.Channel)
 config = QConfig(QLayerConfig(UInt8Spec(), weight), algo_config=[QuarotConfig()])

@@ -10,6 +10,9 @@ import sys
 
 from quarot_onnx.generation.generator import Generator
 
+if "--help" in sys.argv or len(sys.argv) < 3:
+    print(__doc__)
+    sys.exit(0 if "--help" in sys.argv else 2)
 prompt, *models = sys.argv[1:]
 first = None
 for model in models:

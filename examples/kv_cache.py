@@ -48,4 +48,7 @@ def main(model: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if "--help" in sys.argv or len(sys.argv) != 3:
+        print(__doc__)
+        sys.exit(0 if "--help" in sys.argv else 2)
+    main(*sys.argv[1:])

@@ -27,6 +27,9 @@ from quarot_onnx import (
 from quarot_onnx.calibration.readers import TextReader, default_text
 from quarot_onnx.evaluation.perplexity import perplexity
 
+if "--help" in sys.argv or len(sys.argv) not in {3, 5}:
+    print(__doc__)
+    sys.exit(0 if "--help" in sys.argv else 2)
 model, out, *texts = map(Path, sys.argv[1:])
 study = QLayerConfig(activation=UInt4Spec(quant_granularity="Token", clip_ratio=0.9), weight=Int4Spec())
 token, channel = (UInt8Spec(symmetric=True, quant_granularity=kind) for kind in ("Token", "Channel"))
@@ -42,7 +45,6 @@ with tempfile.TemporaryDirectory() as folder:
         calibration.write_text(text[: len(text) // 2], encoding="utf-8")
         test.write_text(text[len(text) // 2 :], encoding="utf-8")
     reader = TextReader(model, calibration)
-
     found = {}
     for method in (RTNConfig(), GPTQConfig(), GPTAQConfig(), QronosConfig()):
         config = QConfig(study, exclude=[head_name], algo_config=[rotation, method])
@@ -50,7 +52,6 @@ with tempfile.TemporaryDirectory() as folder:
         ModelQuantizer(config).quantize_model(model, file, reader)
         found[method] = perplexity(file, test, model.parent, windows=4).perplexity
         print(f"W4A4 {method.name}: perplexity {found[method]:.2f}")
-
     best = min(found, key=found.__getitem__)
     config = QConfig(deployed, specific_layer_config={head: [head_name]}, algo_config=[rotation, best])
     ModelQuantizer(config).quantize_model(model, out, reader)

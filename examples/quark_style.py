@@ -11,6 +11,9 @@ import sys
 from quarot_onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QuarotConfig, UInt8Spec
 from quarot_onnx.calibration.readers import TextReader
 
+if "--help" in sys.argv or len(sys.argv) not in {3, 4}:
+    print(__doc__)
+    sys.exit(0 if "--help" in sys.argv else 2)
 input_model_path, output_model_path = sys.argv[1:3]
 r_config_path = sys.argv[3] if len(sys.argv) > 3 else None
 

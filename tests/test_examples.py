@@ -78,6 +78,34 @@ def test_python_examples_quantize_a_model(
     check_8_bits(llama_optimum, out, rotated={"R1", "R2", "R4"}, integers=integers)
 
 
+@pytest.mark.parametrize("name", ["custom_reader.py", "generate.py", "kv_cache.py", "low_bit.py", "quark_style.py"])
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["a"], 2), (["--help"], 0), (["a", "b", "--help"], 0)])
+def test_examples_say_how_they_are_used(
+    name: str,
+    arguments: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        run_example(name, *arguments, monkeypatch=monkeypatch)
+    assert done.value.code == status
+    assert f"    python examples/{name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["memory.py", "cloze_task.py", "load_time.py", "repetition.py"])
+def test_benchmarks_name_a_file_that_is_not_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [tmp_path / "out"] if name == "cloze_task.py" else []
+    monkeypatch.setattr(sys, "argv", [name, *map(str, [tmp_path / "gone", *out])])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
+    assert done.value.code == 2
+    assert f"{name}: error: there is no file {tmp_path / 'gone'}\n" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_generate(llama_optimum: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run_example("generate.py", "The quick", llama_optimum, llama_optimum, monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
