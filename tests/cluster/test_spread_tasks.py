@@ -129,7 +129,7 @@ def test_from_the_command_line(address: str, folder: Path, shell: Shell) -> None
 def test_a_scheduler_that_does_not_answer_is_told_before_tasks_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tasks, "_known", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(tasks, "NamedTasks", lambda *_: pytest.fail("read"))
     monkeypatch.setattr(cluster, "_CONNECT", 0.5)
     path = exports.optimum_export("llama")
     command = ["evaluate", str(path), "--tasks", "pick", "--include-path", str(folder)]
