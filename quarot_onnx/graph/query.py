@@ -140,18 +140,16 @@ def resolve_constant(value: ir.Value | None) -> Constant | None:
         node = value.producer()
         if node is None:
             return None
-        if node.op_type != "Transpose" and not passes(node):
-            return None
         if node.op_type == "Transpose":
             if attribute_ints(node, "perm") not in (None, (1, 0)):
                 return None
             transposed = not transposed
-        elif node.op_type == "Cast":
-            dtype = dtype or ir.DataType(attribute_int(node, "to", 0))
-        elif node.op_type == "CastLike":
-            if dtype is None and node.outputs[0].dtype is None:
+        elif not passes(node):
+            return None
+        elif node.op_type in _CASTS:
+            dtype = dtype or _cast_to(node)
+            if dtype is None:
                 return None  # the type is that of another value
-            dtype = dtype or node.outputs[0].dtype
         value = node.inputs[0]
     return None
 
