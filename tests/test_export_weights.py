@@ -76,6 +76,34 @@ def test_a_checkpoint_that_is_not_the_model_of_its_config(
         load_folder(changed(tmp_path / "source", change, **config), "fp32")
 
 
+@pytest.mark.parametrize("form", ["safetensors", "bin", "old bin", "parts"])
+def test_a_head_that_its_config_takes_for_the_embedding(form: str, tmp_path: Path) -> None:
+    source = changed(tmp_path / "source", tie_word_embeddings=True)
+    if form == "parts":
+        model = AutoModelForCausalLM.from_pretrained(exports.hf_folder("llama"))
+        (source / "model.safetensors").unlink()
+        model.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+        for path in (tmp_path / "parts").glob("model*"):
+            path.rename(source / path.name)
+        assert not (source / "model.safetensors").exists()
+    elif form != "safetensors":
+        tensors = load_file(source / "model.safetensors")
+        torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=form == "bin")
+        (source / "model.safetensors").unlink()
+    message = r'holds a lm_head\.weight that is not model\.embed_tokens\.weight, .*"tie_word_embeddings": true'
+    with pytest.raises(RefusalError, match=message):
+        load_folder(source, "fp16")
+
+
+def stored_twice(tensors: Tensors) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def test_a_tied_head_may_be_stored_too(tmp_path: Path) -> None:
+    source = changed(tmp_path / "source", stored_twice, tie_word_embeddings=True)
+    assert load_folder(source, "fp16")[1] == []
+
+
 def test_the_export_of_such_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     source = changed(tmp_path / "source", lambda tensors: tensors.pop(DOWN))
     with pytest.raises(ModelError, match=f"lacks {DOWN}"):

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, load_gguf
+from quarot_onnx.export.gguf_source import load_gguf
+from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, one_line
 
 _ATTENTION = 14
 """The oldest opset in which torch exports the attention of most models."""
@@ -57,9 +58,10 @@ def main() -> None:
         return
     try:
         if source.is_file():
-            model, tokenizer = load_gguf(source, request["dtype"])
+            model, tokenizer, notes = load_gguf(source, request["dtype"])
             _export(model, out_dir, opset, say)
-            tokenizer.save_pretrained(out_dir)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(out_dir)
         else:
             config = json.loads((source / "config.json").read_text(encoding="utf-8"))
             check_architecture(source, config["model_type"])
@@ -67,8 +69,9 @@ def main() -> None:
             from optimum.utils.save_utils import maybe_load_preprocessors
 
             _export(model, out_dir, opset, say, preprocessors=maybe_load_preprocessors(str(source)))
-            for note in (*notes, *complete(source, out_dir)):
-                say({"note": note})
+            notes = [*notes, *complete(source, out_dir)]
+        for note in notes:
+            say({"note": note})
     except RefusalError as error:
         say({"error": "model", "text": str(error)})
     except ImportError:  # whose last line the parent explains
@@ -77,7 +80,7 @@ def main() -> None:
         say(unwritten(source, error))
     except Exception as error:  # noqa: BLE001 -- torch, optimum and transformers raise anything
         kind = "config" if opset is not None and "opset" in str(error).lower() else "model"
-        say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {_one_line(error)}"})
+        say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {one_line(error)}"})
 
 
 def _export(model: Any, out_dir: Path, opset: int | None, say: Say, **options: Any) -> None:
@@ -102,7 +105,7 @@ def unwritten(source: Path, error: OSError) -> dict[str, str]:
     """The message on an error of the system: of the output where it is one of writing, else of the model."""
     reading = str(error.filename or "").startswith(str(source))
     way_out = None if reading else _WAYS_OUT.get(error.errno or 0)
-    text = f"cannot export {source}: {_one_line(error)}"
+    text = f"cannot export {source}: {one_line(error)}"
     return {"error": "output", "text": f"{text}; {way_out}"} if way_out else {"error": "model", "text": text}
 
 
@@ -126,10 +129,6 @@ def complete(source: Path, out_dir: Path) -> list[str]:
         "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
     )
     return [note]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ that nobody reads. Here both are refused by name.
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from quarot_onnx.errors import first_and_more
+from quarot_onnx.export.source import weight_files
 
 TASK = "text-generation-with-past"
 
@@ -31,7 +33,7 @@ def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
     """The model of a Hugging Face folder in ``fp32`` or ``fp16``, and notes on what is not of it.
 
     Raises:
-        RefusalError: Weights are missing, of other shapes or without a place in the model.
+        RefusalError: Weights are missing, of other shapes, without a place in the model, or not those that are used.
     """
     from optimum.exporters.utils import DisableCompileContextManager
     from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
@@ -40,45 +42,16 @@ def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
     config = AutoConfig.from_pretrained(source, **where)
     if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "mxfp4":
         where["quantization_config"] = Mxfp4Config(dequantize=True)
-    torch_dtype = _torch_dtype(dtype)
-    where |= {"dtype": torch_dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    weight_type = torch_dtype(dtype)
+    where |= {"dtype": weight_type, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with DisableCompileContextManager():
         model, info = AutoModelForCausalLM.from_pretrained(source, **where)
     for weight in model.parameters():
         if str(weight.dtype) == "torch.bfloat16":  # what MXFP4 is dequantized to
-            weight.data = weight.data.to(torch_dtype)
-    return model, [*check_whole(source, model, info), *frozen_rope(model)]
-
-
-def load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    """The model of a GGUF file, dequantized to ``fp32`` or ``fp16``, and its tokenizer.
-
-    Raises:
-        RefusalError: The file is damaged, of an architecture that is not known, or lacks weights.
-    """
-    import gguf
-
-    try:
-        fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError) as error:
-        raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    field = fields.get("general.architecture")
-    architecture = str(field.contents()) if field else "none"
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
-        raise RefusalError(
-            f"{path} is of architecture {architecture!r}, which transformers cannot read; it reads {known}"
-        )
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=_torch_dtype(dtype), output_loading_info=True, **where
-    )
-    check_architecture(path, str(model.config.model_type))
-    check_whole(path, model, info)
-    return model, AutoTokenizer.from_pretrained(path.parent, **where)
+            weight.data = weight.data.to(weight_type)
+    notes = check_whole(source, model, info)
+    check_shared(source, model)
+    return model, [*notes, *frozen_rope(model)]
 
 
 def check_architecture(source: Path, model_type: str) -> None:
@@ -136,6 +109,42 @@ def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -
     return [f"not exported, as a {kind} has no such part: {_some(unexpected)}"] if unexpected else []
 
 
+def check_shared(source: Path, model: Any) -> None:
+    """Refuse a folder that holds a head of its own where its configuration shares the embedding's weights.
+
+    Raises:
+        RefusalError: It does: transformers would leave the head out without a word.
+    """
+    import torch
+
+    every = dict(model.named_parameters(remove_duplicate=False))
+    shared = every.keys() - dict(model.named_parameters()).keys()
+    for name, stored in _stored(source, shared):
+        used = every[name]
+        if stored.shape != used.shape or not torch.equal(stored.to(used.dtype), used):
+            other = next(key for key, weight in every.items() if weight is used and key != name)
+            raise RefusalError(
+                f"{source} holds a {name} that is not {other}, though its config.json says that they are one "
+                f'("tie_word_embeddings": true): set it to false to export {name}, or, where the configuration is '
+                "right, load and save_pretrained the model with transformers and export that"
+            )
+
+
+def _stored(source: Path, names: Set[str]) -> Iterator[tuple[str, Any]]:
+    """The tensors of these names that a folder's weights hold, from the files that transformers reads."""
+    import safetensors
+    import torch
+
+    for path in weight_files(source):
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                for name in sorted(names & {*file.keys()}):
+                    yield name, file.get_tensor(name)
+        else:
+            stored = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+            yield from ((name, stored[name]) for name in sorted(names & stored.keys()))
+
+
 def frozen_rope(model: Any) -> list[str]:
     """A note where rotary frequencies change with the text's length: the trace holds those of short texts alone."""
     for module in model.modules():
@@ -181,7 +190,13 @@ def _be(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _torch_dtype(dtype: str) -> Any:
+def torch_dtype(dtype: str) -> Any:
+    """The type of the weights in torch, by optimum's name."""
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+
+
+def one_line(error: Exception) -> str:
+    """An error's message, shortened."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -41,6 +41,16 @@ def find_source(source: Path) -> Path:
     raise ModelError(_nothing(source, names, files))
 
 
+def weight_files(source: Path) -> list[Path]:
+    """The files that hold the weights of a folder from `find_source`."""
+    for name in _WEIGHTS:
+        if (source / name).exists():
+            return [source / name]
+        if (index := source / f"{name}.index.json").exists():
+            return [source / part for part in sorted({*_json_object(index)["weight_map"].values()})]
+    return []
+
+
 def _is_model(source: Path, names: Collection[str]) -> bool:
     """Whether a folder holds a config.json and weights.
 

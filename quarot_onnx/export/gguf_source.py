@@ -1,0 +1,171 @@
+"""The torch model of a GGUF file.
+
+transformers takes over the tensors and settings of a GGUF file that it knows and leaves the others out in silence. What
+would change the model is made up for here, or refused.
+"""
+
+# ruff: noqa: PLC0415
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quarot_onnx.errors import first_and_more
+from quarot_onnx.export.loading import RefusalError, check_architecture, check_whole, one_line, torch_dtype
+
+_ROPE_FACTORS = "rope_freqs.weight"
+"""What llama.cpp divides the rotary frequencies by: how Llama 3.1's scaling is kept in a GGUF file."""
+
+_WINDOW = "attention.sliding_window"
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scale_linear": (0.0, 1.0),
+    "attention.scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    _WINDOW: (0,),
+    "attention.causal": (True,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "expert_count": (0,),
+}
+"""Settings that change what a model computes, with the values that do not."""
+
+_SHOWN = 3
+_ELSEWHERE = "export the Hugging Face folder that the file was made from"
+
+
+def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
+    """The model of a GGUF file, dequantized to ``fp32`` or ``fp16``, its tokenizer, if any, and what is good to know.
+
+    Raises:
+        RefusalError: The file is damaged, of an architecture that is not known, lacks weights or holds some that
+            transformers would leave out.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    field = reader.fields.get("general.architecture")
+    architecture = str(field.contents()) if field else "none"
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
+        raise RefusalError(
+            f"{path} is of architecture {architecture!r}, which transformers cannot read; it reads {known}"
+        )
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=torch_dtype(dtype), output_loading_info=True, **where
+    )
+    check_architecture(path, str(model.config.model_type))
+    check_whole(path, model, info)
+    notes = check_settings(path, model, {name: field.contents() for name, field in reader.fields.items()})
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    factors = tensors.pop(_ROPE_FACTORS, None)
+    check_tensors(path, model, list(tensors))
+    if factors is not None:
+        divide_frequencies(path, model, gguf.dequantize(factors.data, factors.tensor_type))
+        notes.append(
+            f"{_ROPE_FACTORS}, the rotary scaling of {path.name}, is in the graph; config.json, which transformers "
+            "makes of a GGUF file, does not name it"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    except Exception as error:  # noqa: BLE001 -- transformers and tokenizers raise anything
+        tokenizer = None
+        notes.append(
+            f"no tokenizer.json was written, as transformers makes no tokenizer of {path.name} ({one_line(error)}); "
+            "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
+        )
+    return model, tokenizer, notes
+
+
+def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list[str]:
+    """Refuse settings that change what the model computes and that transformers does not read.
+
+    Args:
+        path: The file, for messages.
+        model: What transformers made of it.
+        fields: The file's settings, general.architecture among them.
+
+    Returns:
+        A note on a window of attention that the export does without.
+
+    Raises:
+        RefusalError: There are others.
+    """
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    architecture, notes = str(fields["general.architecture"]), []
+    read = GGUF_CONFIG_MAPPING.get(architecture, {})
+    for key, neutral in _NEUTRAL.items():
+        name = f"{architecture}.{key}"
+        value = fields.get(name)
+        of_config = getattr(model.config, key.rpartition(".")[2], None)
+        if value is None or value in neutral or value == of_config or read.get(key) is not None:
+            continue
+        if key == _WINDOW:
+            notes.append(
+                f"{name} = {value} is not taken over from {path.name}: the export attends to all positions, which "
+                "makes a difference to longer texts"
+            )
+        else:
+            raise RefusalError(
+                f"{path} has {name} = {value}, which transformers does not take over from a GGUF file: the export "
+                f"would be another model; {_ELSEWHERE}"
+            )
+    return notes
+
+
+def check_tensors(path: Path, model: Any, names: list[str]) -> None:
+    """Refuse tensors that transformers has no place for.
+
+    Args:
+        path: The file, for messages.
+        model: What transformers made of it.
+        names: Of the file's tensors.
+
+    Raises:
+        RefusalError: There are such.
+    """
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    placed = get_gguf_hf_weights_map(model)
+    left = [name for name in names if name not in placed and "_exp" not in name]  # experts are stored as one
+    if left:
+        be = "it" if len(left) == 1 else "them"
+        raise RefusalError(
+            f"{path} holds {first_and_more(left, _SHOWN)}, for which transformers has no place in a "
+            f"{type(model).__name__} made of a GGUF file: without {be} the export would be another model; {_ELSEWHERE}"
+        )
+
+
+def divide_frequencies(path: Path, model: Any, factors: np.ndarray) -> None:
+    """Divide the rotary frequencies by ``factors`` (head_dim / 2,), as llama.cpp does.
+
+    Raises:
+        RefusalError: The model has none, or others.
+    """
+    import torch
+
+    divisors = torch.from_numpy(np.array(factors, np.float32))
+    rotary = [module for module in model.modules() if hasattr(module, "inv_freq")]
+    if not rotary or any(module.inv_freq.shape != divisors.shape for module in rotary):
+        raise RefusalError(
+            f"{path} holds {divisors.numel()} factors of rotary frequencies ({_ROPE_FACTORS}), which do not fit a "
+            f"{type(model).__name__}; {_ELSEWHERE}"
+        )
+    for module in rotary:
+        module.inv_freq /= divisors

@@ -1,0 +1,125 @@
+"""What a GGUF file holds is in the model that is made of it, or the file is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf_files
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from quarot_onnx.export.export import export
+from quarot_onnx.export.gguf_source import load_gguf
+from quarot_onnx.export.loading import RefusalError
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+IDS = torch.tensor([[3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46]])
+
+
+def llama(*, tied: bool = False, **config: Any) -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=tied, **config)).eval()
+
+
+def logits(model: LlamaForCausalLM) -> np.ndarray:
+    with torch.no_grad():
+        return model(IDS).logits.numpy()
+
+
+def factors() -> np.ndarray:
+    """What llama.cpp's converter writes for Llama 3.1's scaling: (8,)."""
+    plain, scaled = llama(), llama(rope_scaling=LLAMA3)
+    return (plain.model.rotary_emb.inv_freq / scaled.model.rotary_emb.inv_freq).numpy()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_model_of_a_file(tied: bool, tmp_path: Path) -> None:
+    original = llama(tied=tied)
+    model, _, notes = load_gguf(gguf_files.write(tmp_path / "x.gguf", original), "fp32")
+    assert not notes
+    np.testing.assert_allclose(logits(model), logits(original), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_factors_of_rotary_frequencies_are_kept(dtype: str, tmp_path: Path) -> None:
+    original = llama(rope_scaling=LLAMA3)
+    path = gguf_files.write(tmp_path / "x.gguf", original, {"rope_freqs.weight": factors()})
+    model, _, (note,) = load_gguf(path, dtype)
+    assert "rope_freqs.weight, the rotary scaling of x.gguf, is in the graph" in note
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, original.model.rotary_emb.inv_freq)
+    assert factors().max() == pytest.approx(8)
+
+
+def test_they_are_in_the_exported_graph_and_told_of(tmp_path: Path) -> None:
+    original = llama(rope_scaling=LLAMA3)
+    path = gguf_files.write(tmp_path / "x.gguf", original, {"rope_freqs.weight": factors()})
+    notes: list[str] = []
+    out = export(path, tmp_path / "out", note=notes.append)
+    assert "rope_freqs.weight" in notes[0]
+    session = ort.InferenceSession(out)
+    feeds = {"input_ids": IDS.numpy(), "attention_mask": np.ones_like(IDS), "position_ids": np.arange(11)[None]}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros((1, 2, 0, 16), np.float32)
+    found = session.run(["logits"], {name: np.asarray(value) for name, value in feeds.items()})[0]
+    np.testing.assert_allclose(found, logits(original), atol=1e-5)
+    assert np.abs(found - logits(llama())).max() > 1e-3
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "settings", "message"),
+    [
+        (
+            {"blk.0.attn_q.bias": np.ones(64, np.float32)},
+            {},
+            r"holds blk\.0\.attn_q\.bias, for which transformers has no place in a LlamaForCausalLM .* without it the",
+        ),
+        (
+            {"rope_factors_long.weight": np.ones(8, np.float32), "rope_factors_short.weight": np.ones(8, np.float32)},
+            {},
+            "holds rope_factors_long.weight, rope_factors_short.weight, .* without them",
+        ),
+        ({"rope_freqs.weight": np.ones(4, np.float32)}, {}, "holds 4 factors of rotary frequencies .* do not fit"),
+        ({}, {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, r"has llama\.rope\.scaling\.type = linear"),
+        ({}, {"rope.scale_linear": 4.0}, r"has llama\.rope\.scale_linear = 4\.0, .*; export the Hugging Face folder"),
+        ({}, {"attention.scale": 0.5}, r"has llama\.attention\.scale = 0\.5"),
+        ({}, {"expert_count": 8}, r"has llama\.expert_count = 8"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(
+    extra: dict[str, np.ndarray], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = gguf_files.write(tmp_path / "x.gguf", llama(), extra, settings)
+    with pytest.raises(RefusalError, match=message):
+        load_gguf(path, "fp32")
+
+
+def test_a_window_of_attention_is_told_of(tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "x.gguf", llama(), {}, {"attention.sliding_window": 32})
+    _, _, (note,) = load_gguf(path, "fp32")
+    assert note.startswith("llama.attention.sliding_window = 32 is not taken over from x.gguf: the export attends to")
+
+
+def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
+    model, tokenizer, (note,) = load_gguf(gguf_files.write(tmp_path / "x.gguf", llama(), ends=False), "fp32")
+    assert tokenizer is None
+    assert re.match(r"no tokenizer\.json was written, as transformers makes no tokenizer of x\.gguf \(.*bos", note)
+    np.testing.assert_allclose(logits(model), logits(llama()), atol=1e-5)
+
+
+def test_settings_that_change_nothing_are_no_hindrance(tmp_path: Path) -> None:
+    neutral = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "expert_count": 0, "logit_scale": 1.0}
+    assert load_gguf(gguf_files.write(tmp_path / "x.gguf", llama(), {}, neutral), "fp32")[2] == []
