@@ -186,6 +186,7 @@ def verify(
     provider_option: opt.ProviderOption = None,
     max_memory: opt.MaxMemory = None,
     by_stages: opt.ByStages = None,
+    quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Prove that two float models compute the same; exit status 1 if they do not."""
@@ -196,7 +197,8 @@ def verify(
     from quarot_onnx.piecewise.memory import Memory  # noqa: PLC0415
 
     memory = Memory.of(max_memory, by_stages)
-    with provider_of(provider, provider_option):
+    with provider_of(provider, provider_option), bars(quiet=quiet or as_json) as progress:
+        progress("verify", 0, None)
         result = run(first, second, tokens=tokens, seed=seed, feeds=feeds, memory=memory)
         content = equivalence_record(result)
     print_json(content) if as_json else render.equivalence(content)
@@ -224,6 +226,7 @@ def compare(
     provider_option: opt.ProviderOption = None,
     max_memory: opt.MaxMemory = None,
     by_stages: opt.ByStages = None,
+    quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """How near a quantized model comes to its original on this processor; exit status 1 past a limit."""
@@ -238,7 +241,8 @@ def compare(
 
     limits = limits_of(max_kl, max_ppl_ratio)
     check = Check(tokens=tokens, text=text, text_key=text_key, tokenizer=tokenizer, bos=Bos.of(chosen), limits=limits)
-    with provider_of(provider, provider_option):
+    with provider_of(provider, provider_option), bars(quiet=quiet or as_json) as progress:
+        progress("check", 0, None)
         result = run(first, second, check, threads, Memory.of(max_memory, by_stages))
         content = fidelity_record(result)
     print_json(content) if as_json else render.comparison(content)

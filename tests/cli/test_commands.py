@@ -46,6 +46,18 @@ def test_inspect(shell: Shell, model: Path) -> None:
     assert by_folder == content
 
 
+@pytest.mark.parametrize("command", ["verify", "compare"])
+def test_two_models_are_compared_with_a_bar_where_somebody_looks(
+    command: str, shell: Shell, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+    bar = {"verify": "comparing with the original", "compare": "checking the quantized model"}[command]
+    options = ["--tokens", "16"]
+    assert bar in shell.ok(command, model, model, *options).err
+    assert bar not in shell.ok(command, model, model, *options, "--quiet").err
+    assert bar not in shell.ok(command, model, model, *options, "--json").err
+
+
 def test_inspect_tells_what_is_left_out_and_writes_a_config(shell: Shell, tmp_path: Path) -> None:
     source = exports.optimum_export("gpt_neox")
     left_out = shell.ok("inspect", source, "--json").json["left_out"]
