@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quarot_onnx.export.export import export
-from quarot_onnx.export.gguf_source import load_gguf
+from quarot_onnx.export.gguf_source import check_file, load_gguf
 from quarot_onnx.export.loading import RefusalError
 
 LLAMA3 = {
@@ -97,6 +97,16 @@ def test_they_are_in_the_exported_graph_and_told_of(tmp_path: Path) -> None:
         ({}, {"rope.scale_linear": 4.0}, r"has llama\.rope\.scale_linear = 4\.0, .*; export the Hugging Face folder"),
         ({}, {"attention.scale": 0.5}, r"has llama\.attention\.scale = 0\.5"),
         ({}, {"expert_count": 8}, r"has llama\.expert_count = 8"),
+        (
+            {},
+            {"block_count": 3},
+            r"lacks model\.layers\.2\..* and 6 more, which a LlamaForCausalLM of its settings has",
+        ),
+        (
+            {},
+            {"feed_forward_length": 128},
+            r"mlp.down_proj.weight, .* are of another shape .*; export the Hugging Face",
+        ),
     ],
 )
 def test_what_would_be_left_out_is_refused(
@@ -118,6 +128,37 @@ def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
     assert tokenizer is None
     assert re.match(r"no tokenizer\.json was written, as transformers makes no tokenizer of x\.gguf \(.*bos", note)
     np.testing.assert_allclose(logits(model), logits(llama()), atol=1e-5)
+
+
+def test_the_ends_of_a_text_are_those_of_the_file(tmp_path: Path) -> None:
+    _, tokenizer, _ = load_gguf(gguf_files.write(tmp_path / "x.gguf", llama()), "fp32")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    tokenizer.save_pretrained(tmp_path)
+    kept = json.loads((tmp_path / "special_tokens_map.json").read_text())
+    assert (kept["bos_token"], kept["eos_token"]) == (chr(256), chr(257))
+    assert len(tokenizer) == 128
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"general.architecture": "command-r"},
+            "'command-r', which transformers cannot read .* it reads bloom, .*export",
+        ),
+        ({"general.architecture": "tokenizer"}, "of architecture 'tokenizer', which"),
+        ({}, "of architecture 'none'"),
+        ({"general.architecture": "llama", "split.count": 3}, "one of 3 parts .* .llama-gguf-split --merge"),
+    ],
+)
+def test_files_that_are_no_model_of_transformers(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(RefusalError, match=message):
+        check_file(Path("x.gguf"), fields)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2moe", "qwen3moe", "gemma3"])
+def test_files_that_are(architecture: str) -> None:
+    check_file(Path("x.gguf"), {"general.architecture": architecture, "split.count": 1})
 
 
 def test_settings_that_change_nothing_are_no_hindrance(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ would change the model is made up for here, or refused.
 
 # ruff: noqa: PLC0415
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quarot_onnx.errors import first_and_more
-from quarot_onnx.export.loading import RefusalError, check_architecture, check_whole, one_line, torch_dtype
+from quarot_onnx.export.loading import RefusalError, check_architecture, faults, one_line, torch_dtype
 
 _ROPE_FACTORS = "rope_freqs.weight"
 """What llama.cpp divides the rotary frequencies by: how Llama 3.1's scaling is kept in a GGUF file."""
@@ -38,6 +38,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Settings that change what a model computes, with the values that do not."""
 
+_TOKENS = "tokenizer.ggml.tokens"
+_LISTS = (_TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
 _SHOWN = 3
 _ELSEWHERE = "export the Hugging Face folder that the file was made from"
 
@@ -54,24 +56,17 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
-        raise RefusalError(f"{path} is truncated or damaged; fetch the GGUF file again") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+        raise RefusalError(f"{path} is truncated or damaged ({one_line(error)}); fetch the GGUF file again") from error
+    from transformers import AutoModelForCausalLM
 
-    field = reader.fields.get("general.architecture")
-    architecture = str(field.contents()) if field else "none"
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
-        raise RefusalError(
-            f"{path} is of architecture {architecture!r}, which transformers cannot read; it reads {known}"
-        )
-    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=torch_dtype(dtype), output_loading_info=True, **where
-    )
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith(_LISTS)}
+    check_file(path, fields)
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "dtype": torch_dtype(dtype)}
+    where |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = AutoModelForCausalLM.from_pretrained(path.parent, **where)
     check_architecture(path, str(model.config.model_type))
-    check_whole(path, model, info)
-    notes = check_settings(path, model, {name: field.contents() for name, field in reader.fields.items()})
+    _check_whole(path, model, info)
+    notes = check_settings(path, model, fields)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     factors = tensors.pop(_ROPE_FACTORS, None)
     check_tensors(path, model, list(tensors))
@@ -82,7 +77,7 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
             "makes of a GGUF file, does not name it"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        tokenizer = _tokenizer(path, reader.fields)
     except Exception as error:  # noqa: BLE001 -- transformers and tokenizers raise anything
         tokenizer = None
         notes.append(
@@ -90,6 +85,65 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
             "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
         )
     return model, tokenizer, notes
+
+
+def check_file(path: Path, fields: Mapping[str, object]) -> None:
+    """Refuse a part of a model, and an architecture that transformers does not read from GGUF files.
+
+    Raises:
+        RefusalError: It is one.
+    """
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    parts = fields.get("split.count", 1)
+    if parts not in (0, 1):
+        raise RefusalError(
+            f"{path} is one of {parts} parts of a model, which transformers does not put together; join them with "
+            "llama.cpp (llama-gguf-split --merge FIRST_PART OUT.gguf)"
+        )
+    known = sorted({*GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"})
+    architecture = str(fields.get("general.architecture", "none"))
+    if _config_name(architecture) not in known:
+        raise RefusalError(
+            f"{path} is of architecture {architecture!r}, which transformers cannot read from a GGUF file; it reads "
+            f"{', '.join(known)}; {_ELSEWHERE}"
+        )
+
+
+def _config_name(architecture: str) -> str:
+    """The name by which transformers keeps the settings of an architecture of llama.cpp."""
+    return "qwen3_moe" if architecture == "qwen3moe" else architecture
+
+
+def _check_whole(path: Path, model: Any, info: Mapping[str, Collection[str]]) -> None:
+    """See to it that all weights of the model come from the file, by what transformers tells of the loading."""
+    missing, mismatched, _ = faults(info)
+    kind = type(model).__name__
+    if missing:
+        raise RefusalError(
+            f"{path} lacks {first_and_more(missing, _SHOWN)}, which a {kind} of its settings has and which would be "
+            "random; fetch the GGUF file again"
+        )
+    if mismatched:
+        be = "is" if len(mismatched) == 1 else "are"
+        raise RefusalError(
+            f"{path}: {first_and_more(mismatched, _SHOWN)} {be} of another shape than a {kind} of its settings has; "
+            f"{_ELSEWHERE}"
+        )
+
+
+def _tokenizer(path: Path, fields: Mapping[str, Any]) -> Any:
+    """The tokenizer that the file describes.
+
+    transformers takes the token that begins a text for the one that ends it, too, which chat templates then write.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    end = fields.get("tokenizer.ggml.eos_token_id")
+    if end is not None:
+        tokenizer.eos_token = fields[_TOKENS].contents(int(end.contents()))
+    return tokenizer
 
 
 def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list[str]:
@@ -109,7 +163,7 @@ def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
     architecture, notes = str(fields["general.architecture"]), []
-    read = GGUF_CONFIG_MAPPING.get(architecture, {})
+    read = GGUF_CONFIG_MAPPING.get(_config_name(architecture), {})
     for key, neutral in _NEUTRAL.items():
         name = f"{architecture}.{key}"
         value = fields.get(name)

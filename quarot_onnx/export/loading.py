@@ -86,10 +86,7 @@ def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -
     Raises:
         RefusalError: Weights are missing, of other shapes or without a place in the model.
     """
-    missing, mismatched, unexpected = (
-        sorted(name for name in info[f"{kind}_keys"] if not _BUFFERS.search(name))
-        for kind in ("missing", "mismatched", "unexpected")
-    )
+    missing, mismatched, unexpected = faults(info)
     kind = type(model).__name__
     if missing:
         raise RefusalError(_lacking(source, model, missing))
@@ -107,6 +104,17 @@ def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -
             "nothing is lost, load and save_pretrained the model with transformers and export that"
         )
     return [f"not exported, as a {kind} has no such part: {_some(unexpected)}"] if unexpected else []
+
+
+def faults(info: Mapping[str, Collection[str]]) -> tuple[list[str], list[str], list[str]]:
+    """Names of weights that are missing, of other shapes and without a place, by what transformers tells."""
+
+    def names(kind: str) -> list[str]:
+        keys: Any = info[f"{kind}_keys"]  # those of other shapes come with both shapes
+        every = (key if isinstance(key, str) else key[0] for key in keys)
+        return sorted(name for name in every if not _BUFFERS.search(name))
+
+    return names("missing"), names("mismatched"), names("unexpected")
 
 
 def check_shared(source: Path, model: Any) -> None:

@@ -58,6 +58,7 @@ def write(
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(1)
     for key, value in settings.items():
+        writer.kv_data[0].pop(f"llama.{key}", None)
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
         add(f"llama.{key}", value)
     for name, weight in model.state_dict().items():
