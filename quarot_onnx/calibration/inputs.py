@@ -11,8 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.linear import linear_at
 from quarot_onnx.graph.query import attribute_int, resolve_constant, small_ints
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.graph.tags import is_online
 from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
@@ -28,6 +30,11 @@ _POSITION_ENDS = frozenset({"Cos", "Sin", "RotaryEmbedding"})
 _TABLE_OPS = frozenset({"Gather", "GatherBlockQuantized"})
 # A tied table may be stored as the head reads it, transposed, or quantized.
 _TABLE_MAKERS = frozenset({"Transpose", "DequantizeLinear", "Cast", "Identity"})
+_BY_COLUMNS = frozenset({"MatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+"""Products whose weight is [in, out]."""
+_PRODUCTS = _BY_COLUMNS | {"Gemm", "Einsum", "MatMulNBits", "DynamicQuantizeMatMul", "QLinearMatMul"}
+_FAR = 32
+"""More nodes than lie between a projection and its attention: a norm of heads, RoPE, an online rotation, rounding."""
 
 
 class InputRole(enum.Enum):
@@ -177,26 +184,36 @@ def config_shape(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _projected_width(value: ir.Value) -> int | None:
-    """The columns of the weight, float or quantized, of the MatMul that ``value`` comes from."""
-    for _ in range(8):
+    """The columns of the weight, float or quantized, of the product that ``value`` comes from."""
+    for _ in range(_FAR):
         node = value.producer()
         if node is None:
             return None
         if node.op_type == "Split":
             sizes = small_ints(node.inputs[1]) if len(node.inputs) > 1 else None
             return sizes[value.index() or 0] if sizes else None
-        if node.op_type == "MatMul":
-            weight = node.inputs[1]
-            dequantize = None if weight is None else weight.producer()
-            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-                weight = dequantize.inputs[0]
-            constant = resolve_constant(weight)
-            return None if constant is None else constant.shape[-1]
+        if node.op_type in _PRODUCTS and not is_online(node):
+            return _columns(node)
         operand = next((v for v in node.inputs if v is not None and resolve_constant(v) is None), None)
         if operand is None:
             return None
         value = operand
     return None
+
+
+def _columns(node: ir.Node) -> int | None:
+    """The width of what a product with a constant weight gives, None of any other."""
+    if node.op_type == "MatMulNBits":
+        return attribute_int(node, "N", 0) or None
+    linear = linear_at(node)
+    if linear is not None:
+        return linear.out_features
+    weight = node.inputs[1] if node.op_type in _BY_COLUMNS else None
+    dequantize = None if weight is None else weight.producer()
+    if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+        weight = dequantize.inputs[0]
+    constant = resolve_constant(weight)
+    return None if constant is None else constant.shape[-1]
 
 
 def is_position(value: ir.Value) -> bool:

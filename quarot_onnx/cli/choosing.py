@@ -145,8 +145,8 @@ def _from_scheme(question: Question) -> Chosen:
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
         beside = key in _BESIDE_8_BITS or key.partition(".")[0] not in _OF_BITS or data.get(key) == item.value
         if plain and not beside:
-            way = _to_bits(data, words, named=options.scheme is not None or by_recipe is not None)
-            raise ConfigError(f"{item.words} goes with numbers of bits: {way}, or leave it out")
+            named, down = options.scheme is not None or by_recipe is not None, key == "int8_down_proj"
+            raise ConfigError(_to_bits(data, words, item.words, named=named, down=down))
     sites = question.survey.sites if plain else question.survey.rotatable()
     if not plain and not sites.head:
         data["lm_head"] = Precision.FLOAT
@@ -157,20 +157,15 @@ def _from_scheme(question: Question) -> Chosen:
     return _carried_out(question, recipe, Parts.of(sites), recipe.rotation, wording)
 
 
-def _to_bits(data: Mapping[str, Any], words: str, *, named: bool) -> str:
-    """How to come from a scheme of plain 8 bits to what goes with numbers of bits.
-
-    Args:
-        data: The scheme's.
-        words: How it was named, if it was.
-        named: Whether it was.
-    """
-    if has_fixed_scales(data):
-        return "add --weights"
-    if not named:
-        return "add --w-bits or --weights"
-    bits = {"--w-bits": data["weights"]["bits"], "--a-bits": data.get("activations", {}).get("bits")}
-    return f"give {' '.join(f'{flag} {count}' for flag, count in bits.items() if count)} in place of {words}"
+def _to_bits(data: Mapping[str, Any], words: str, beside: str, *, named: bool, down: bool) -> str:
+    """What to say of ``beside``, which does not go with a scheme of plain 8 bits, that was ``named`` or not."""
+    if named and down:
+        return f"{beside}: all Linears of {words} have 8 bits already; leave it out"
+    way = "add --weights" if has_fixed_scales(data) else "add --w-bits or --weights"
+    if named and not has_fixed_scales(data):
+        bits = {"--w-bits": data["weights"]["bits"], "--a-bits": data.get("activations", {}).get("bits")}
+        way = f"give {' '.join(f'{flag} {count}' for flag, count in bits.items() if count)} in place of {words}"
+    return f"{beside} goes with numbers of bits: {way}, or leave it out"
 
 
 def _rotating(question: Question) -> dict[str, Typed]:

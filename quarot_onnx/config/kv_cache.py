@@ -125,7 +125,8 @@ class KVCacheConfig(AlgoConfig):
             raise SettingValueError(Said(f"{{}}: {error}", (_setting("bits", bits),))) from error
         if twice := [name for name in ("k_bits", "v_bits") if name in data]:
             both = (_setting("bits", bits), _setting(twice[0], data[twice[0]]))
-            raise SettingValueError(Said("{} and {} say the same thing twice; leave out one of them", both))
+            verb = "say the same thing twice" if data[twice[0]] == bits else "contradict each other"
+            raise SettingValueError(Said(f"{{}} and {{}} {verb}; leave out one of them", both))
         return data | {"k_bits": bits, "v_bits": bits}
 
     @model_validator(mode="after")

@@ -58,15 +58,18 @@ class Cluster:
         question = Question(tuple((path.absolute(), path.stat().st_size) for path in files), folder)
         if folder is not None:
             (folder / question.token).write_text(question.token, "ascii")
-        context, answers = Context.here(), self._ask(question)
-        for address, said in answers.items():
-            _refuse(address, said, context)
-        if folder is not None:
-            for said in answers.values():
-                if not (folder / said.wrote).is_file():
+        context, answers = Context.here(), dict[str, Any]()
+        try:
+            answers |= self._ask(question)
+            for address, said in answers.items():
+                _refuse(address, said, context)
+                if folder is not None and not (folder / said.wrote).is_file():
                     raise _unseen(said.host, folder)
-                (folder / said.wrote).unlink()
-            (folder / question.token).unlink()
+        finally:
+            if folder is not None:
+                for name in (question.token, *(getattr(said, "wrote", "") for said in answers.values())):
+                    if name:
+                        (folder / name).unlink(missing_ok=True)
         kinds = sorted({described(), *(said.processor for said in answers.values())})
         if len(kinds) > 1:
             note = (

@@ -166,7 +166,7 @@ def perplexity(
         joining=_JOINING.format(source=_described(text, text_key)),
         seconds=time.perf_counter() - start,
         notes=(
-            *_prefix_note(model.lead, brought[0]),
+            *_prefix_note(model.lead, brought),
             *room_note(inputs, seq_len - max(brought), decode_steps=decode, held=max(brought)),
             *position_note(Path(model_path).parent, seq_len),
             *running_text_note(ids, loaded, str(text)),
@@ -177,16 +177,25 @@ def perplexity(
     )
 
 
-def _prefix_note(lead: Lead | None, held: int) -> tuple[str, ...]:
-    """What to say of a model with a prefix, of which windows are fed without their first tokens."""
+def _prefix_note(lead: Lead | None, brought: list[int]) -> tuple[str, ...]:
+    """What to say of a model with a prefix, of which windows are fed without their first tokens.
+
+    Args:
+        lead: The prefix.
+        brought: How many tokens of each window it holds.
+    """
     if lead is None:
         return ()
-    fed = f"windows are fed without their first {held}, and " if held else ""
-    note = (
-        f"the model brings the prefix {list(lead.ids)}: {fed}the first token behind it is not scored; another model is "
-        f"scored on the same tokens with --unscored {held + 1}"
+    least, most = min(brought), max(brought)
+    fed = ""
+    if most:
+        fed = f"windows are fed without their first {most if least == most else f'{least} to {most}'}, and "
+    same = (
+        f"another model is scored on the same tokens with --unscored {most + 1}"
+        if least == most
+        else f"with --unscored {most + 1} for both, another model is scored on the same tokens"
     )
-    return (note,)
+    return (f"the model brings the prefix {list(lead.ids)}: {fed}the first token behind it is not scored; {same}",)
 
 
 def _described(text: str | Path, key: str | None) -> str:

@@ -60,8 +60,8 @@ def candidates(
     weights = np.exp(scaled[ids])
     weights /= weights.sum()
     if sampling.top_p is not None:
-        # The others make up 1 - top_p at most together, and come last: only these need be sorted.
-        likely = np.flatnonzero(weights > (1 - sampling.top_p) / len(weights))
+        # The others make up 1 - top_p at most together, and come last: only these need be sorted. One is always left.
+        likely = np.flatnonzero(weights >= min((1 - sampling.top_p) / len(weights), weights.max()))
         order = likely[_descending(weights[likely])]
         before = np.cumsum(weights[order]) - weights[order]
         order = order[before < sampling.top_p]

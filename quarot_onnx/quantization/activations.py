@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quarot_onnx.quantization.grids import Grid
+from quarot_onnx.quantization.grids import Grid, IntegerType, grid_for_range
 
 Floats = NDArray[np.float32]
 
@@ -145,6 +145,20 @@ class FakeStatic(FakeQuantized):
             return cls(bits, symmetric, scale=1.0)
         zero = 0 if symmetric else round(-low / scale)
         return cls(bits, symmetric, scale=float(np.float32(scale)), zero_point=zero)
+
+
+def on_fixed_grid(low: float, high: float, integers: IntegerType, *, symmetric: bool) -> Static | FakeStatic:
+    """What is done to an activation with one scale: integers of 8 or 16 bits, fewer are rounded to in float.
+
+    Args:
+        low: The smallest value that the grid covers.
+        high: The largest one.
+        integers: Bits, and whether integers are signed.
+        symmetric: Whether 0 lies in the middle.
+    """
+    if integers.bits < 8:
+        return FakeStatic.for_range(low, high, integers.bits, symmetric=symmetric)
+    return Static(grid_for_range(np.asarray(low), np.asarray(high), integers, symmetric=symmetric))
 
 
 Activation = PerToken | Static | FakePerToken | FakeStatic | None

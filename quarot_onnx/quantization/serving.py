@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.ranges import Range, RangeRule
 from quarot_onnx.config.enums import CalibMethod
-from quarot_onnx.quantization.activations import static
-from quarot_onnx.quantization.grids import IntegerType, grid_for_range
+from quarot_onnx.quantization.activations import on_fixed_grid, round_trip
+from quarot_onnx.quantization.grids import IntegerType
 
 CANDIDATES = (
     RangeRule(),
@@ -73,14 +73,11 @@ class SampledRows:
         assert self.sampled is not None, "no rows were added"
         assert self.largest is not None
         ranges = list(dict.fromkeys(Range(*_for(rule, item).bounds(self.histogram)) for item in CANDIDATES))
-        integers = IntegerType(signed, rule.bits)
         errors = np.zeros(len(ranges))
         parts = ((self.sampled, self.count / len(self.sampled)), (self.largest, 1.0))
-        grids = [
-            grid_for_range(np.asarray(found.min), np.asarray(found.max), integers, symmetric=rule.symmetric)
-            for found in ranges
-        ]
-        differences = [[static(rows, grid) - rows for rows, _ in parts] for grid in grids]
+        integers = IntegerType(signed, rule.bits)
+        kinds = [on_fixed_grid(found.min, found.max, integers, symmetric=rule.symmetric) for found in ranges]
+        differences = [[round_trip(rows, kind) - rows for rows, _ in parts] for kind in kinds]
         itself = np.eye(self.sampled.shape[1], dtype=np.float32)
         for load in weights or [lambda: itself]:
             weight = load()

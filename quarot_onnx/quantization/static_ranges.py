@@ -10,7 +10,6 @@ the Hadamards and attention's MatMuls unless told otherwise.
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.decoding import Decoding
@@ -26,8 +25,8 @@ from quarot_onnx.errors import CalibrationError
 from quarot_onnx.graph.query import seen
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
-from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static
-from quarot_onnx.quantization.grids import IntegerType, grid_for_range
+from quarot_onnx.quantization.activations import Activation, FakePerToken, FakeStatic, PerToken, Static, on_fixed_grid
+from quarot_onnx.quantization.grids import IntegerType
 from quarot_onnx.quantization.select import LinearJob, Selection
 from quarot_onnx.quantization.serving import SampledRows
 
@@ -152,10 +151,7 @@ def activation_of(spec: QTensorConfig | None, name: str, ranges: Ranges) -> Acti
     if spec is None:
         return None
     if spec.has_fixed_scale:
-        if spec.bits >= 8:
-            return fixed_grid(spec, name, ranges)
-        low, high = _range(spec, name, ranges)
-        return FakeStatic.for_range(low, high, spec.bits, symmetric=spec.symmetric)
+        return _fixed(spec, name, ranges)
     if spec.bits == 8 and spec.symmetric and spec.group_size is None:
         return PerToken(spec.clip_ratio)
     return FakePerToken(spec.bits, spec.symmetric, spec.group_size, spec.clip_ratio)
@@ -169,15 +165,12 @@ def fixed_grid(spec: QTensorConfig, name: str, ranges: Ranges) -> Static:
         name: The value's name, which its range goes by.
         ranges: From ``calibrate``.
     """
-    low, high = _range(spec, name, ranges)
-    return Static(
-        grid_for_range(
-            np.asarray(low), np.asarray(high), IntegerType(spec.data_type.signed, spec.bits), symmetric=spec.symmetric
-        )
-    )
+    kind = _fixed(spec, name, ranges)
+    assert isinstance(kind, Static), spec
+    return kind
 
 
-def _range(spec: QTensorConfig, name: str, ranges: Ranges) -> tuple[float, float]:
-    """The smallest and the largest value that a fixed grid covers."""
+def _fixed(spec: QTensorConfig, name: str, ranges: Ranges) -> Static | FakeStatic:
     found = ranges[name, RangeRule.of(spec)]
-    return found.min * spec.clip_ratio, found.max * spec.clip_ratio
+    low, high = found.min * spec.clip_ratio, found.max * spec.clip_ratio
+    return on_fixed_grid(low, high, IntegerType(spec.data_type.signed, spec.bits), symmetric=spec.symmetric)

@@ -7,6 +7,7 @@ from quarot_onnx.calibration.clipping import candidates
 from quarot_onnx.calibration.histogram import LogHistogram
 from quarot_onnx.calibration.ranges import Range, RangeRule
 from quarot_onnx.config.enums import CalibMethod
+from quarot_onnx.quantization.activations import FakeStatic, round_trip
 from quarot_onnx.quantization.grids import IntegerType, grid_for_range
 from quarot_onnx.quantization.serving import SampledRows
 
@@ -79,3 +80,22 @@ def test_auto_serves_the_linears() -> None:
 
 def test_what_is_not_finite_is_told() -> None:
     assert not SampledRows().add(np.array([[1.0, np.nan]], np.float32))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [3, 4, 7])
+def test_few_bits_find_the_range_that_serves_best(bits: int, symmetric: bool) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((400, 16)).astype(np.float32)
+    values[5, 0] = 200  # nothing reads it
+    weight = rng.standard_normal((16, 4)).astype(np.float32)
+    weight[0] = 0
+    rows = SampledRows()
+    assert rows.add(values)
+    found = rows.best(RangeRule(CalibMethod.Auto, bits=bits, symmetric=symmetric), [lambda: weight])
+
+    def error(low: float, high: float) -> float:
+        kind = FakeStatic.for_range(low, high, bits, symmetric=symmetric)
+        return float(np.square((round_trip(values, kind) - values) @ weight).sum())
+
+    assert error(found.min, found.max) < error(float(values.min()), float(values.max())) / 2

@@ -19,7 +19,7 @@ BUILDERS: dict[str, Callable[[], Path]] = {
 GQA = "/model/layers.0/attn/GroupQueryAttention is a GroupQueryAttention"
 OF_OPTIONS = [
     ("--kv-bits 8 --k-bits 8", "optimum", "--kv-bits 8 and --k-bits 8 say the same thing twice; leave out one"),
-    ("--kv-bits 8 --v-bits 4", "optimum", "--kv-bits 8 and --v-bits 4 say the same thing twice; leave out one"),
+    ("--kv-bits 8 --v-bits 4", "optimum", "--kv-bits 8 and --v-bits 4 contradict each other; leave out one"),
     ("--kv-bits 1", "optimum", "--kv-bits 1: keys and values have 2 to 8 bits, or 16"),
     ("--k-bits 9", "optimum", "--k-bits 9: keys and values have 2 to 8 bits, or 16"),
     ("--v_bits 1 --w-bits 16", "optimum", "--v-bits 1: keys and values have 2 to 8 bits, or 16"),
@@ -155,4 +155,4 @@ def test_python_has_its_own_words(tmp_path: Path) -> None:
     assert told("genai", k_bits=8).startswith(f"k_bits=8 alone: {GQA}, which keeps K and V in one type; add v_bits=8")
     assert told("genai", bits=8, scales="token").endswith("or round it in float, for studies: form='fake'")
     assert told("optimum", bits=3, form="int").startswith("KVCacheConfig: form='int': k_bits=3: integers are kept")
-    assert told("optimum", bits=8, v_bits=4).startswith("KVCacheConfig: bits=8 and v_bits=4 say the same thing twice")
+    assert told("optimum", bits=8, v_bits=4).startswith("KVCacheConfig: bits=8 and v_bits=4 contradict each other")

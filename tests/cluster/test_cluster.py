@@ -131,6 +131,14 @@ def test_other_versions(client: Client, tmp_path: Path, monkeypatch: pytest.Monk
         list(Cluster(client).in_order(square, [Item(1, tmp_path)]))
 
 
+def test_a_refused_worker_leaves_no_file(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tuple((name, "1.2.3" if name == "onnxruntime" else found) for name, found in worker.versions())
+    monkeypatch.setattr(worker, "versions", lambda: mine)
+    with pytest.raises(ClusterError, match="install the same on both"):
+        Cluster(client).check([], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_versions_tell_code_apart() -> None:
     found = dict(worker.versions())
     assert set(found) == {"quarot-onnx", "numpy", "scipy", "onnx-ir", "onnxruntime"}

@@ -48,7 +48,7 @@ def test_top_p_is_taken_of_what_top_k_leaves() -> None:
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 7, 300, 5000])
-@pytest.mark.parametrize("top_p", [None, 1e-6, 0.3, 0.9, 0.9999, 1.0])
+@pytest.mark.parametrize("top_p", [None, 1e-20, 1e-6, 0.3, 0.9, 0.9999, 1.0])
 def test_cuts_are_those_of_all_logits_sorted(top_k: int | None, top_p: float | None) -> None:
     """Few logits are sorted; equal ones among them."""
     logits = np.random.default_rng(1).normal(0, 3, 1000).round(1).astype(np.float32)
@@ -103,3 +103,9 @@ def test_a_seed_tells_all() -> None:
 def test_what_is_out_of_range(option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{option}={value}"):
         Sampling.from_dict({option: value})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 49, 1000])
+def test_one_is_left_of_tokens_that_are_equally_likely(count: int) -> None:
+    ids, probabilities = candidates(np.full(count, 0.3, np.float32), Sampling(top_p=1e-20))
+    assert (list(ids), list(probabilities)) == ([0], [1.0])

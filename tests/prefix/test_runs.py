@@ -27,6 +27,8 @@ from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import InputRole
 from quarot_onnx.calibration.leading import texts_of
 from quarot_onnx.calibration.readers import SampleReader
+from quarot_onnx.calibration.text import windows
+from quarot_onnx.calibration.tokenizer import load_tokenizer
 from quarot_onnx.config import Int4Spec, Int8Spec
 from quarot_onnx.errors import ConfigError, InputError, ModelError
 from quarot_onnx.evaluation.equivalence import compare
@@ -149,6 +151,21 @@ def test_auto_keeps_it_out_of_the_integers(planted: Path, shell: Shell, tmp_path
     assert same[0].tokens == same[1].tokens == 3 * 63
     assert abs(same[1].nll - same[0].nll) < 0.2
     assert f"sink prefix: [{SINK}], in the graph" in shell.ok("inspect", better).out
+
+
+def test_windows_that_begin_with_more_of_the_prefix_or_less(planted: Path, shell: Shell, tmp_path: Path) -> None:
+    text, better = tmp_path / "text.txt", tmp_path / "better" / "m.onnx"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    loaded = load_tokenizer(planted.parent)
+    ids = windows(text.read_text(), loaded, length=16, count=4, bos_id=SINK)
+    second = next(int(token) for token in ids[:, 1] if token != ids[0, 1])
+    command = ("--scheme", "w8a8-static", "--no-rotate", *FEW, "--prefix", "graph", "--prefix-ids", f"{SINK},{second}")
+    shell.ok("quantize", planted, better, *command)
+    evaluation = ("--text", text, "--seq-len", 16, "--windows", 4, "--bos-id", SINK)
+    assert "without their first 1 to 2, and" in shell.ok("evaluate", better, *evaluation).err
+    same = (*evaluation, "--unscored", 3, "--json")
+    counted = [shell.ok("evaluate", path, *same).json["tokens"] for path in (planted, better)]
+    assert counted == [4 * 13, 4 * 13]
 
 
 def test_beside_the_model_it_is_a_cache(planted: Path, shell: Shell, tmp_path: Path) -> None:
