@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
 
-from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id, tokenizer_file
+from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id, token_text, tokenizer_file
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
@@ -134,7 +134,7 @@ def _told(path: Path, tokenizer: Tokenizer) -> Iterator[BosChoice]:
 
 def _named(said: object, file: Path, path: Path, tokenizer: Tokenizer) -> BosChoice:
     """A BOS that is named by its text."""
-    token = said.get("content") if isinstance(said, Mapping) else said
+    token = token_text(said)
     if token is None:
         return BosChoice(None, f"{file.name}: bos_token is null")
     known = token_id(token, tokenizer)

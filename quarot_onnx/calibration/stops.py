@@ -1,6 +1,6 @@
 """The tokens that end a text, as the files beside a model say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from quarot_onnx.calibration.tokenizer import load_tokenizer, token_id
@@ -27,8 +27,7 @@ def end_ids(model: Path, tokenizer: Path) -> frozenset[int]:
                 return _ids(said, file)
     file = tokenizer.parent / "tokenizer_config.json"
     token = read_json(file, CalibrationError).get("eos_token")
-    text = token.get("content") if isinstance(token, Mapping) else token
-    known = token_id(text, load_tokenizer(tokenizer))
+    known = token_id(token, load_tokenizer(tokenizer))
     return frozenset() if known is None else frozenset({known})
 
 

@@ -4,6 +4,7 @@ A tokenizer.json may carry the truncation and padding of the training that it wa
 is not cut, and pads are no text.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,8 +56,14 @@ def token_ids(text: str, tokenizer: Tokenizer, name: str = "the text", *, specia
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=special).ids]
 
 
-def token_id(token: object, tokenizer: Tokenizer) -> int | None:
+def token_text(said: object) -> object:
+    """The text of a token that a file names, where it names one: as it is, or with how it is matched."""
+    return said.get("content") if isinstance(said, Mapping) else said
+
+
+def token_id(said: object, tokenizer: Tokenizer) -> int | None:
     """The id of a token that a file names; None where the tokenizer does not know it, or it is no text."""
+    token = token_text(said)
     try:
         found = tokenizer.token_to_id(token) if isinstance(token, str) else None
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say

@@ -5,7 +5,6 @@ already. What has no context is conditioned on the tokenizer's BOS, on its EOS w
 for, or none, takes the place of both.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +84,7 @@ def _front(path: Path) -> int | None:
     for key in ("bos_token", "eos_token"):
         for name in _FILES:
             said = read_json(path.parent / name, CalibrationError).get(key)
-            token = said.get("content") if isinstance(said, Mapping) else said
-            found = token_id(token, tokenizer)
+            found = token_id(said, tokenizer)
             if found is not None:
                 return found
     return find_bos(path)

@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quarot_onnx.calibration.text_files import file_text
+from quarot_onnx.calibration.tokenizer import token_text
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.io.companions import read_json
 
@@ -68,7 +69,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         for key, said in read_json(folder / name, CalibrationError).items():
-            text = said.get("content") if isinstance(said, Mapping) else said
+            text = token_text(said)
             if key.endswith("_token") and isinstance(text, str):
                 found[key] = text
     return found
