@@ -1,5 +1,6 @@
 """onnxruntime's optimised copy: of every layout and cache it computes the same, opened as it is meant to be."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from onnx import numpy_helper
 from quarot_onnx import Int8Spec, KVCacheConfig, QConfig, QLayerConfig, SinkPrefixConfig, UInt8Spec
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.readers import TokenReader
-from quarot_onnx.errors import VerificationError
+from quarot_onnx.errors import OutputError, VerificationError
 from quarot_onnx.pipeline import quantize
 from quarot_onnx.run import optimizing
 from quarot_onnx.run.optimizing import optimize
@@ -123,3 +124,14 @@ def test_products_that_saturate_here_are_exact_in_the_copy(
     monkeypatch.setattr(optimizing.runtime, "session_options", seen)
     optimize(target, tmp_path / "copy" / "model.onnx")
     assert opened == [(True, saturates), (False, saturates), (False, False)]
+
+
+def test_weights_that_cannot_be_written_are_no_fault_of_the_model(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*copy/model\.onnx: .*ulimit -f"):
+            optimize(EXPORTS["optimum llama"](), tmp_path / "copy" / "model.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ Duplicate keys, of which the standard parsers silently keep the last, are refuse
 """
 
 import json
+import os
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ import yaml
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ConfigError, OutputError
 from quarot_onnx.io.links import refuse_broken
+from quarot_onnx.io.staging import staged
 
 # What Python's parsers refuse without saying where.
 _HUGE_NUMBER = "a whole number or a date in it is not a possible one; no setting needs thousands of digits"
@@ -135,7 +137,13 @@ def _text(path: str | Path) -> str:
 
 
 def _write(path: str | Path, text: str) -> None:
+    """A whole file or none; what is no file, such as /dev/stdout, is written to."""
+    given, target = Path(path), Path(os.path.realpath(path))
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        if not target.parent.is_dir() or given.is_relative_to("/dev") or (given.exists() and not given.is_file()):
+            given.write_text(text, encoding="utf-8")
+            return
+        with staged(target) as batch:
+            batch.stage(target).write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

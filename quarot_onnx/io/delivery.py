@@ -4,6 +4,7 @@ An output is an ``.onnx`` file, its data, a report, and companions: configs and 
 from, and whatever else goes beside it.
 """
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -111,7 +112,19 @@ class Delivery:
                         batch.take_away(file)
         except OSError as error:
             free = free_bytes(target.parent)
-            raise OutputError(f"cannot write {target}: {error} ({needed:,} bytes needed, {free:,} free)") from error
+            sizes = f"{needed:,} bytes needed, {free:,} free"
+            raise OutputError(
+                f"cannot write {target}: {error} ({sizes}){_way_out(error, fits=free >= needed)}"
+            ) from error
+
+
+def _way_out(error: OSError, *, fits: bool) -> str:
+    """What to do where a file was cut off; what NumPy and onnxruntime could not write, has no number."""
+    if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    if fits and error.errno != errno.ENOSPC:
+        return "; raise the limit on the size of files (ulimit -f) or the quota, or choose another folder"
+    return "; free some space, or choose another folder"
 
 
 def _companions(

@@ -76,6 +76,7 @@ def write_optimized(path: str | Path, target: Path, data_name: str, *, exact_pro
 
     Raises:
         ModelError: If onnxruntime cannot load it.
+        OSError: If it cannot write the weights.
         MissingPackageError: If it uses onnxruntime-extensions and that is not installed.
     """
     source = model_file(path)
@@ -86,7 +87,12 @@ def write_optimized(path: str | Path, target: Path, data_name: str, *, exact_pro
         ("session.save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(key, value)
-    _open(str(source), options)
+    try:
+        _open(str(source), options)
+    except ModelError as error:
+        if "Failed to write" in str(error):  # the weights; what it says of the model file is another exception
+            raise OSError("onnxruntime failed to write weights") from error
+        raise
 
 
 def _domains(source: Path) -> frozenset[str]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -162,3 +163,32 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         QConfig.load(tmp_path / "latin.json")
     with pytest.raises(OutputError, match="cannot be written"):
         FULL.to_yaml(tmp_path / "none" / "q.yaml")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch, error):
+    path = tmp_path / "config.json"
+    QConfig(QLayerConfig(weight=Int8Spec())).to_json(path)
+    before, usual = path.read_bytes(), Path.write_text
+
+    def half(self: Path, text: str, **options: str) -> int:
+        usual(self, text[: len(text) // 2], **options)
+        raise error
+
+    monkeypatch.setattr(Path, "write_text", half)
+    expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
+    for place in (path, tmp_path / "new.json"):
+        with pytest.raises(expected):
+            QConfig(QLayerConfig(weight=Int8Spec(symmetric=False))).to_json(place)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_a_link_is_written_through_and_a_pipe_is_written_to(tmp_path, capfd):
+    config, link = QConfig(QLayerConfig(weight=Int8Spec())), tmp_path / "link.json"
+    link.symlink_to(tmp_path / "config.json")
+    config.to_json(link)
+    assert link.is_symlink()
+    assert QConfig.from_json(tmp_path / "config.json") == config
+    config.to_json("/dev/stdout")
+    assert capfd.readouterr().out == (tmp_path / "config.json").read_text()
