@@ -7,6 +7,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import exports
@@ -18,7 +21,7 @@ from tokenizers import Tokenizer
 
 from quarot_onnx.errors import ConfigError, MissingPackageError, ModelError, OutputError
 from quarot_onnx.export.child import complete, unwritten
-from quarot_onnx.export.export import ExportDtype, _death, export, packaged_model
+from quarot_onnx.export.export import ExportDtype, _death, _staging, export, packaged_model
 
 
 def copy_of(folder: Path, place: Path) -> Path:
@@ -102,6 +105,33 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert (out / "model.onnx").stat().st_size > 1000
     assert not (out / "old.txt").exists()
     assert list(tmp_path.iterdir()) == [out]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from quarot_onnx.export.export import export
+
+export(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    source, out = exports.hf_folder("llama"), tmp_path / "out"
+    killed = subprocess.run([sys.executable, "-c", KILLED, source, out], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with _staging(out) as staging:
+        assert not left.exists()
+        with _staging(out):
+            assert staging.exists(), "it is at work"
+    for name in (".out.abcdefgh", ".out.12345678"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.12345678/lock").touch()
+    (tmp_path / ".out.12345678/replaced").mkdir()
+    with _staging(out):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.12345678", ".out.abcdefgh"]
 
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ for the child alone. This module checks the request, builds beside the destinati
 """
 
 import enum
+import glob
 import importlib.metadata
 import importlib.util
 import json
@@ -22,10 +23,13 @@ from typing import Any
 
 from quarot_onnx.errors import ConfigError, InputError, MissingPackageError, ModelError, OutputError
 from quarot_onnx.export.source import find_source
+from quarot_onnx.io.locks import is_abandoned, locked
 
 _PIP_LINE = "pip install 'quarot-onnx[export]'"
 _PACKAGES = ("torch", "transformers", "optimum-onnx", "accelerate", "gguf")
 _PACKAGED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_REPLACED = "replaced"
+_RANDOM = 8  # letters that tempfile adds
 _ERRORS: dict[str, type[InputError]] = {"model": ModelError, "output": OutputError, "config": ConfigError}
 
 
@@ -79,7 +83,7 @@ def export(
         request = {"source": str(model), "out_dir": str(built), "dtype": str(dtype), "opset": opset}
         _run_worker(request, staging / "log", {"stage": progress, "note": note})
         assert (built / "model.onnx").is_file()
-        _move(built, out_dir, replaced=staging / "replaced")
+        _move(built, out_dir, replaced=staging / _REPLACED)
     return out_dir / "model.onnx"
 
 
@@ -162,14 +166,23 @@ def _staging(out_dir: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write to {out_dir}: a file is in the way; choose another folder") from error
     except OSError as error:
         raise OutputError(f"cannot write to {out_dir}: {error.strerror}; choose another folder") from error
+    _remove_abandoned(out_dir)
     try:
-        yield staging
+        with locked(staging, out_dir):
+            yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not out_dir.exists():
             with suppress(OSError):
                 for parent in parents:
                     parent.rmdir()
+
+
+def _remove_abandoned(out_dir: Path) -> None:
+    """Remove what exports to ``out_dir`` left that were killed, but for an earlier export that one had put aside."""
+    for folder in out_dir.parent.glob(f".{glob.escape(out_dir.name)}.{'?' * _RANDOM}"):
+        if is_abandoned(folder) and not (folder / _REPLACED).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_worker(request: dict[str, Any], log: Path, hearers: Mapping[str, Callable[[str], None] | None]) -> None:

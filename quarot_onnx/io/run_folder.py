@@ -18,17 +18,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from quarot_onnx.errors import OutputError
+from quarot_onnx.io.locks import LOCK, locked
 from quarot_onnx.io.staging import RUN_SUFFIX, nearest_existing, remove_stale
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_LOCK, _SCRATCH = "lock", "scratch"
+_SCRATCH = "scratch"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class RunFolder:
@@ -49,7 +44,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove all but the lock and the scratch folder."""
         for item in self.path.iterdir():
-            if item.name in {_LOCK, _SCRATCH}:
+            if item.name in {LOCK, _SCRATCH}:
                 continue
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item, ignore_errors=True)
@@ -60,7 +55,7 @@ class RunFolder:
         """Remove the scratch folder, and the whole folder if it keeps nothing."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         kept = {item.name for item in self.path.iterdir()} if self.path.is_dir() else set()
-        if kept <= {_LOCK}:
+        if kept <= {LOCK}:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -85,7 +80,7 @@ def run_folder(target: Path) -> Iterator[RunFolder]:
         ) from error
     with ExitStack() as stack:
         try:
-            stack.enter_context(_locked(path, target))
+            stack.enter_context(locked(path, target))
             folder = RunFolder(path)
             remove_stale(target)
         except OSError as error:
@@ -111,25 +106,3 @@ def _folder_of(target: Path) -> Path:
         parent / f".{'.'.join(target.relative_to(parent).parts)}{RUN_SUFFIX}" for parent in (nearest, *nearest.parents)
     ]
     return next((path for path in named if path.is_dir()), named[0])
-
-
-@contextmanager
-def _locked(path: Path, target: Path) -> Iterator[None]:
-    """Keep other runs away; without effect where system or disk have no such locks.
-
-    Raises:
-        OutputError: Another run has it.
-        OSError: The lock's file cannot be opened.
-    """
-    if fcntl is None:
-        yield
-        return
-    with (path / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing {target}; wait for it, or choose another output") from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        yield
