@@ -6,7 +6,8 @@ would change the model is made up for here, or refused.
 
 # ruff: noqa: PLC0415
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
     notes = check_settings(path, model, fields)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     factors = tensors.pop(_ROPE_FACTORS, None)
-    check_tensors(path, model, list(tensors))
+    check_tensors(path, model, str(fields["general.architecture"]), tensors)
     if factors is not None:
         divide_frequencies(path, model, gguf.dequantize(factors.data, factors.tensor_type))
         notes.append(
@@ -183,20 +184,28 @@ def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list
     return notes
 
 
-def check_tensors(path: Path, model: Any, names: list[str]) -> None:
+def check_tensors(path: Path, model: Any, architecture: str, names: Iterable[str]) -> None:
     """Refuse tensors that transformers has no place for.
 
     Args:
         path: The file, for messages.
         model: What transformers made of it.
+        architecture: By llama.cpp's name.
         names: Of the file's tensors.
 
     Raises:
         RefusalError: There are such.
     """
-    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+    import gguf
 
-    placed = get_gguf_hf_weights_map(model)
+    (known,) = (key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    to_gguf = gguf.get_tensor_name_map(known, model.config.num_hidden_layers)
+    placed = set()
+    for name in model.state_dict():
+        stem, _, kind = name.rpartition(".")
+        # A weight is called from the whole model, or from a part of it, as transformers looks for it.
+        called = (to_gguf.get_name(stem[start:]) for start in (0, *(at.end() for at in re.finditer(r"\.", stem))))
+        placed |= {f"{short}.{kind}" for short in called if short is not None}
     left = [name for name in names if name not in placed and "_exp" not in name]  # experts are stored as one
     if left:
         be = "it" if len(left) == 1 else "them"
