@@ -54,7 +54,7 @@ class Memory(Strict):
     @property
     def piece(self) -> int:
         """Bytes of weights of a piece, as float32."""
-        return min(_PIECE, (self.bytes or 8 * _PIECE) // 8)
+        return max(1, min(_PIECE, (self.bytes or 8 * _PIECE) // 8))
 
     @property
     def states(self) -> int:

@@ -77,6 +77,13 @@ def test_commands_take_a_limit(shell: Shell, tmp_path: Path, command: str, monke
     assert set(pieces) == {Memory(300_000, by_stages=True)}
 
 
+def test_the_smallest_limit_is_told_of_and_makes_the_smallest_pieces(shell: Shell) -> None:
+    source = exports.genai_like(tied_transposed=False)
+    done = shell("verify", source, source, "--max-memory", "1", "--tokens", 8)
+    assert done.status == 0
+    assert "--max-memory of 0 MB cannot be kept" in done.err
+
+
 def test_a_limit_that_one_weight_exceeds_is_told_of(tmp_path: Path) -> None:
     source = exports.genai_like(dtype="fp16", tied_transposed=False)
     model = model_io.load(source)
