@@ -98,7 +98,7 @@ def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
     pasts = [name for name, role in inputs.roles.items() if role is InputRole.PAST]
     found: list[TokenIds] = []
     for number, feeds in enumerate(samples):
-        held = any(name in feeds and feeds[name].shape[position_axis(feeds[name].shape)] for name in pasts)
+        held = any(_holds(feeds[name], fixed=bool(inputs.lengths.past)) for name in pasts if name in feeds)
         if held or inputs.tokens not in feeds or not inputs.takes_ids:
             what = "a past" if held else "no token ids"
             raise CalibrationError(
@@ -113,6 +113,11 @@ def texts_of(model: ir.Model, samples: Sequence[Feeds]) -> list[TokenIds]:
             else:
                 found += [row[seen][None] for row, seen in zip(rows, counts, strict=True) if seen.any()]
     return found
+
+
+def _holds(past: NDArray[Any], *, fixed: bool) -> bool:
+    """Whether a past holds anything: one of fixed length is all zeros where it does not."""
+    return bool(past.any() if fixed else past.shape[position_axis(past.shape)])
 
 
 def led_samples(inputs: ModelInputs, lead: Lead, texts: Sequence[TokenIds]) -> list[Feeds]:

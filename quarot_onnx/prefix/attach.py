@@ -57,13 +57,7 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
         ModelError: There is no room for one; says why.
     """
     shapes, inputs = Shapes(model), ModelInputs.from_model(model, folder=folder)
-    if not inputs.takes_ids:
-        raise ModelError("a prefix needs a graph that takes token ids")
-    if inputs.lengths.seq is not None:
-        raise ModelError(
-            f"the graph takes {inputs.lengths.seq} tokens at a time, so that a prefix cannot be run alone: export with "
-            "a free length"
-        )
+    check_alone(inputs)
     if not attentions:
         raise ModelError("no attention was found, so there is nothing that could attend to a prefix")
     try:
@@ -76,6 +70,30 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
         way = "feed it as a cache (--prefix npz)" if inputs.has_cache else "export with a cache, and feed it as one"
         raise ModelError(f"no prefix fits into this graph: {error}; {way}, or go without") from error
     return Places(places, positions, inputs, shapes)
+
+
+def check_alone(inputs: ModelInputs) -> None:
+    """Refuse a graph through which a prefix cannot be run alone, wherever it is kept then.
+
+    A cache of fixed length comes out of that run at its full length, whatever of it is the prefix's.
+
+    Args:
+        inputs: What the graph is fed.
+
+    Raises:
+        ModelError: It takes no token ids, or fixes how many it takes or how many positions its cache has.
+    """
+    if not inputs.takes_ids:
+        raise ModelError("a prefix needs a graph that takes token ids")
+    way = "export with a free length (quantize --prefix graph --fix-shape fixes it in the end)"
+    if inputs.lengths.seq is not None:
+        raise ModelError(
+            f"the graph takes {inputs.lengths.seq} tokens at a time, so that a prefix cannot be run alone: {way}"
+        )
+    if inputs.lengths.past:
+        raise ModelError(
+            f"the graph fixes its cache at {inputs.lengths.past} positions, so that a prefix cannot be run alone: {way}"
+        )
 
 
 def attach(model: ir.Model, places: Places, ids: Sequence[int]) -> None:

@@ -6,8 +6,9 @@
 
 GroupQueryAttention takes a batch of several rows only where it sees a first prompt, that is where all keys are new. So
 there the prefix is fed as new tokens before the caller's, and its context is cut off again. A past that is empty stays
-so; before a buffer of fixed length, of which a first prompt reads nothing, the prefix takes its room all the same, so
-that the present has the length that the caller knows.
+so; before a buffer that the caller keeps at one length, of which a first prompt reads nothing, the prefix takes its
+room all the same, so that the present has the length that the caller knows. That length may be fixed once the prefix is
+in the graph, not before: the present of the prefix's own run is to hold the prefix alone.
 """
 
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ from quarot_onnx.io.lengths import terms
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.piecewise.runs import opened
 from quarot_onnx.piecewise.sweep import Run
-from quarot_onnx.prefix.attach import attach, find_prefix_places
+from quarot_onnx.prefix.attach import attach, check_alone, find_prefix_places
 from quarot_onnx.prefix.sinks import WORTH, Loss, Sinks
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
@@ -87,12 +87,8 @@ def _check_room(asked: SinkPrefixConfig, survey: Survey, folder: Path) -> None:
 
 def _check_cache(model: ir.Model, folder: Path) -> None:
     inputs = ModelInputs.from_model(model, folder=folder)
-    if (
-        not inputs.has_cache
-        or not inputs.takes_ids
-        or inputs.lengths.past is not None
-        or inputs.lengths.seq is not None
-    ):
+    check_alone(inputs)
+    if not inputs.has_cache:
         raise ModelError(
             "the graph takes no cache of free length, so a prefix cannot be fed as one; keep it in the graph "
             "(--prefix graph)"
