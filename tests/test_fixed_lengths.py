@@ -13,6 +13,8 @@ from quarot_onnx import ModelQuantizer, QConfig, QLayerConfig
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.config import Int8Spec, SinkPrefixConfig
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.evaluation.decoder import Decoder
+from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.io import model_io
 from quarot_onnx.io.lengths import check_lengths, parse_lengths
 from quarot_onnx.piecewise.memory import WHOLE, Memory
@@ -71,6 +73,24 @@ def test_a_prefix_in_a_file_needs_a_cache_of_free_length(source: Any, tmp_path: 
     assert "past_sequence_length=62 fixes the length of the cache" in later
     shell.ok("quantize", path, tmp_path / "free" / "m.onnx", *small, "--fix-shape", "batch_size=1", *beside)
     shell.ok("quantize", path, tmp_path / "graph" / "m.onnx", *small, *fixed, "--prefix", "graph", *beside[2:])
+
+
+@pytest.mark.parametrize("source", ["optimum llama", "dynamo cache 23"])
+def test_a_prefix_in_a_file_serves_all_rows_of_a_fixed_batch(
+    source: str, tmp_path: Path, shell: Shell, text: Path
+) -> None:
+    """In what is written: where it is evaluated on fewer windows than rows, and where it goes on with a text."""
+    path, options = exports.EXPORTS[source](), ("--scheme", "w8a8-static", "--prefix", "npz", "--prefix-ids", "256,84")
+    few = ("--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 32, "--check-tokens", 96)
+    batch, found = next(str(value.shape[0]) for value in model_io.load(path).graph.inputs), []
+    values = []
+    for name, more in (("free", ()), ("fixed", ("--fix-shape", f"{batch}=3"))):
+        shell.ok("quantize", path, tmp_path / name / "m.onnx", *options, *few, *more)
+        decoder = Decoder(tmp_path / name / "m.onnx")
+        found.append([decoder.feed(ids) for ids in ([10, 20, 30], [5], [6])])
+        values.append(perplexity(tmp_path / name / "m.onnx", text, path.parent, seq_len=33, windows=2).perplexity)
+    np.testing.assert_allclose(*found, atol=1e-4)
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -26,7 +26,7 @@ from quarot_onnx.calibration.inputs import (
     logits_output,
     position_axis,
 )
-from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made
+from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made, repeated
 from quarot_onnx.calibration.pairs import pair_presents
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
@@ -177,7 +177,7 @@ class ModelInputs:
         Args:
             token_ids: ``[batch, seq]``; where the graph fixes the batch, rows are repeated to fill it.
             past: The cache by past input name, ``[batch, kv_heads, past, head_dim]`` or as the graph says; None for an
-                empty one.
+                empty one. Fewer rows than are fed are repeated, as those of the ids are.
             past_length: Tokens in ``past``; 0 takes it from the arrays.
 
         Returns:
@@ -205,7 +205,7 @@ class ModelInputs:
                     array = embedding_table(spec.shape[2])[token_ids % EMBEDDINGS]
                 case InputRole.PAST:
                     given = None if past is None else past.get(spec.name)
-                    array = self._empty_past(spec, batch) if given is None else given
+                    array = self._empty_past(spec, batch) if given is None else repeated(given, batch)
                 case role:
                     array = made(spec, role, filling, past_length)
             feeds[spec.name] = array if array.dtype == spec.dtype.numpy() else array.astype(spec.dtype.numpy())

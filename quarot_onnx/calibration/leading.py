@@ -32,7 +32,7 @@ class Lead:
 
     Attributes:
         ids: The tokens.
-        past: Past inputs by name that the caller feeds, for a batch of 1; None where the graph holds them.
+        past: Past inputs by name that the caller feeds, one row for all of a batch; None where the graph holds them.
     """
 
     ids: tuple[int, ...]
@@ -72,10 +72,6 @@ class Lead:
     def shared_start(self, bos_id: int | None) -> int:
         """How many tokens every text begins with that are not fed again, where a BOS stands before each, or nothing."""
         return int(bos_id is not None and self.ids[:1] == (bos_id,))
-
-    def filled(self, rows: int) -> Feeds | None:
-        """The past to start from, for a batch."""
-        return None if self.past is None else {name: np.repeat(array, rows, 0) for name, array in self.past.items()}
 
     @property
     def fed_length(self) -> int:
@@ -135,7 +131,7 @@ def led_samples(inputs: ModelInputs, lead: Lead, texts: Sequence[TokenIds]) -> l
         parts = [rows[:, cut:]] if lead.past is None else [row[None, cut:] for row in rows]
         found += [
             with_rows(
-                inputs.feed(part, lead.filled(len(part)), lead.fed_length),
+                inputs.feed(part, lead.past, lead.fed_length),
                 counted_rows(len(part), inputs.lengths.batch),
             )
             for part in parts

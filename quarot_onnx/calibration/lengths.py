@@ -145,6 +145,11 @@ class Filling:
         return (keys >= 0) & (keys <= queries[:, None])
 
 
+def repeated(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """An array of so many rows: its own, from the first one again where it has fewer."""
+    return array if len(array) >= rows else np.resize(array, (rows, *array.shape[1:]))
+
+
 def made(spec: TensorSpec, role: InputRole, filling: Filling, start: int) -> npt.NDArray[Any]:
     """The array of an input that lengths alone decide, in any integer or float type.
 

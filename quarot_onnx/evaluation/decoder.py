@@ -66,8 +66,8 @@ class Decoder:
 
     def start(self) -> None:
         """Forget the texts, but for the prefix that the caller has to bring."""
-        lead, rows = self.model.lead, self.model.inputs.lengths.batch or 1
-        self._past: Feeds | None = None if lead is None else lead.filled(rows)
+        lead = self.model.lead
+        self._past: Feeds | None = None if lead is None else lead.past
         self._held = 0 if lead is None else lead.fed_length
         self._ids: TokenIds | None = None
 

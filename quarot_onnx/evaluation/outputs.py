@@ -142,7 +142,7 @@ def window_runs(
 ) -> list[Run]:
     """The runs of one batch of windows; arguments are those of ``windows_outputs``."""
     windows = before.windows(windows)
-    past, held = (None, 0) if before.past is None else (before.past.filled(len(windows)), before.past.fed_length)
+    past, held = (None, 0) if before.past is None else (before.past.past, before.past.fed_length)
     runs: list[Run] = []
     found = pieces(inputs, windows.shape[1], decode_steps)
     for number, (start, stop) in enumerate(found):

@@ -79,6 +79,14 @@ def test_windows_weigh_alike(export: Callable[[], Path], config: str, batch: int
     same(found, tensors(source, tmp_path / "free" / "m.onnx", CONFIGS[config]))
 
 
+@pytest.mark.parametrize("export", ["optimum llama", "dynamo cache 23"])
+def test_windows_weigh_alike_behind_a_prefix_in_a_file(export: str, tmp_path: Path) -> None:
+    source = exports.EXPORTS[export]()
+    config = QConfig(CONFIGS["static"].global_config, algo_config=[SinkPrefixConfig("npz", ids=(7, 3))])
+    found = tensors(fixed(source, tmp_path / "source", 3), tmp_path / "filled" / "m.onnx", config)
+    same(found, tensors(source, tmp_path / "free" / "m.onnx", config))
+
+
 @EXPORTS
 def test_balanced_keys(export: Callable[[], Path], tmp_path: Path) -> None:
     """Samples stand at positions that their number decides: here one, of 4 rows that count."""
