@@ -37,7 +37,8 @@ from quarot_onnx.run.hosting import hosting_notes, refuse_lost, search_settings
 from quarot_onnx.run.integers import helped, put_integers
 from quarot_onnx.run.intent import kinds_for, needless_notes
 from quarot_onnx.run.outcome import Outcome
-from quarot_onnx.run.prefixing import check_given, check_prefix, held_positions, prefix_files, put_prefix
+from quarot_onnx.run.prefix_checks import check_given, check_prefix
+from quarot_onnx.run.prefixing import held_positions, prefix_files, put_prefix
 from quarot_onnx.run.preparing import Run, Start, behind_its_prefix, prepared
 from quarot_onnx.run.provenance import RECIPE_KEY, make_recipe, record, recorded, refuse_quantized, rotation_notes
 from quarot_onnx.run.turning import prove, rotate_in_place, still_to_rotate, turn

@@ -6,6 +6,7 @@ from typing import Any
 import exports
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from command_line import Shell, run
 
@@ -91,6 +92,34 @@ def test_a_prefix_in_a_file_serves_all_rows_of_a_fixed_batch(
         values.append(perplexity(tmp_path / name / "m.onnx", text, path.parent, seq_len=33, windows=2).perplexity)
     np.testing.assert_allclose(*found, atol=1e-4)
     assert values[1] == pytest.approx(values[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("where", ["option", "graph", "brought"])
+def test_one_row_at_a_time_behind_a_prefix_in_a_file(where: str, tmp_path: Path, shell: Shell, text: Path) -> None:
+    """GroupQueryAttention takes several new tokens behind a cache in a batch of 1 alone."""
+    path, target = exports.genai_like(), tmp_path / "out" / "m.onnx"
+    fixed, beside = ("--fix-shape", "batch_size=3"), ("--prefix", "npz", "--prefix-ids", "256,84")
+    model = model_io.load(path)
+    if where == "graph":
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = ir.Shape([3, *list(value.shape)[1:]])
+        path = tmp_path / "fixed" / "m.onnx"
+        model_io.save(model, path, companions_from=exports.genai_like().parent)
+        fixed = ()
+    elif where == "brought":
+        given, _ = put_prefix(model, path, SinkPrefixConfig(form="npz", ids=[256, 84]), path.parent, WHOLE)
+        path = tmp_path / "brought" / "m.onnx"
+        model_io.save(model, path, companions_from=exports.genai_like().parent, beside=prefix_files(given.lead))
+        beside = ()
+    small = ("--scheme", "w8a8-static", "--no-check", "--calib-text", text, "--calib-samples", 2, "--calib-seq-len", 32)
+    said = shell.fails("quantize", path, target, *small, *fixed, *beside)
+    assert "the batch is fixed at 3 (by the graph, or --fix-shape), and GroupQueryAttention takes one row" in said
+    assert not target.parent.exists()
+    if where != "brought":
+        shell.ok("quantize", path, target, *small, *fixed, "--prefix", "graph", *beside[2:])
+        assert perplexity(target, text, target.parent, seq_len=33, windows=4).perplexity > 1
+    if where != "graph":
+        shell.ok("quantize", path, target, *small, "--no-rotate", "--fix-shape", "batch_size=1", *beside)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
