@@ -32,11 +32,18 @@ class Before:
         """The windows as they are fed."""
         return behind(self.ids, windows)
 
-    def without(self, name: str, output: npt.NDArray[Any], caches: Collection[str], *, first: bool) -> npt.NDArray[Any]:
-        """An output without what belongs to the prefix; ``first``: of the run that the tokens were fed in."""
+    def without(self, name: str, output: npt.NDArray[Any], caches: Collection[str], *, fed: int) -> npt.NDArray[Any]:
+        """An output without what belongs to the prefix.
+
+        Args:
+            name: Its name.
+            output: ``[rows, tokens, ...]``, or something that is not of every token.
+            caches: The names of caches.
+            fed: The tokens of the run, where it is the one that the prefix was fed in, else 0.
+        """
         if name in caches:
             return output[:, :, self.length :]
-        return output[:, len(self.ids) :] if first and self.ids and output.ndim > 1 else output
+        return output[:, len(self.ids) :] if fed and output.ndim > 1 and output.shape[1] == fed else output
 
 
 def befores(first: Lead | None, second: Lead | None) -> tuple[Before, Before]:

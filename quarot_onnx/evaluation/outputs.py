@@ -85,10 +85,12 @@ class Place:
     Attributes:
         first: It is the first.
         last: It is the last.
+        tokens: How many are fed in it.
     """
 
     first: bool
     last: bool
+    tokens: int
 
 
 def windows_outputs(
@@ -122,7 +124,8 @@ def windows_outputs(
     def runs() -> Iterator[Run]:
         for windows in batches:
             found = window_runs(inputs, windows, decode_steps, before, at_end)
-            places.extend(Place(number == 0, number + 1 == len(found)) for number in range(len(found)))
+            fed = [item.feeds[inputs.tokens].shape[1] for item in found]
+            places.extend(Place(n == 0, n + 1 == len(found), tokens) for n, tokens in enumerate(fed))
             yield from found
 
     for outputs in model.outputs(runs(), names):
@@ -131,7 +134,7 @@ def windows_outputs(
         yield (
             place,
             [
-                None if output is None else before.without(name, output, caches, first=place.first)
+                None if output is None else before.without(name, output, caches, fed=place.tokens if place.first else 0)
                 for name, output in whole
             ],
         )

@@ -81,7 +81,8 @@ class Sinks:
         Args:
             model: The float model, its weights in files.
             inputs: What it is fed.
-            names: The Linears' inputs; those of experts, which see some tokens alone, are not looked at.
+            names: The Linears' inputs; those without a row for each token, as of experts, which see some alone, or of a
+                head that reads the last one, are not looked at.
             texts: ``[rows, tokens]`` each.
             memory: Whether the model is run piece by piece: then its weights are read once for every prefix.
 
@@ -133,7 +134,13 @@ class Sinks:
                 raise
             self._rows = 1  # a graph may take one alone, whatever its inputs say
             return self._observed(before, last)
-        return self._peaks.taken([ids.shape for ids in fed], last)
+        found = self._peaks.taken([ids.shape for ids in fed], last, self._inputs.lengths.batch)
+        if not found:
+            raise CalibrationError(
+                f"a sink prefix is looked for where there is a row for each token, and {self._peaks.names[0]!r} "
+                "has none: name its tokens (--prefix-ids; ids in Python and recipes), or leave it out"
+            )
+        return found
 
     def _candidates(self, loss: Loss) -> list[int]:
         """Tokens that may come next."""
@@ -190,19 +197,22 @@ class _RowPeaks:
 
         return observe
 
-    def taken(self, shapes: Sequence[tuple[int, ...]], last: int) -> dict[str, NDArray[np.float32]]:
-        """What was found, which is forgotten: ``[rows, last]`` of each name.
+    def taken(self, shapes: Sequence[tuple[int, ...]], last: int, batch: int | None) -> dict[str, NDArray[np.float32]]:
+        """What was found, which is forgotten: ``[rows, last]`` of each name that has a peak for each token.
 
         Args:
-            shapes: ``[rows, tokens]`` of the samples; a graph of a fixed batch may have run more rows.
+            shapes: ``[rows, tokens]`` of the samples.
             last: How many tokens of each row count, from its end.
+            batch: The rows that were run, where the graph fixes them.
         """
         found, self._found = self._found, {}
+        whole = [(batch or rows) * tokens for rows, tokens in shapes]
         return {
             name: np.concatenate(
                 [found[name][number].reshape(-1, tokens)[:rows, -last:] for number, (rows, tokens) in enumerate(shapes)]
             )
             for name in self.names
+            if [found[name][number].size for number in range(len(shapes))] == whole
         }
 
 

@@ -12,6 +12,7 @@ import pytest
 from command_line import Shell, files
 from lowbit_runs import text_reader
 from onnx import numpy_helper
+from planted_sink import SINK, plant
 
 from quarot_onnx import (
     GPTQConfig,
@@ -41,8 +42,6 @@ from quarot_onnx.pipeline import quantize, rotate
 from quarot_onnx.prefix.sinks import Sinks
 from quarot_onnx.sessions import runtime
 
-SINK = 256  # the BOS of the tiny models' tokenizer
-INTERMEDIATE = 96
 STATIC = QLayerConfig(UInt8Spec(), Int8Spec())
 FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
 
@@ -51,31 +50,6 @@ FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
 def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model in which one token makes the down projections' inputs some hundred times as large."""
     return plant(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def plant(exporter: str, folder: Path) -> Path:
-    source = exports.optimum_export("llama") if exporter == "optimum" else exports.genai_like(tied_transposed=False)
-    for file in source.parent.iterdir():
-        if file.suffix != ".onnx" and not file.name.endswith(".data"):
-            (folder / file.name).write_bytes(file.read_bytes())
-    wide = {
-        linear.weight.value.name
-        for linear in linears(model_io.load(source).graph)
-        if linear.out_features == INTERMEDIATE
-    }
-    model = onnx.load(source)
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor).copy()
-        if tensor.name.endswith("embed_tokens.weight"):
-            array[SINK] = 0
-            array[SINK, 0] = 40  # one channel alone, so that a norm makes it as large as it can be
-        elif tensor.name in wide:
-            array[0] *= 6
-        else:
-            continue
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    onnx.save(model, folder / "model.onnx")
-    return folder / "model.onnx"
 
 
 def test_the_sink_is_found(planted: Path) -> None:
