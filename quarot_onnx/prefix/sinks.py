@@ -32,6 +32,7 @@ from quarot_onnx.calibration.padding import Sample
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text import TokenIds
 from quarot_onnx.errors import CalibrationError
+from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.routing import routed_values
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.progress import Progress
@@ -82,15 +83,14 @@ class Sinks:
             model: The float model, its weights in files.
             inputs: What it is fed.
             names: The Linears' inputs; those without a row for each token, as of experts, which see some alone, or of a
-                head that reads the last one, are not looked at.
+                head that reads the last one, are not looked at. Where experts' are all, every other Linear's is.
             texts: ``[rows, tokens]`` each.
             memory: Whether the model is run piece by piece: then its weights are read once for every prefix.
 
         Raises:
             CalibrationError: There is hardly any text.
         """
-        routed = {value.name for value in routed_values(model.graph)}
-        self._inputs, self._peaks = inputs, _RowPeaks([name for name in dict.fromkeys(names) if name not in routed])
+        self._inputs, self._peaks = inputs, _RowPeaks(_unrouted(model.graph, names))
         self._model, self._memory, self._rows = model, memory, inputs.lengths.batch or _ROWS
         rows = [row for text in texts for row in text]
         firsts = {int(row[0]) for row in rows}
@@ -214,6 +214,14 @@ class _RowPeaks:
             for name in self.names
             if [found[name][number].size for number in range(len(shapes))] == whole
         }
+
+
+def _unrouted(graph: ir.Graph, names: Sequence[str]) -> list[str]:
+    """The names that are of no expert's input; where none is left, those of all other Linears of the graph."""
+    routed = {value.name for value in routed_values(graph)}
+    every = [linear.input.name or "" for linear in linears(graph)]
+    kept = [name for name in names if name not in routed] or [name for name in every if name not in routed]
+    return list(dict.fromkeys(kept))
 
 
 def _pieces(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import exports
 import numpy as np
 import onnx
 import pytest
@@ -10,10 +11,14 @@ from lowbit_runs import text_reader
 from onnx import helper, numpy_helper
 from planted_sink import SINK, plant
 
-from quarot_onnx.errors import CalibrationError
+from quarot_onnx import QConfig, QLayerConfig, SinkPrefixConfig, UInt8Spec
+from quarot_onnx.config import Int8Spec
+from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.routing import routed_values
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import WHOLE, Memory
+from quarot_onnx.pipeline import quantize
 from quarot_onnx.prefix.sinks import Sinks
 
 FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
@@ -70,3 +75,25 @@ def test_the_proof_of_such_a_head(last: Path, shell: Shell, tmp_path: Path) -> N
     """Its logits hold nothing of the prefix that could be cut off."""
     shell.ok("rotate", last, tmp_path / "m.onnx", "--prefix-ids", f"{SINK},9")
     shell.ok("verify", last, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("form", ["graph", "auto"])
+def test_where_experts_alone_have_fixed_scales(form: str, tmp_path: Path) -> None:
+    """They see some tokens alone, so that the inputs of all other Linears tell."""
+    source = exports.EXPORTS["optimum MoE"]()
+    graph, reader = model_io.load(source).graph, text_reader(source, 4, 65)
+    routed = {value.name for value in routed_values(graph)}
+    names = [linear.name for linear in linears(graph) if linear.input.name in routed]
+    config = QConfig(
+        QLayerConfig(UInt8Spec(), Int8Spec()), nodes_to_quantize=names, algo_config=[SinkPrefixConfig(form=form)]
+    )
+    arguments = (source, tmp_path / "m.onnx", config, reader)
+    if form == "graph":
+        with pytest.raises(ConfigError, match=r"no token stands out \(peaks up to"):
+            quantize(*arguments, check=None)
+    else:
+        assert any(note.startswith("no sink prefix: no token") for note in quantize(*arguments, check=None).notes)
+    experts = [linear.input.name for linear in linears(graph) if linear.name in names]
+    others = [linear.input.name for linear in linears(graph) if linear.name not in names]
+    one, other = (Sinks(model_io.load(source), reader.inputs, of, [reader.token_windows]) for of in (experts, others))
+    assert one.loss((SINK,)) == other.loss((SINK,))
