@@ -25,10 +25,18 @@ from quarot_onnx.errors import ConfigError
 _ASKED = "OMP_NUM_THREADS"
 """What BLAS goes by, too."""
 
+_PER_CORE, _LEAST = 4, 16
+"""More threads than this for each core, and than this in all, are never started."""
+
 _jobs: ContextVar[int | None] = ContextVar("jobs", default=None)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def as_many_as_help(threads: int) -> int:
+    """So many threads, or as many as can be of use: each costs memory, and thousands end in an error of the system."""
+    return min(threads, max(_LEAST, _PER_CORE * (os.cpu_count() or 1)))
 
 
 def thread_count() -> int:
@@ -37,7 +45,7 @@ def thread_count() -> int:
         return jobs
     asked = os.environ.get(_ASKED, "")
     if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+        return as_many_as_help(int(asked))
     return os.cpu_count() or 1
 
 
@@ -48,14 +56,14 @@ def asked_for() -> int | None:
 
 @contextmanager
 def limited_to(jobs: int | None) -> Iterator[None]:
-    """Hold all that runs inside to so many threads; None leaves them as they are.
+    """Hold all that runs inside to so many threads, as far as they help; None leaves them as they are.
 
     Raises:
         ConfigError: Fewer than one.
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"{jobs} threads do no work; give 1 or more, or none for one per core")
-    token = _jobs.set(_jobs.get() if jobs is None else jobs)
+    token = _jobs.set(_jobs.get() if jobs is None else as_many_as_help(jobs))
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from quarot_onnx.errors import ConfigError
+from quarot_onnx.sessions import runtime
 from quarot_onnx.threads import Scratch, asked_for, limited_to, one_blas_thread, spread, thread_count
 
 
@@ -73,11 +74,22 @@ def test_what_goes_wrong_is_raised_and_blas_is_let_go(jobs: int) -> None:
         assert blas_threads() == {2}
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 7), ("0", 7), ("many", 7)])
+@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 7), ("0", 7), ("many", 7), ("9999999999", 28)])
 def test_how_many_threads(asked: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert thread_count() == threads
+
+
+@pytest.mark.parametrize(("cores", "most"), [(1, 16), (2, 16), (64, 256), (None, 16)])
+def test_threads_that_cannot_help_are_not_started(
+    cores: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    for jobs in (1, most, most + 1, 3_000_000_000):
+        with limited_to(jobs):
+            assert thread_count() == asked_for() == min(jobs, most)
+        assert runtime.session_options(frozenset(), threads=jobs).intra_op_num_threads == min(jobs, most)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

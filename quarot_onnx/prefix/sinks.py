@@ -97,7 +97,11 @@ class Sinks:
         self.start = firsts.pop() if len(rows) > 1 and len(firsts) == 1 else None
         self.pieces = _pieces([row[int(self.start is not None) :] for row in rows])
         if not len(self.pieces):
-            raise CalibrationError(f"a sink prefix is looked for on texts of {_PIECE} tokens or more: give more text")
+            behind = "" if self.start is None else " behind the one that all begin with"
+            raise CalibrationError(
+                f"a sink prefix is looked for on texts of {_PIECE} tokens or more{behind}: give longer ones "
+                "(--calib-seq-len; seq_len of the reader)"
+            )
 
     def search(self, longest: int, progress: Progress | None = None) -> tuple[Loss, ...]:
         """What was tried and kept, each a token longer than the one before.

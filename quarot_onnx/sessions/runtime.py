@@ -15,7 +15,7 @@ from quarot_onnx.io.external import damaged, model_file
 from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.processor import EXACT_PRODUCTS
 from quarot_onnx.sessions.providers import open_session, refusal
-from quarot_onnx.threads import asked_for
+from quarot_onnx.threads import as_many_as_help, asked_for
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -140,7 +140,7 @@ def session_options(
     if threads is None:
         threads = asked_for()
     if threads is not None:
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = as_many_as_help(threads)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized_path is not None:
