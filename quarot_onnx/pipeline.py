@@ -21,7 +21,7 @@ from quarot_onnx.evaluation.equivalence import Equivalence
 from quarot_onnx.evaluation.report import equivalence_record
 from quarot_onnx.io import model_io
 from quarot_onnx.io.companions import GenaiSettings
-from quarot_onnx.io.lengths import check_lengths
+from quarot_onnx.io.lengths import checked_lengths
 from quarot_onnx.kvcache.plan import check_cache
 from quarot_onnx.piecewise.memory import QUANTIZING, Memory, give_back
 from quarot_onnx.piecewise.panels import light
@@ -195,14 +195,14 @@ def quantize(
     protected, of_memory = model_io.input_files(model), memory.notes(model, QUANTIZING, light(model))
     data = None if reader is None else wrap(reader)
     given_inputs = None if feeds is None else given_feeds(feeds, model)
-    check_lengths(model, fix_shapes or {})
+    lengths = checked_lengths(model, fix_shapes or {})
     # Wrong names, old opsets, groups that do not fit and a missing reader are told before any long work.
     if selection is None:
         selection = select(Survey(model), config)
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
     of_cache = check_cache(selection.survey, config, data)
-    no_prefix = check_prefix(config, selection, source, given_inputs, fix_shapes or {})
+    no_prefix = check_prefix(config, selection, source, given_inputs, lengths)
     refuse_lost(of_cache, prefixed=config.prefix is not None and no_prefix is None)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model), memory=memory)
@@ -242,7 +242,7 @@ def quantize(
             companions_from=folder,
             report={**recipe, **cached.record, **({} if data is None else data.record), **proof, **providers.record()},
             forbid=protected,
-            check=partial(complete, run, start, fix_shapes or {}),
+            check=partial(complete, run, start, lengths),
             beside={**prefix_files(start.lead), **cached.beside},
             genai=genai,
         )

@@ -158,7 +158,12 @@ def test_files_that_are_no_model_of_transformers(fields: dict[str, object], mess
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2moe", "qwen3moe", "gemma3"])
 def test_files_that_are(architecture: str) -> None:
-    check_file(Path("x.gguf"), {"general.architecture": architecture, "split.count": 1})
+    sizes = {f"{architecture}.{key}": 2 for key in ("block_count", "embedding_length", "attention.head_count")}
+    check_file(Path("x.gguf"), {"general.architecture": architecture, "split.count": 1, **sizes})
+    for name in sizes:
+        some = {key: value for key, value in sizes.items() if key != name}
+        with pytest.raises(RefusalError, match=f"does not say how large the model is: it lacks {name}; fetch"):
+            check_file(Path("x.gguf"), {"general.architecture": architecture, **some})
 
 
 def test_settings_that_change_nothing_are_no_hindrance(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.evaluation.perplexity import perplexity
 from quarot_onnx.io import model_io
-from quarot_onnx.io.lengths import check_lengths, parse_lengths
+from quarot_onnx.io.lengths import checked_lengths, parse_lengths
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.run.prefixing import prefix_files, put_prefix
 from quarot_onnx.sessions import runtime
@@ -161,6 +161,7 @@ def test_a_part_of_the_lengths_from_the_command_line(source: object, tmp_path: P
         (["batch_size"], "--fix-shape batch_size: write NAME=VALUE"),
         (["batch_size=0"], "VALUE is 1 or more"),
         (["batch_size=x"], "write NAME=VALUE"),
+        ([f"batch_size={'9' * 5000}"], "fits into 31 bits"),
         (["batch_size=1", "batch_size=2"], "--fix-shape batch_size=2 contradicts batch_size=1"),
     ],
 )
@@ -169,11 +170,24 @@ def test_what_is_no_length(given: list[str], message: str) -> None:
         parse_lengths(given)
 
 
+@pytest.mark.parametrize("length", [0, -1, True, 2.0, "1", "x", None, 1 << 31, 10**30])
+def test_what_is_no_length_in_python(length: Any) -> None:
+    model = model_io.load(exports.optimum_export("llama"))
+    with pytest.raises(
+        ConfigError, match=r"fix_shapes \(--fix-shape\) batch_size=.*: a length is a whole number from 1"
+    ):
+        checked_lengths(model, {"batch_size": length})
+    assert checked_lengths(model, {"batch_size": np.int64(2)}) == {"batch_size": 2}
+    names: Any = ["batch_size"]
+    with pytest.raises(ConfigError, match="fix_shapes is a list: give lengths by name"):
+        checked_lengths(model, names)
+
+
 def test_names_that_the_graph_does_not_have(tmp_path: Path) -> None:
     source = exports.optimum_export("llama")
     assert run(["quantize", str(source), str(tmp_path / "m.onnx"), "--fix-shape", "batch=1"]) == 2
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=r"batch=1: no input has such a length \(did you mean 'batch_size'\?\)"):
-        check_lengths(model_io.load(source), {"batch": 1})
+        checked_lengths(model_io.load(source), {"batch": 1})
     with pytest.raises(ConfigError, match="its free lengths are batch_size, sequence_length, past_sequence_length"):
-        check_lengths(model_io.load(source), {"zzz": 1})
+        checked_lengths(model_io.load(source), {"zzz": 1})

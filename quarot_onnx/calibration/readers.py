@@ -140,9 +140,11 @@ class TextReader(TokenReader):
                 from_start = _FROM_START.format(text or "Python's documentation", error.reason)
         self.spread = taken is not None
         if taken is None:
-            ids, cut = tokenize(content, tokenizer, max(count * length, 0) + _REST), np.empty((0, length), np.int64)
-            if count or more is None:  # else others are given alone
+            ids = tokenize(content, tokenizer, max(count * length, 0) + _REST)
+            if count or more is None:
                 cut = windows(ids, tokenizer, length=length, count=count, bos_id=self.bos_id)
+            else:  # others are given alone
+                cut = np.empty((0, length), np.int64)
             taken = cut, ids[cut.size : cut.size + _REST]
         cut, self.rest = taken
         check_vocabulary(cut, inputs.vocab_size, tokenizer)

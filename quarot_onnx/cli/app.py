@@ -178,7 +178,8 @@ def verify(
     model_a: Annotated[Path, typer.Argument(metavar="MODEL_A", help="The original.")],
     model_b: Annotated[Path, typer.Argument(metavar="MODEL_B", help="The model to check.")],
     tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens of random ids, and as many of real text.")
+        int,
+        typer.Option(metavar="N", min=1, max=opt.MOST_TOKENS, help="Tokens of random ids, and as many of real text."),
     ] = 128,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Seed of the random ids.")] = 0,
     feeds: opt.Feeds = None,
@@ -215,7 +216,7 @@ def compare(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A folder or a tokenizer.json. Default: beside FLOAT.")
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Tokens compared.")] = 2048,
+    tokens: Annotated[int, typer.Option(metavar="N", min=8, max=opt.MOST_TOKENS, help="Tokens compared.")] = 2048,
     text_key: opt.TextKey = None,
     bos: opt.UseBos = None,
     bos_id: opt.BosId = None,

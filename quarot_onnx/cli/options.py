@@ -10,6 +10,9 @@ import typer
 from quarot_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError, did_you_mean
 from quarot_onnx.io.links import refuse_broken
 
+MOST_TOKENS = (1 << 31) - 1
+"""More than this are asked for by mistake."""
+
 ROTATION, CALIBRATION, SCHEME, WEIGHTS, ROUNDING, ACTIVATIONS, CACHE, CHECK = (
     "Rotation",
     "Calibration data",

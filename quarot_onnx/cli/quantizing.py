@@ -21,7 +21,7 @@ from quarot_onnx.config.kernels import widened
 from quarot_onnx.errors import ConfigError
 from quarot_onnx.evaluation.check import Check
 from quarot_onnx.io import model_io
-from quarot_onnx.io.lengths import check_lengths, parse_lengths
+from quarot_onnx.io.lengths import checked_lengths, parse_lengths
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.pipeline import Outcome, quantize
 from quarot_onnx.processor import saturates
@@ -61,8 +61,8 @@ def run(options: QuantizeOptions, source: Path, progress: PhaseProgress) -> Outc
     with chosen.in_words():
         calibrated = needs_text(chosen)
     # What is wrong with other options is told before the model writes text.
-    check, lengths = check_asked(options, chosen.calibration), parse_lengths(options.fix_shape or [])
-    check_lengths(model, lengths)
+    check = check_asked(options, chosen.calibration)
+    lengths = checked_lengths(model, parse_lengths(options.fix_shape or []))
     asking, start = Asking(source, model, options.feeds, memory, progress), time.perf_counter()
     reader, of_reader = reader_of(chosen, asking) if calibrated else (None, ())
     read = {"texts": time.perf_counter() - start} if calibrated else {}

@@ -52,7 +52,7 @@ class Check(Strict):
 
     positional = ("tokens", "text", "text_key", "tokenizer", "bos", "limits")
 
-    tokens: Annotated[int, Field(ge=1, strict=True)] = 512
+    tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] = 512
     text: Path | None = None
     text_key: Annotated[str, Field(strict=True)] | None = None
     tokenizer: Path | None = None

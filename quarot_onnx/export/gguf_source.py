@@ -19,6 +19,9 @@ from quarot_onnx.export.loading import RefusalError, check_architecture, faults,
 _ROPE_FACTORS = "rope_freqs.weight"
 """What llama.cpp divides the rotary frequencies by: how Llama 3.1's scaling is kept in a GGUF file."""
 
+_SIZES = ("block_count", "embedding_length", "attention.head_count")
+"""Without them transformers would take the sizes of a model of its own."""
+
 _WINDOW = "attention.sliding_window"
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -102,12 +105,21 @@ def check_file(path: Path, fields: Mapping[str, object]) -> None:
             f"{path} is one of {parts} parts of a model, which transformers does not put together; join them with "
             "llama.cpp (llama-gguf-split --merge FIRST_PART OUT.gguf)"
         )
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
     known = sorted({*GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"})
     architecture = str(fields.get("general.architecture", "none"))
     if _config_name(architecture) not in known:
         raise RefusalError(
             f"{path} is of architecture {architecture!r}, which transformers cannot read from a GGUF file; it reads "
             f"{', '.join(known)}; {_ELSEWHERE}"
+        )
+    read = GGUF_CONFIG_MAPPING.get(_config_name(architecture), {})
+    lacking = [f"{architecture}.{key}" for key in _SIZES if key in read and f"{architecture}.{key}" not in fields]
+    if lacking:
+        raise RefusalError(
+            f"{path} does not say how large the model is: it lacks {', '.join(lacking)}; fetch the GGUF file again, or "
+            f"{_ELSEWHERE}"
         )
 
 

@@ -25,6 +25,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda: Limits(ppl_ratio=1.1), r"unknown key 'ppl_ratio' \(did you mean 'max_ppl_ratio'\?\)"),
         (lambda: Check(tokens=-5), "^Check.tokens=-5: .* greater than or equal to 1"),
         (lambda: Check(tokens=0), "^Check.tokens=0: .* greater than or equal to 1"),
+        (lambda: Check(tokens=10**30), f"^Check.tokens={10**30}: .* less than"),
         (lambda: Check(tokens="many"), "^Check.tokens='many': .* valid integer"),
         (lambda: Check(text=5), "^Check.text=5: .* path"),
         (lambda: Check(text_key=5), "^Check.text_key=5: .* valid string"),
