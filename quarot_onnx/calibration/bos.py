@@ -13,6 +13,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def choose_bos(path: str | Path, bos: int | Bos | None = Bos.AUTO) -> BosChoice:
     if bos is None or bos is Bos.NONE:
         return BosChoice(None, "asked for")
     if not isinstance(bos, Bos):
+        if not isinstance(bos, Integral) or not 0 <= int(bos) < 1 << 31:
+            raise CalibrationError(f"the BOS {bos!r} is no token id: {_WAYS}")
         return BosChoice(int(bos), "asked for")
     path = tokenizer_file(path)
     tokenizer = load_tokenizer(path)

@@ -4,6 +4,7 @@ The graph gets extra outputs and loses all others (no logits, no caches, nothing
 to scalars in the graph never leaves onnxruntime; what is wanted whole is for ``fetching``.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -112,7 +113,8 @@ class _Samples:
         first: int,
         name: str,
     ) -> None:
-        self._model, self._reader, self._limit, self._decoding = model, reader, limit, decoding
+        self._limit = None if limit is None or limit > sys.maxsize else limit
+        self._model, self._reader, self._decoding = model, reader, decoding
         self._first, self._name = first, name or reader.name
         self._padding = Padding(model)
         total = reader.size

@@ -1,6 +1,7 @@
 """Calibration readers of our own: from token ids, a text, or arrays in memory and in archives."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,8 @@ class TextReader(TokenReader):
         memory: Memory | None = None,
         progress: Progress | None = None,
     ) -> None:
+        _require_whole("samples", samples)
+        _require_whole("seq_len", 0 if seq_len is None else seq_len)
         self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
         self.bos = choose_bos(self.tokenizer_path, bos)
         self.bos_id = self.bos.id
@@ -209,3 +212,9 @@ class NpzReader(IndexedReader):
             return self._inputs.feed(ids)
         self.counted = None
         return feeds
+
+
+def _require_whole(name: str, value: object) -> None:
+    """Refuse a number of windows, or of tokens, that is none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
+        raise CalibrationError(f"{name}={value!r}: need a whole number from 0 on")

@@ -5,7 +5,7 @@ its first line on. Nothing else of a long text is tokenized. Blank stretches, wh
 """
 
 import re
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from tokenizers import Tokenizer  # type: ignore[import-untyped]
@@ -47,7 +47,7 @@ def spread_windows(
         raise ShortTextError(f"windows of {length} tokens hold no text", "ask for longer ones")
     text = _BLANK.sub(_line_end, text)
     share = -(-more // count)
-    edges = [*(_beginning(text, len(text) * number // count) for number in range(count)), len(text)]
+    edges = chain((_beginning(text, len(text) * number // count) for number in range(count)), [len(text)])
     for number, (start, stop) in enumerate(pairwise(edges), start=1):
         part = text[start:stop]
         ids = tokenize(part, tokenizer, length + share) if part.strip() else np.empty(0, np.int64)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_decoders as tiny
@@ -72,6 +73,10 @@ def test_what_cannot_be_used_names_the_way_out(tmp_path: Path) -> None:
         folder = write(tmp_path, {"config.json": {"bos_token_id": said}})
         with pytest.raises(CalibrationError, match=r"config.json: bos_token_id .* is no token id: .*--bos-id N"):
             choose_bos(folder)
+    given: list[Any] = [-1, 10**30, "1", 1.5]
+    for bos in given:
+        with pytest.raises(CalibrationError, match=r"the BOS .* is no token id: .*--bos-id N"):
+            choose_bos(write(tmp_path, {}), bos)
     folder = write(tmp_path, {"tokenizer_config.json": {"bos_token": "<bos>"}})
     with pytest.raises(CalibrationError, match=r"names the BOS '<bos>', which .* does not know: .*--bos-id N"):
         choose_bos(folder)

@@ -63,6 +63,17 @@ def test_text_reader(model_path, tmp_path):
     assert len(TextReader(model_path, samples=3, seq_len=5)) == 3
 
 
+@pytest.mark.parametrize("number", [-1, 1.5, "3", True, None])
+def test_numbers_of_a_text_reader_are_whole(model_path, number):
+    with pytest.raises(CalibrationError, match=rf"samples={number!r}: need a whole number"):
+        TextReader(model_path, samples=number)
+    if number is not None:
+        with pytest.raises(CalibrationError, match=rf"seq_len={number!r}: need a whole number"):
+            TextReader(model_path, seq_len=number)
+    with pytest.raises(CalibrationError, match=rf"{10**30} windows of 4 need .* give more text"):
+        TextReader(model_path, samples=10**30, seq_len=4)
+
+
 def test_npz_stacked(tmp_path):
     np.savez(tmp_path / "a.npz", input_ids=np.arange(6).reshape(2, 3))
     plain, completed = NpzReader(tmp_path / "a.npz"), NpzReader(tmp_path / "a.npz", inputs())

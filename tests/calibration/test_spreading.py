@@ -62,6 +62,7 @@ def test_a_bos_in_the_text_serves(tokenizer: Tokenizer) -> None:
         ("w5", 4, 3, "^part 1 of 3 has 0 tokens, and a window takes 3"),
         ("w5", 4, 1, "^all of it has 1 token, and a window takes 3"),
         (words(range(10, 50)), 1, 3, "^windows of 1 tokens hold no text"),
+        (words(range(10, 50)), 9, 10**18, f"^part 1 of {10**18} has 0 tokens, and a window takes 8"),
         (words(range(10, 30)) + " " + "x" * 200_000 + " " + words(range(10, 30)), 4, 3, "^part 2 of 3 has"),
     ],
 )

@@ -60,6 +60,8 @@ def test_too_little_text_says_how_much_there_is(folder):
         text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=4, count=2, bos_id=1)
     with pytest.raises(CalibrationError, match=r"3 windows of 2 need 6 .* are 5: ask for 2 windows, or give more"):
         text.windows("w5 w6 w7 w8 w9", text.load_tokenizer(folder), length=2, count=3)
+    with pytest.raises(CalibrationError, match=rf"{10**30} windows of 2 need .* are 5: ask for 2 windows"):
+        text.windows("w5 w6 w7 w8 w9", text.load_tokenizer(folder), length=2, count=10**30)
     for count, need in ((2, "2 windows of 8 need 16"), (1, "1 window of 8 needs 8"), (None, "1 window of 8 needs 8")):
         with pytest.raises(CalibrationError, match=rf"{need} .* are 4: ask for shorter windows, or give more text"):
             text.windows("w5 w6 w7 w8", text.load_tokenizer(folder), length=8, count=count)
