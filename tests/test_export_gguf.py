@@ -10,10 +10,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    StableLmConfig,
+)
 
 from quarot_onnx.export.export import export
-from quarot_onnx.export.gguf_source import check_file, load_gguf
+from quarot_onnx.export.gguf_source import check_file, check_settings, load_gguf, normalise_experts
 from quarot_onnx.export.loading import RefusalError
 
 LLAMA3 = {
@@ -164,6 +173,63 @@ def test_files_that_are(architecture: str) -> None:
         some = {key: value for key, value in sizes.items() if key != name}
         with pytest.raises(RefusalError, match=f"does not say how large the model is: it lacks {name}; fetch"):
             check_file(Path("x.gguf"), {"general.architecture": architecture, **some})
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_token_in_front_that_the_file_does_not_ask_for_is_told_of(asks: bool, tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "x.gguf", llama(), {}, {"tokenizer.ggml.add_bos_token": asks})
+    _, tokenizer, notes = load_gguf(path, "fp32")
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    assert [note[:37] for note in notes] == ([] if asks else ["x.gguf asks for no token in front of "])
+
+
+def test_weights_of_chosen_experts_add_up_to_one() -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "moe_intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4}
+    model, expected = (
+        Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**sizes, **heads, num_experts_per_tok=2, norm_topk_prob=normed, initializer_range=0.5)
+        ).eval()
+        for normed in (False, True)
+    )
+    expected.load_state_dict(model.state_dict())
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        before = model(ids).logits
+        normalise_experts(model)
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits)
+        assert (before - expected(ids).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (
+            StableLmConfig(num_hidden_layers=1, hidden_size=64, num_attention_heads=4, intermediate_size=32),
+            {"stablelm.rope.freq_base": 500_000.0},
+            r"has stablelm\.rope\.freq_base = 500000\.0, where the model that transformers makes of it has 10000",
+        ),
+        (
+            StableLmConfig(num_hidden_layers=1, hidden_size=64, num_attention_heads=4, intermediate_size=32),
+            {"stablelm.rope.dimension_count": 16},
+            r"has stablelm\.rope\.dimension_count = 16, where the model that transformers makes of it has 4",
+        ),
+        (
+            Gemma2Config(num_hidden_layers=1, hidden_size=64, num_attention_heads=2, head_dim=32, intermediate_size=32),
+            {"gemma2.attention.key_length": 32},
+            "does not say by what scores are divided, and transformers takes 256 for heads of 32",
+        ),
+    ],
+    ids=["base", "dimensions", "scores"],
+)
+def test_what_transformers_takes_its_own_default_for(
+    config: PretrainedConfig, fields: dict[str, object], message: str
+) -> None:
+    config.vocab_size = 32
+    model = AutoModelForCausalLM.from_config(config)
+    architecture = {"general.architecture": next(iter(fields)).partition(".")[0]}
+    with pytest.raises(RefusalError, match=message):
+        check_settings(Path("x.gguf"), model, {**architecture, **fields})
 
 
 def test_settings_that_change_nothing_are_no_hindrance(tmp_path: Path) -> None:

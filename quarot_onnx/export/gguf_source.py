@@ -6,6 +6,7 @@ would change the model is made up for here, or refused.
 
 # ruff: noqa: PLC0415
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -70,6 +71,8 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
     model, info = AutoModelForCausalLM.from_pretrained(path.parent, **where)
     check_architecture(path, str(model.config.model_type))
     _check_whole(path, model, info)
+    if fields["general.architecture"] == "qwen3moe":
+        normalise_experts(model)
     notes = check_settings(path, model, fields)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     factors = tensors.pop(_ROPE_FACTORS, None)
@@ -82,6 +85,14 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
         )
     try:
         tokenizer = _tokenizer(path, reader.fields)
+        if (
+            fields.get("tokenizer.ggml.add_bos_token") is False
+            and tokenizer.bos_token_id in tokenizer("a").input_ids[:1]
+        ):
+            notes.append(
+                f"{path.name} asks for no token in front of texts (tokenizer.ggml.add_bos_token), and the tokenizer "
+                f"that transformers makes of it puts {tokenizer.bos_token} there; --no-bos goes without"
+            )
     except Exception as error:  # noqa: BLE001 -- transformers and tokenizers raise anything
         tokenizer = None
         notes.append(
@@ -193,7 +204,32 @@ def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list
                 f"{path} has {name} = {value}, which transformers does not take over from a GGUF file: the export "
                 f"would be another model; {_ELSEWHERE}"
             )
+    for key, of_model in _as_made(model).items():
+        name = f"{architecture}.{key}"
+        value = fields.get(name)
+        if isinstance(value, int | float) and of_model is not None and not math.isclose(value, of_model, rel_tol=1e-6):
+            raise RefusalError(
+                f"{path} has {name} = {value}, where the model that transformers makes of it has {of_model}: the "
+                f"export would be another model; {_ELSEWHERE}"
+            )
+    scalar = getattr(model.config, "query_pre_attn_scalar", None)
+    if scalar is not None and scalar != model.config.head_dim:
+        raise RefusalError(
+            f"{path} does not say by what scores are divided, and transformers takes {scalar} for heads of "
+            f"{model.config.head_dim}, which may be another model's; {_ELSEWHERE}"
+        )
     return notes
+
+
+def _as_made(model: Any) -> dict[str, float | None]:
+    """What transformers may have taken its own default for, whatever the file says: by the file's keys."""
+    rotary = next((module.inv_freq for module in model.modules() if hasattr(module, "inv_freq")), None)
+    return {
+        "rope.dimension_count": None if rotary is None else 2 * len(rotary),
+        "rope.freq_base": getattr(model.config, "rope_theta", None),
+        "attention.layer_norm_rms_epsilon": getattr(model.config, "rms_norm_eps", None),
+        "attention.layer_norm_epsilon": getattr(model.config, "layer_norm_eps", None),
+    }
 
 
 def check_tensors(path: Path, model: Any, architecture: str, names: Iterable[str]) -> None:
@@ -225,6 +261,14 @@ def check_tensors(path: Path, model: Any, architecture: str, names: Iterable[str
             f"{path} holds {first_and_more(left, _SHOWN)}, for which transformers has no place in a "
             f"{type(model).__name__} made of a GGUF file: without {be} the export would be another model; {_ELSEWHERE}"
         )
+
+
+def normalise_experts(model: Any) -> None:
+    """Let the weights of chosen experts add up to 1, as in llama.cpp, which has no setting for it."""
+    model.config.norm_topk_prob = True
+    for module in model.modules():
+        if hasattr(module, "norm_topk_prob"):
+            module.norm_topk_prob = True
 
 
 def divide_frequencies(path: Path, model: Any, factors: np.ndarray) -> None:

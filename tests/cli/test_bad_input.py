@@ -224,6 +224,10 @@ def test_calibration_data_are_checked_before_any_long_work(
     assert "--tokenizer" in refused("evaluate", model, "--text", text)
 
 
+def test_a_tokenizer_that_is_not_there(refused, model: Path, tmp_path: Path) -> None:
+    assert "no tokenizer at" in refused("quantize", model, tmp_path / "q.onnx", "--tokenizer", tmp_path / "nowhere")
+
+
 def test_a_tokenizer_of_another_model(refused, model: Path, text: Path, tmp_path: Path) -> None:
     content = (model.parent / "tokenizer.json").read_text()
     other = tmp_path / "tokenizer.json"

@@ -29,7 +29,7 @@ def write(
     *,
     ends: bool = True,
 ) -> Path:
-    """Write ``model`` with further tensors, and further settings of its architecture: strings, floats or whole numbers.
+    """Write ``model`` with further tensors, and further settings of its architecture or tokenizer.
 
     Without ``ends``, no token begins or ends a text, and transformers makes no tokenizer of the file.
 
@@ -59,8 +59,8 @@ def write(
         writer.add_eos_token_id(1)
     for key, value in settings.items():
         writer.kv_data[0].pop(f"llama.{key}", None)
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
-        add(f"llama.{key}", value)
+        kinds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, bool: writer.add_bool}
+        kinds[type(value)](key if key.startswith("tokenizer.") else f"llama.{key}", value)
     for name, weight in model.state_dict().items():
         if not (name == "lm_head.weight" and config.tie_word_embeddings):
             writer.add_tensor(_name(name), np.ascontiguousarray(_interleaved(name, weight.numpy(), config)))
