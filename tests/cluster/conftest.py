@@ -1,17 +1,35 @@
-"""One cluster of two processes for all tests of this folder."""
+"""One cluster of two processes for all tests of this folder that follow each other.
+
+It goes with the last of them: workers without work take a tenth of a processor each.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
 
+_HERE = Path(__file__).parent
+_open: list[LocalCluster] = []
 
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    with LocalCluster(
-        processes=True, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
-    ) as cluster:
-        yield cluster.scheduler_address
+
+@pytest.fixture
+def address() -> str:
+    if not _open:
+        cluster = LocalCluster(
+            processes=True, n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
+        )
+        _open.append(cluster)
+    found = _open[0].scheduler_address
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None or _HERE not in nextitem.path.parents:
+        while _open:
+            _open.pop().close()
 
 
 @pytest.fixture
