@@ -70,6 +70,8 @@ def main() -> None:
     given = parser.parse_args()
     if not given.text.is_file():
         parser.error(f"there is no file {given.text}")
+    if min(given.items, given.context, given.answer) < 1:
+        parser.error("items, words of a passage and words of a continuation are 1 or more each")
     write(given.text, given.folder, count=given.items, context=given.context, answer=given.answer, seed=given.seed)
 
 

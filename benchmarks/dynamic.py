@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT.onnx")
     parser.add_argument("--int8", action="store_true", help="int8 weights, which saturate without VNNI")
     arguments = parser.parse_args()
+    if arguments.out.absolute().parent == arguments.model.absolute().parent:
+        parser.error("the output goes to another folder than the model's, as the model's other files are copied there")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     kind = QuantType.QInt8 if arguments.int8 else QuantType.QUInt8
     quantize_dynamic(

@@ -8,6 +8,8 @@ from quarot_onnx.sites.model import Sites
 
 def split_after(blocks: int, model: ir.Model, sites: Sites) -> tuple[list[Linear], list[Linear]]:
     """The Linears up to the down projection of a block, and those after it, both in graph order."""
+    if not 1 <= blocks <= len(sites.mlps):
+        raise SystemExit(f"--blocks {blocks}: the model has {len(sites.mlps)}")
     every = list(linears(model.graph))
     end = [linear.node for linear in every].index(sites.mlps[blocks - 1].node) + 1
     return every[:end], every[end:]
