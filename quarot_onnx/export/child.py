@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quarot_onnx.export.gguf_source import load_gguf
-from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, one_line
+from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, no_tokenizer, one_line
 
 _ATTENTION = 14
 """The oldest opset in which torch exports the attention of most models."""
@@ -124,11 +124,7 @@ def complete(source: Path, out_dir: Path) -> list[str]:
             shutil.copyfile(source / name, out_dir / name)
     if (out_dir / "tokenizer.json").is_file():
         return []
-    note = (
-        f"no tokenizer.json was written, as {source} has none, nor a tokenizer that could be converted to one; "
-        "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
-    )
-    return [note]
+    return [no_tokenizer(f"{source} has none, nor a tokenizer that could be converted to one")]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from quarot_onnx.errors import first_and_more
-from quarot_onnx.export.loading import RefusalError, check_architecture, faults, one_line, torch_dtype
+from quarot_onnx.export.loading import (
+    RefusalError,
+    be,
+    check_architecture,
+    faults,
+    no_tokenizer,
+    one_line,
+    some,
+    torch_dtype,
+)
 
 _ROPE_FACTORS = "rope_freqs.weight"
 """What llama.cpp divides the rotary frequencies by: how Llama 3.1's scaling is kept in a GGUF file."""
@@ -45,8 +53,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 _TOKENS = "tokenizer.ggml.tokens"
 _LISTS = (_TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
-_SHOWN = 3
 _ELSEWHERE = "export the Hugging Face folder that the file was made from"
+_ANOTHER = f"the export would be another model; {_ELSEWHERE}"
 
 
 def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
@@ -95,10 +103,7 @@ def load_gguf(path: Path, dtype: str) -> tuple[Any, Any, list[str]]:
             )
     except Exception as error:  # noqa: BLE001 -- transformers and tokenizers raise anything
         tokenizer = None
-        notes.append(
-            f"no tokenizer.json was written, as transformers makes no tokenizer of {path.name} ({one_line(error)}); "
-            "evaluate, generate and calibration on a text need it beside the model, or named with --tokenizer"
-        )
+        notes.append(no_tokenizer(f"transformers makes no tokenizer of {path.name} ({one_line(error)})"))
     return model, tokenizer, notes
 
 
@@ -145,13 +150,12 @@ def _check_whole(path: Path, model: Any, info: Mapping[str, Collection[str]]) ->
     kind = type(model).__name__
     if missing:
         raise RefusalError(
-            f"{path} lacks {first_and_more(missing, _SHOWN)}, which a {kind} of its settings has and which would be "
+            f"{path} lacks {some(missing)}, which a {kind} of its settings has and which would be "
             "random; fetch the GGUF file again"
         )
     if mismatched:
-        be = "is" if len(mismatched) == 1 else "are"
         raise RefusalError(
-            f"{path}: {first_and_more(mismatched, _SHOWN)} {be} of another shape than a {kind} of its settings has; "
+            f"{path}: {some(mismatched)} {be(mismatched)} of another shape than a {kind} of its settings has; "
             f"{_ELSEWHERE}"
         )
 
@@ -201,16 +205,14 @@ def check_settings(path: Path, model: Any, fields: Mapping[str, object]) -> list
             )
         else:
             raise RefusalError(
-                f"{path} has {name} = {value}, which transformers does not take over from a GGUF file: the export "
-                f"would be another model; {_ELSEWHERE}"
+                f"{path} has {name} = {value}, which transformers does not take over from a GGUF file: {_ANOTHER}"
             )
     for key, of_model in _as_made(model).items():
         name = f"{architecture}.{key}"
         value = fields.get(name)
         if isinstance(value, int | float) and of_model is not None and not math.isclose(value, of_model, rel_tol=1e-6):
             raise RefusalError(
-                f"{path} has {name} = {value}, where the model that transformers makes of it has {of_model}: the "
-                f"export would be another model; {_ELSEWHERE}"
+                f"{path} has {name} = {value}, where the model that transformers makes of it has {of_model}: {_ANOTHER}"
             )
     scalar = getattr(model.config, "query_pre_attn_scalar", None)
     if scalar is not None and scalar != model.config.head_dim:
@@ -256,10 +258,10 @@ def check_tensors(path: Path, model: Any, architecture: str, names: Iterable[str
         placed |= {f"{short}.{kind}" for short in called if short is not None}
     left = [name for name in names if name not in placed and "_exp" not in name]  # experts are stored as one
     if left:
-        be = "it" if len(left) == 1 else "them"
+        them = "it" if len(left) == 1 else "them"
         raise RefusalError(
-            f"{path} holds {first_and_more(left, _SHOWN)}, for which transformers has no place in a "
-            f"{type(model).__name__} made of a GGUF file: without {be} the export would be another model; {_ELSEWHERE}"
+            f"{path} holds {some(left)}, for which transformers has no place in a {type(model).__name__} made of a "
+            f"GGUF file: without {them} {_ANOTHER}"
         )
 
 

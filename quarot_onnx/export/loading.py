@@ -92,18 +92,18 @@ def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -
         raise RefusalError(_lacking(source, model, missing))
     if mismatched:
         raise RefusalError(
-            f"{source}: {_some(mismatched)} {_be(mismatched)} of another shape than its config.json says; take the "
+            f"{source}: {some(mismatched)} {be(mismatched)} of another shape than its config.json says; take the "
             "config.json that belongs to these weights"
         )
     inner = getattr(model, model.base_model_prefix, model)
     parts = {name for module in (model, inner) for name, _ in module.named_children()} | {model.base_model_prefix}
     if dropped := [name for name in unexpected if name.split(".")[0] in parts]:
         raise RefusalError(
-            f"{source} holds {_some(dropped)}, for which a {kind} of its configuration has no place: without "
+            f"{source} holds {some(dropped)}, for which a {kind} of its configuration has no place: without "
             f"{'it' if len(dropped) == 1 else 'them'} the export would be another model; mend config.json, or, if "
             "nothing is lost, load and save_pretrained the model with transformers and export that"
         )
-    return [f"not exported, as a {kind} has no such part: {_some(unexpected)}"] if unexpected else []
+    return [f"not exported, as a {kind} has no such part: {some(unexpected)}"] if unexpected else []
 
 
 def faults(info: Mapping[str, Collection[str]]) -> tuple[list[str], list[str], list[str]]:
@@ -185,16 +185,18 @@ def _lacking(source: Path, model: Any, missing: list[str]) -> str:
             "--task feature-extraction"
         )
     return (
-        f"{source} lacks {_some(missing)}, which a {kind} of its configuration has and which would be random; fetch "
+        f"{source} lacks {some(missing)}, which a {kind} of its configuration has and which would be random; fetch "
         "its weights again, or the config.json that belongs to them"
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """A few of the names, and how many more there are."""
     return first_and_more(names, _SHOWN)
 
 
-def _be(names: list[str]) -> str:
+def be(names: list[str]) -> str:
+    """The verb of so many names."""
     return "is" if len(names) == 1 else "are"
 
 
@@ -203,6 +205,14 @@ def torch_dtype(dtype: str) -> Any:
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+
+
+def no_tokenizer(why: str) -> str:
+    """The note where none comes out."""
+    return (
+        f"no tokenizer.json was written, as {why}; evaluate, generate and calibration on a text need it beside the "
+        "model, or named with --tokenizer"
+    )
 
 
 def one_line(error: Exception) -> str:
