@@ -118,7 +118,7 @@ def windows(
         ids = tokenize(source, tokenizer, None if count is None else count * length)
     else:
         ids = np.asarray(source, np.int64)
-    most = ids.size + 1 if count is None else min(count, ids.size + 1)  # each takes a token at least
+    most = None if count is None else min(count, ids.size)  # each takes a token at least
     found = list(islice(each_window(ids, length, bos_id), most))
     wanted = len(found) if count is None else count
     if len(found) < max(wanted, 1):

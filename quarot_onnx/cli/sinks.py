@@ -7,7 +7,6 @@ from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.tokenizer import load_tokenizer
 from quarot_onnx.errors import ShortTextError
-from quarot_onnx.graph.linear import linears
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.prefix.sinks import Sinks
@@ -54,8 +53,7 @@ def find_sinks(path: Path, text: SinkText, progress: PhaseProgress) -> list[dict
     except ShortTextError as error:
         raise ShortTextError(error.reason, "give more text (--text)") from error
     model, words = model_io.load(path), load_tokenizer(reader.tokenizer_path)
-    names = [linear.input.name or "" for linear in linears(model.graph)]
-    sinks = Sinks(model, reader.inputs, names, [reader.token_windows], memory=Memory())
+    sinks = Sinks(model, reader.inputs, (), [reader.token_windows], memory=Memory())
     found = sinks.search(_LONGEST, of_phase(progress, "sinks"))
 
     def word(token: int) -> str:

@@ -83,7 +83,7 @@ class Sinks:
             model: The float model, its weights in files.
             inputs: What it is fed.
             names: The Linears' inputs; those without a row for each token, as of experts, which see some alone, or of a
-                head that reads the last one, are not looked at. Where experts' are all, every other Linear's is.
+                head that reads the last one, are not looked at. Where there are no others, every other Linear's is.
             texts: ``[rows, tokens]`` each.
             memory: Whether the model is run piece by piece: then its weights are read once for every prefix.
 
@@ -223,8 +223,10 @@ class _RowPeaks:
 def _unrouted(graph: ir.Graph, names: Sequence[str]) -> list[str]:
     """The names that are of no expert's input; where none is left, those of all other Linears of the graph."""
     routed = {value.name for value in routed_values(graph)}
-    every = [linear.input.name or "" for linear in linears(graph)]
-    kept = [name for name in names if name not in routed] or [name for name in every if name not in routed]
+    kept = [name for name in names if name not in routed]
+    if not kept:
+        every = (linear.input.name or "" for linear in linears(graph))
+        kept = [name for name in every if name not in routed]
     return list(dict.fromkeys(kept))
 
 

@@ -13,7 +13,6 @@ from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
 from quarot_onnx.errors import ConfigError
-from quarot_onnx.graph.linear import linears
 from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.piecewise.runs import opened
@@ -68,8 +67,8 @@ def find_prefix(
         return asked.model_copy(update={"form": form}), ()
     model = selection.survey.model
     inputs = ModelInputs.from_model(model, folder=Path(file).parent)
-    names = fixed_inputs(selection) or [linear.input.name or "" for linear in linears(model.graph)]
-    found = Sinks(model, inputs, names, texts_of(model, samples), memory=memory).search(asked.max_tokens, progress)
+    sinks = Sinks(model, inputs, fixed_inputs(selection), texts_of(model, samples), memory=memory)
+    found = sinks.search(asked.max_tokens, progress)
     before, after = found[0], found[-1]
     if not after.ids or before.bits - after.bits < WORTH:
         if asked.form is PrefixForm.AUTO:
