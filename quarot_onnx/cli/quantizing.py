@@ -8,7 +8,6 @@ from pathlib import Path
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.readers import SampleReader
 from quarot_onnx.calibration.text_files import is_json_lines
-from quarot_onnx.calibration.tokenizer import tokenizer_file
 from quarot_onnx.cli.calibrating import Asking, needs_text, reader_of
 from quarot_onnx.cli.choosing import CALIBRATION, Question, choose
 from quarot_onnx.cli.chosen import Chosen
@@ -113,11 +112,8 @@ def check_asked(options: QuantizeOptions, calibration: Calibration) -> Check | N
 
     Raises:
         ConfigError: Options of the check beside --no-check.
-        CalibrationError: The tokenizer that was named is not there.
     """
     limits = limits_of(options.max_kl, options.max_ppl_ratio)
-    if options.tokenizer is not None:
-        tokenizer_file(options.tokenizer)  # one that is not there is no reason to go without a check
     if not options.check:
         for name in ("check_tokens", "check_text", "max_kl", "max_ppl_ratio"):
             if getattr(options, name) is not None:

@@ -157,12 +157,15 @@ def prepare(
         The check; without material, and with a note, where this model cannot be checked and nothing demands it.
 
     Raises:
-        CalibrationError: Text or tokenizer do not fit, or are missing, though a text or limits are given.
+        CalibrationError: Text or tokenizer do not fit, or are missing, though a text or limits are given; or the
+            tokenizer that is given is not there.
         ModelError: The model cannot be checked, though a text or limits are given.
     """
     path = Path(original).absolute()
     if check is None:
         return CheckRun(path, None)
+    if check.tokenizer is not None:
+        tokenizer_file(check.tokenizer)  # one that is not there is no reason to go without a check
     calibrated = reader if isinstance(reader, TextReader) else None
     try:
         material = material_for(check, path, model, calibrated=calibrated, held=held)
