@@ -39,6 +39,14 @@ def _ready_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def _let_go() -> None:
+    """Drop what standard output did not take, which is told already: Python would complain again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line and exit.
 
@@ -58,9 +66,9 @@ def main() -> None:
         sys.stderr.write("terminated: no partial output was left\n")
         status = 143
     except BrokenPipeError:
-        # The reader of our output is gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output is gone.
         status = 0
     if status == _INTERRUPTED:
         sys.stderr.write("interrupted: no partial output was left\n")
+    _let_go()
     sys.exit(status)

@@ -1,6 +1,5 @@
 """The commands. Each one parses, builds a configuration, makes one call, and prints."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ import typer
 
 from quarot_onnx.cli import options as opt
 from quarot_onnx.cli import render
-from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark
+from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions
 from quarot_onnx.cli.generate_options import GenerateOptions
 from quarot_onnx.cli.providing import provider_of
@@ -40,7 +39,7 @@ def _common(
     if version:
         from importlib.metadata import version as installed  # noqa: PLC0415
 
-        sys.stdout.write(installed("quarot-onnx") + "\n")
+        say(installed("quarot-onnx"))
         raise typer.Exit
 
 

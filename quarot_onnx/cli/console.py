@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from quarot_onnx.errors import OutputError
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -82,7 +84,25 @@ def _finite(value: object) -> object:
 
 def say(line: str) -> None:
     """A line of results on standard output, never wrapped."""
-    sys.stdout.write(line + "\n")
+    put(line + "\n")
+
+
+def put(text: str) -> None:
+    """Text on standard output, at once.
+
+    Raises:
+        OutputError: If it cannot be written; files that were written before are complete.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # a reader that has seen enough
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror or error}): what this command has to say is lost, "
+            "files that it wrote are complete; send its output elsewhere"
+        ) from error
 
 
 def remark(line: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from quarot_onnx.calibration.bos import Bos
 from quarot_onnx.calibration.text_files import decoded, file_text
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli.console import notes, print_json, remark
+from quarot_onnx.cli.console import notes, print_json, put, remark
 from quarot_onnx.cli.generate_options import GenerateOptions
 from quarot_onnx.errors import CalibrationError, ConfigError
 from quarot_onnx.generation.generator import Generated, Generator
@@ -51,9 +51,9 @@ def run(options: GenerateOptions, path: Path) -> None:
             found = generator.run(task, sampling)
         else:
             try:
-                found = generator.run(task, sampling, _tell)
+                found = generator.run(task, sampling, put)
             finally:
-                _tell("\n")  # of an interrupted text, too
+                put("\n")  # of an interrupted text, too
             remark(_summary(found, sampling))
         runs.append(_record(found))
     if options.as_json:
@@ -112,12 +112,6 @@ def _prompt_of(file: Path) -> str:
 def _short(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
-
-
-def _tell(text: str) -> None:
-    """A piece of text on standard output at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _summary(found: Generated, sampling: Sampling | None) -> str:

@@ -85,6 +85,30 @@ def test_a_reader_that_is_gone_is_no_fault(model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [("--version",), ("rotate", "{model}", "{target}", "--no-verify"), ("generate",)])
+def test_standard_output_that_is_full_is_told(
+    command: tuple[str, ...], unbuffered: str, model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out" / "model.onnx"
+    more = [str(model), "--prompt", "The quick", "--max-new-tokens", "2"] if command == ("generate",) else []
+    given = [word.format(model=model, target=target) for word in command] + more
+    code = "import sys; from quarot_onnx.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *given],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: standard output cannot be written (No space left on device)")
+    assert target.exists() == ("rotate" in command)
+
+
 def test_an_interrupt_while_importing_is_quiet(tmp_path: Path) -> None:
     code = (
         HEARS_SIGINT + "import sys, os\n"
