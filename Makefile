@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment that `make setup` builds; the other targets build it when needed.
 #   make demo     export, rotate, quantize and compare a small trained model in ./demo
-#   make test     run the tests
+#   make test     run the tests, one case of four where a test has many
+#   make test-further   run the cases that make test leaves out, and what takes long
 #   make quick    run the tests that take no trained model
 #   make check    formatting, lint and types
 #   make test-oldest   the tests on the oldest onnxruntime that pyproject.toml allows
@@ -13,10 +14,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.quarot-onnx-ready
 
-.PHONY: help setup demo test quick test-oldest check clean
+.PHONY: help setup demo test test-further quick test-oldest check clean
 
 help:
-	@sed -n '2,7s/^#   //p' Makefile
+	@sed -n '2,8s/^#   //p' Makefile
 	@echo 'make setup    build the virtual environment $(VENV)'
 	@echo 'make clean    remove what the other targets made'
 
@@ -38,18 +39,22 @@ demo: $(STAMP)
 	$(BIN)/quarot-onnx demo --out demo
 
 # One BLAS thread for each of the two processes: more would wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(TESTS) -m 'not further'
+
+test-further: $(STAMP)
+	$(TESTS) -m further
 
 quick: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(TESTS) -m 'not slow and not further'
 
 # An environment of its own; everything but onnxruntime is as in the other one.
 OLDEST := $(shell sed -n 's/^ *"onnxruntime>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 test-oldest:
 	$(MAKE) VENV=.venv-oldest setup
 	.venv-oldest/bin/python -m pip install --quiet 'onnxruntime==$(OLDEST).*'
-	$(MAKE) VENV=.venv-oldest test
+	$(MAKE) VENV=.venv-oldest test test-further
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

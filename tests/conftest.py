@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import exports
+import further
 import onnxruntime as ort
 import pytest
 from command_line import Shell
@@ -93,8 +94,10 @@ def smollm2_export() -> Path:
     return exports.smollm2()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests go first, so that no process is left alone with one in the end."""
+    further.mark(items)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -167,6 +167,7 @@ def test_examples_are_short() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name
 
 
+@pytest.mark.further
 def test_speed_benchmark(llama_optimum: Path, llama_dynamo: Path) -> None:
     printed = run(
         sys.executable, ROOT / "benchmarks" / "speed.py", llama_optimum, llama_optimum, llama_dynamo, "--runs", 2
@@ -177,6 +178,7 @@ def test_speed_benchmark(llama_optimum: Path, llama_dynamo: Path) -> None:
     assert cacheless.split()[2:4] == ["-", "-"]
 
 
+@pytest.mark.further
 def test_memory_benchmark(llama_optimum: Path) -> None:
     tasks = ["quantize", "quantize_static"]
     wanted = [word for task in tasks for word in ("--task", task)]
@@ -219,6 +221,7 @@ def test_synthetic_models_are_found_and_proved(spelling: str, shape: str, dtype:
     assert detect(model_io.load(model)).layers == 2
 
 
+@pytest.mark.further
 def test_scale_benchmark(tmp_path: Path) -> None:
     model, tasks = tmp_path / "model.onnx", ["rotate", "w8"]
     run(sys.executable, ROOT / "benchmarks" / "synthetic_llama.py", model, "--dtype", "float32", *SMALL)
@@ -232,6 +235,7 @@ def test_scale_benchmark(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.further
 def test_kernels_benchmark(llama_optimum: Path) -> None:
     printed = run(sys.executable, ROOT / "benchmarks" / "kernels.py", llama_optimum, "--rows", 1, 3, "--rounds", 1)
     rows = [line.split() for line in printed.splitlines()[3:]]
@@ -242,6 +246,7 @@ def test_kernels_benchmark(llama_optimum: Path) -> None:
     assert all(len(row) == 10 and all(float(number) > 0 for number in row[4:]) for row in rows)
 
 
+@pytest.mark.further
 def test_cache_positions_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(default_text()[:20_000], encoding="utf-8")
@@ -256,6 +261,7 @@ def test_cache_positions_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     assert all(0 < float(cell) < 0.5 for row in rows for cell in row[2:6])
 
 
+@pytest.mark.further
 def test_repetition_benchmark(llama_optimum: Path, qwen2_optimum: Path, tmp_path: Path) -> None:
     script, prompts = ROOT / "benchmarks" / "repetition.py", tmp_path / "prompts.txt"
     prompts.write_text("The quick brown fox\n\nA lazy dog\n", encoding="utf-8")
@@ -289,6 +295,7 @@ def test_what_counts_as_repetition() -> None:
     assert found([*[1, 2, 3] * 4, 4], last=9, longest=8) is None
 
 
+@pytest.mark.further
 @pytest.mark.slow
 def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     text, results = tmp_path / "text.txt", tmp_path / "accuracy.json"
@@ -311,6 +318,7 @@ def test_accuracy_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "odd.txt", "accuracy.json"}
 
 
+@pytest.mark.further
 def test_same_outputs_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     script, before, after = ROOT / "benchmarks" / "same_outputs.py", tmp_path / "before.json", tmp_path / "after.json"
     command = [sys.executable, script, llama_optimum, "--only", "w8/", "--samples", 1, "--seq-len", 32]
@@ -321,6 +329,7 @@ def test_same_outputs_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
         run(*command, after, "--before", before)
 
 
+@pytest.mark.further
 @pytest.mark.slow
 def test_layer_errors_benchmark(llama_optimum: Path, tmp_path: Path) -> None:
     """On what it was fitted to, the paper's Qronos is ahead of all others, and rounding to nearest behind."""

@@ -175,6 +175,7 @@ def test_a_path_that_a_worker_does_not_see(client: Client, tmp_path: Path, monke
         Cluster(client).check([file])
 
 
+@pytest.mark.further
 def test_folders_that_are_not_shared(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(files: Any, folder: Path) -> Question:
         return Question(files, folder.parent / "of another machine")

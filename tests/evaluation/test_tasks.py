@@ -212,6 +212,7 @@ def test_nothing_is_said_of_samples_of_figures(
     assert "bootstrapping" not in printed.out + printed.err
 
 
+@pytest.mark.further
 @pytest.mark.slow
 def test_tasks_that_come_with_lm_eval_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:

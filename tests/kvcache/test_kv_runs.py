@@ -35,6 +35,7 @@ FEW = ("--calib-samples", 4, "--calib-seq-len", 65)
 CACHE = {"k_bits": 4, "v_bits": 4, "k_groupsize": 16, "v_groupsize": 16, "k_asym": True, "v_asym": True}
 
 
+@pytest.mark.further
 def test_configuration_recipe_options_and_the_studies_names_write_the_same(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_the_default_int8_specs_of_quark(tmp_path: Path) -> None:
     assert same_files(tmp_path)
 
 
+@pytest.mark.further
 @pytest.mark.parametrize("export", ["optimum llama", "optimum fp16", "genai", "dynamo cache"])
 def test_perplexity(export: str, tmp_path: Path) -> None:
     """Float and with integers, the end of a window decoded or not, however small the pieces."""

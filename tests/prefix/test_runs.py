@@ -166,6 +166,7 @@ def test_beside_the_model_it_is_a_cache(planted: Path, shell: Shell, tmp_path: P
     assert "prefix.npz is missing" in shell.fails("evaluate", npz, "--text", text)
 
 
+@pytest.mark.further
 def test_all_doors_lead_to_the_same_bytes(planted: Path, shell: Shell, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
