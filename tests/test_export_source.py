@@ -57,6 +57,23 @@ def test_quantized_weights(method: str, tmp_path: Path) -> None:
         find_source(folder(tmp_path / "source", "model.safetensors", config=config))
 
 
+@pytest.mark.parametrize("content", [b"{oops", b"{}", b"\xff", b'{"version": "1.0", "model": {"type": "Nonesuch"}}'])
+def test_a_tokenizer_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", "model.safetensors", config=CONFIG)
+    (source / "tokenizer.json").write_bytes(content)
+    with pytest.raises(
+        ModelError, match=r"source/tokenizer\.json is no tokenizer\.json .*; fetch it again, or remove it"
+    ):
+        find_source(source)
+
+
+def test_a_tokenizer_that_is_a_link_to_nothing(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", "model.safetensors", config=CONFIG)
+    (source / "tokenizer.json").symlink_to(tmp_path / "blob")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is a link to .*blob, which is missing"):
+        find_source(source)
+
+
 def test_folders_that_are_whole(tmp_path: Path) -> None:
     parts = folder(tmp_path / "parts", *(PART.format(i) for i in (1, 2, 3)), **index(INDEX))
     binary = folder(tmp_path / "bin", "pytorch_model.bin", config=CONFIG | {"quantization_config": None})

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
+
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.io.links import refuse_broken
 
@@ -14,6 +16,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What transformers looks for, in its order; each may be in parts, with an index."""
 _PART = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _ADAPTER = "adapter_config.json"
+_TOKENIZER = "tokenizer.json"
 _SHOWN = 3
 
 
@@ -68,6 +71,8 @@ def _is_model(source: Path, names: Collection[str]) -> bool:
             f"{source} has an adapter beside its model ({_ADAPTER}), which would be left out; {_merging()}; or remove "
             f"{_ADAPTER} where the weights hold the adapter already"
         )
+    if _TOKENIZER in names:
+        _check_tokenizer(source / _TOKENIZER)
     return True
 
 
@@ -82,6 +87,20 @@ def _check_config(path: Path) -> None:
             f"{path} says that the weights are quantized (quantization_config: {method}); export the float checkpoint "
             "that they were made from"
         )
+
+
+def _check_tokenizer(path: Path) -> None:
+    """See to it that the tokenizer can be read, which goes with the model as it is."""
+    refuse_broken(path, ModelError)
+    with _readable(path):
+        content = path.read_bytes()
+    try:
+        Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(
+            f"{path} is no tokenizer.json of the tokenizers library ({error}); fetch it again, or remove it to export "
+            "the model without"
+        ) from error
 
 
 def _check_parts(index: Path, names: Collection[str]) -> None:
