@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, Any
 
 import exports
 import numpy as np
@@ -162,6 +163,33 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written() -> None:
     with pytest.raises(OutputError, match="cannot write to /proc/nowhere"):
         export(exports.hf_folder("llama"), Path("/proc/nowhere/out"))
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, r"out: No space left on device; free some space, or choose another folder$"),
+        (errno.EACCES, r"out: Permission denied; choose another folder$"),
+    ],
+)
+@pytest.mark.parametrize("name", ["lock", "log"])
+def test_a_place_that_takes_no_file(
+    name: str, number: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: Path, *given: Any, **named: Any) -> IO[Any]:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *given, **named)
+
+    def touched(path: Path) -> None:
+        opened(path, "a").close()
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Path, "touch", touched)
+    with pytest.raises(OutputError, match=f"cannot write to {tmp_path}/new/{message}"):
+        export(exports.hf_folder("llama"), tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ for the child alone. This module checks the request, builds beside the destinati
 """
 
 import enum
+import errno
 import glob
 import importlib.metadata
 import importlib.util
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _PIP_LINE = "pip install 'quarot-onnx[export]'"
 _PACKAGES = ("torch", "transformers", "optimum-onnx", "accelerate", "gguf")
 _PACKAGED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _REPLACED = "replaced"
+_LOG = "log"
 _RANDOM = 8  # letters that tempfile adds
 _ERRORS: dict[str, type[InputError]] = {"model": ModelError, "output": OutputError, "config": ConfigError}
 
@@ -81,7 +83,7 @@ def export(
     with _staging(out_dir) as staging:
         built = staging / "model"
         request = {"source": str(model), "out_dir": str(built), "dtype": str(dtype), "opset": opset}
-        _run_worker(request, staging / "log", {"stage": progress, "note": note})
+        _run_worker(request, staging / _LOG, {"stage": progress, "note": note})
         assert (built / "model.onnx").is_file()
         _move(built, out_dir, replaced=staging / _REPLACED)
     return out_dir / "model.onnx"
@@ -152,7 +154,7 @@ def _move(built: Path, out_dir: Path, *, replaced: Path) -> None:
     except OSError as error:
         if replaced.exists():
             replaced.rename(out_dir)
-        raise OutputError(f"cannot write to {out_dir}: {error.strerror}; choose another folder") from error
+        raise _unwritable(out_dir, error) from error
 
 
 @contextmanager
@@ -165,10 +167,15 @@ def _staging(out_dir: Path) -> Iterator[Path]:
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot write to {out_dir}: a file is in the way; choose another folder") from error
     except OSError as error:
-        raise OutputError(f"cannot write to {out_dir}: {error.strerror}; choose another folder") from error
+        raise _unwritable(out_dir, error) from error
     _remove_abandoned(out_dir)
     try:
-        with locked(staging, out_dir):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(staging, out_dir))
+                (staging / _LOG).touch()
+            except OSError as error:
+                raise _unwritable(out_dir, error) from error
             yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -176,6 +183,11 @@ def _staging(out_dir: Path) -> Iterator[Path]:
             with suppress(OSError):
                 for parent in parents:
                     parent.rmdir()
+
+
+def _unwritable(out_dir: Path, error: OSError) -> OutputError:
+    space = "free some space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return OutputError(f"cannot write to {out_dir}: {error.strerror}; {space}choose another folder")
 
 
 def _remove_abandoned(out_dir: Path) -> None:
