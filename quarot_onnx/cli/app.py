@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quarot_onnx.cli import inspected, render
 from quarot_onnx.cli import options as opt
-from quarot_onnx.cli import render
 from quarot_onnx.cli.console import Bars, bars, notes, print_json, remark, say
 from quarot_onnx.cli.evaluate_options import EvaluateOptions
 from quarot_onnx.cli.generate_options import GenerateOptions
@@ -112,7 +112,7 @@ def inspect(
 
         with bars(quiet=as_json) as progress:
             content["sinks"] = find_sinks(path, SinkText(source, text, text_key, Bos.of(before)), progress)
-    print_json(content) if as_json else render.inspection(content)
+    print_json(content) if as_json else inspected.show(content)
 
 
 @app.command(epilog="Example: quarot-onnx rotate model.onnx rotated/model.onnx --random-had --seed 1")
