@@ -5,6 +5,7 @@ from pathlib import Path
 from quarot_onnx.cli.console import say, table
 from quarot_onnx.cli.render import Content, megabytes, written
 from quarot_onnx.config.choices import PrefixForm
+from quarot_onnx.errors import first_and_more
 from quarot_onnx.processor import EXACT_PRODUCTS
 
 
@@ -28,6 +29,7 @@ def show(content: Content) -> None:
     table("Rotation sites", ["rotation", "sites", "Hadamard"], sites)
     for line in content["left_out_grouped"]:
         say(f"left out {line}")
+    _in_branches(content)
     recipe = content.get("recipe")
     if recipe and recipe.get("rotation"):
         say(f"already rotated: {recipe['rotation']['counts']}")
@@ -36,6 +38,15 @@ def show(content: Content) -> None:
         _sinks(content["sinks"])
     if "written_config" in content:
         written(Path(content["written_config"]))
+
+
+def _in_branches(content: Content) -> None:
+    """The Linears that are in sight of no rotation and no quantization."""
+    found = content["linears_in_branches"]
+    if found:
+        count = sum(entry["linears"] for entry in found)
+        names = first_and_more([f"the {entry['op_type']} {entry['node']}" for entry in found], 3)
+        say(f"left as they are: {count} Linear{'s' if count > 1 else ''} inside {names}")
 
 
 def _held_prefix(recipe: Content | None) -> None:
@@ -78,6 +89,7 @@ def _quantized(content: Content) -> None:
         ["products that saturate without VNNI", str(content["saturating_products"])],
     ]
     table(str(content["model"]), ["", "found"], rows)
+    _in_branches(content)
     _held_prefix(content["recipe"])
     if content["processor_saturates"] and content["saturating_products"]:
         say(f"on this processor these are not exact; onnxruntime's session option {EXACT_PRODUCTS}=1 makes them so")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.query import label
 from quarot_onnx.graph.saturation import saturable_products
 from quarot_onnx.hadamard.orders import usual_block
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.processor import described, saturates
-from quarot_onnx.sites.detect import QUANTIZED
+from quarot_onnx.sites.detect import QUANTIZED, inner_linears
 from quarot_onnx.sites.model import Kind, Sites, grouped
 
 
@@ -92,6 +93,11 @@ def _graph_record(model: ir.Model) -> dict[str, object]:
         "weight_bytes": sum(
             v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
         ),
+        "linears_in_branches": [
+            {"node": label(node), "op_type": node.op_type, "linears": len(inner)}
+            for node in model.graph
+            if (inner := inner_linears(node))
+        ],
     }
 
 

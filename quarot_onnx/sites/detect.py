@@ -63,18 +63,17 @@ def refuse_hidden(graph: ir.Graph) -> None:
         ModelError: Naming the node.
     """
     for node in graph:
-        inside = (inner for body in subgraphs(node) for inner in all_nodes(body))
-        if any(_is_layer(inner) for inner in inside):
+        if inner_linears(node):
             raise ModelError(
                 f"the decoder is inside the {node.op_type} node {label(node)!r}; "
                 "export without merging the decoders (optimum: --no-post-process)"
             )
 
 
-def _is_layer(node: ir.Node) -> bool:
-    """Whether a node is a Linear of a decoder; an outer product is none (LongRoPE's angles, in an If)."""
-    linear = linear_at(node)
-    return linear is not None and linear.in_features > 1
+def inner_linears(node: ir.Node) -> list[Linear]:
+    """The Linears in the branches of an If or the body of a Loop; an outer product is none (LongRoPE's angles)."""
+    inside = (linear_at(inner) for body in subgraphs(node) for inner in all_nodes(body))
+    return [linear for linear in inside if linear is not None and linear.in_features > 1]
 
 
 def detect(model: ir.Model, *, split_cache: bool = False) -> Sites:

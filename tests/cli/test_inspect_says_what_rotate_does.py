@@ -5,9 +5,12 @@ from typing import Any
 
 import exports
 import hand_decoder
+import numpy as np
+import onnx
 import pytest
 from command_line import Shell
 from hand_decoder import Spec
+from onnx import TensorProto, helper, numpy_helper
 
 from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.errors import ConfigError
@@ -20,6 +23,7 @@ from quarot_onnx.sites.model import Kind
 
 # The hand-written decoder has hidden 24 and heads of 8.
 EVERYTHING = RotationRequest(dict.fromkeys(Kind, Demand.IF_POSSIBLE))
+FLOAT = TensorProto.FLOAT
 IMPOSSIBLE = (37, 2 * 37, 3 * 7 * 11)
 
 
@@ -40,6 +44,47 @@ def test_inspect_counts_what_is_planned(intermediate: int, shell: Shell, tmp_pat
     assert described == set(plan.counts)
     for entry in left_out:
         assert any(entry["reason"] in note for note in plan.notes)
+
+
+def with_branches(source: Path) -> Path:
+    """The same model with two products of its logits in one branch of an If, and none in the other."""
+    model = onnx.load(source)
+    width = hand_decoder.VOCAB
+    for name in ("first", "second"):
+        weight = np.random.default_rng(1).standard_normal((width, width)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+    products = [
+        helper.make_node("MatMul", ["logits", "first"], ["once"], name="product_1"),
+        helper.make_node("MatMul", ["once", "second"], ["twice"], name="product_2"),
+    ]
+    neither = [helper.make_node("Identity", ["logits"], ["none"], name="pass")]
+    branches = {
+        f"{name}_branch": helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(out, FLOAT, None)])
+        for name, nodes, out in (("then", products, "twice"), ("else", neither, "none"))
+    }
+    model.graph.node.append(helper.make_node("If", ["yes"], ["more"], name="choice", **branches))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((), bool), "yes"))
+    model.graph.output.append(helper.make_tensor_value_info("more", FLOAT, None))
+    onnx.save(model, source)
+    return source
+
+
+def test_linears_inside_branches_are_counted(shell: Shell, tmp_path: Path) -> None:
+    source = hand_decoder.write(tmp_path)
+    before = inspected(shell, source)
+    assert before["linears_in_branches"] == []
+    with_branches(source)
+    told = [{"node": "choice", "op_type": "If", "linears": 2}]
+    assert inspected(shell, source) == before | {
+        "linears_in_branches": told,
+        "nodes": before["nodes"] + 1,
+        "weight_bytes": before["weight_bytes"] + 2 * 4 * hand_decoder.VOCAB**2 + 1,
+    }
+    line = "left as they are: 2 Linears inside the If choice"
+    assert line in shell.ok("inspect", source).out.splitlines()
+    shell.ok("quantize", source, tmp_path / "q.onnx", "--scheme", "w8", "--no-rotate", "--no-check")
+    assert inspected(shell, tmp_path / "q.onnx")["linears_in_branches"] == told
+    assert line in shell.ok("inspect", tmp_path / "q.onnx").out.splitlines()
 
 
 def test_an_odd_model_has_no_place_at_all(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
