@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import gguf_files
 import numpy as np
 import onnxruntime as ort
@@ -22,7 +23,8 @@ from transformers import (
 )
 
 from quarot_onnx.export.export import export
-from quarot_onnx.export.gguf_source import check_file, check_settings, load_gguf, normalise_experts
+from quarot_onnx.export.gguf_checks import check_file, check_settings
+from quarot_onnx.export.gguf_source import load_gguf, normalise_experts
 from quarot_onnx.export.loading import RefusalError
 
 LLAMA3 = {
@@ -118,10 +120,15 @@ def test_they_are_in_the_exported_graph_and_told_of(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_be_left_out_is_refused(
-    extra: dict[str, np.ndarray], settings: dict[str, Any], message: str, tmp_path: Path
+def test_what_would_be_left_out_is_refused_before_a_weight_is_read(
+    extra: dict[str, np.ndarray],
+    settings: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = gguf_files.write(tmp_path / "x.gguf", llama(), extra, settings)
+    monkeypatch.setattr(gguf, "dequantize", lambda *_: pytest.fail("a weight was dequantized"))
     with pytest.raises(RefusalError, match=message):
         load_gguf(path, "fp32")
 
