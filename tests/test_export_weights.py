@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.export.export import export
-from quarot_onnx.export.loading import RefusalError, load_folder
+from quarot_onnx.export.loading import RefusalError, check_architecture, load_folder
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 Tensors = dict[str, torch.Tensor]
@@ -153,3 +153,39 @@ def test_rotary_frequencies_that_a_trace_freezes(scaling: dict[str, Any], note: 
     _, notes = load_folder(changed(tmp_path / "source", **config), "fp32")
     assert len(notes) == (note is not None)
     assert note is None or re.search(note, notes[0])
+
+
+CODE = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        (
+            "x",
+            r"own \(modeling_x\.XForCausalLM, by auto_map .*run, and optimum exports no architecture 'x'.*torch\.onnx",
+        ),
+        (
+            "internlm2",
+            "not run, and transformers knows no architecture 'internlm2'; .* optimum-cli .*--trust-remote-code",
+        ),
+    ],
+)
+def test_a_model_of_code_of_its_own_is_refused(model_type: str, message: str, tmp_path: Path) -> None:
+    source = changed(tmp_path / "source", model_type=model_type, auto_map=CODE)
+    with pytest.raises(RefusalError, match=message):
+        check_architecture(source, model_type)
+
+
+@pytest.mark.parametrize(("classes", "told"), [(CODE, True), ({"AutoTokenizer": ["tokenization_x.X", None]}, False)])
+def test_code_of_its_own_that_transformers_has_in_its_own_way_is_told_of(
+    classes: dict[str, Any], told: bool, tmp_path: Path
+) -> None:
+    source = changed(tmp_path / "source", auto_map=classes)
+    (source / "modeling_x.py").write_text("raise AssertionError('it was run')")
+    (source / "configuration_x.py").write_text("raise AssertionError('it was run')")
+    check_architecture(source, "llama")
+    notes = load_folder(source, "fp32")[1]
+    assert len(notes) == told
+    if told:
+        assert re.search(r"modeling_x\.XForCausalLM, .*not run: the export is transformers' LlamaForCausalLM", notes[0])

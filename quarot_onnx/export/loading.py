@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quarot_onnx.errors import first_and_more
-from quarot_onnx.export.source import weight_files
+from quarot_onnx.export.source import own_code, weight_files
 
 TASK = "text-generation-with-past"
 
@@ -51,24 +51,42 @@ def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
             weight.data = weight.data.to(weight_type)
     notes = check_whole(source, model, info)
     check_shared(source, model)
+    if code := own_code(source):
+        notes.append(
+            f"{source} has code of its own ({code}, by auto_map in its config.json), which is not run: the export is "
+            f"transformers' {type(model).__name__}, another model where the two differ"
+        )
     return model, [*notes, *frozen_rope(model)]
 
 
 def check_architecture(source: Path, model_type: str) -> None:
-    """Refuse an architecture that optimum does not export with a cache.
+    """Refuse an architecture that optimum does not export with a cache, or that takes code of the model's own.
 
     Raises:
-        RefusalError: It does not.
+        RefusalError: It is one.
     """
     from optimum.exporters.onnx import main_export  # noqa: F401 -- what registers the architectures
     from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     types = TasksManager.get_supported_model_type_for_task(TASK, exporter="onnx")
+    code = own_code(source)
+    own = f"{source} has code of its own ({code}, by auto_map in its config.json), which is not run"
     if model_type not in types:
+        if code:
+            raise RefusalError(
+                f"{own}, and optimum exports no architecture {model_type!r} with a cache; export it with "
+                "torch.onnx.export where that code may run, and go on from there"
+            )
         near = difflib.get_close_matches(model_type, types, n=3)
         hint = f"; it knows {', '.join(near)} and others" if near else ""
         raise RefusalError(
             f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}"
+        )
+    if code and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise RefusalError(
+            f"{own}, and transformers knows no architecture {model_type!r}; export it where that code may run, with: "
+            f"optimum-cli export onnx --model {source} --task {TASK} --trust-remote-code OUT"
         )
 
 

@@ -17,6 +17,8 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PART = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _ADAPTER = "adapter_config.json"
 _TOKENIZER = "tokenizer.json"
+_CLASSES = ("AutoModelForCausalLM", "AutoModel", "AutoConfig")
+"""What of a model may be code of its own, by transformers' names; that of a tokenizer is of no consequence."""
 _SHOWN = 3
 
 
@@ -52,6 +54,19 @@ def weight_files(source: Path) -> list[Path]:
         if (index := source / f"{name}.index.json").exists():
             return [source / part for part in sorted({*_json_object(index)["weight_map"].values()})]
     return []
+
+
+def own_code(source: Path) -> str | None:
+    """The class by which a folder's config.json says that the model is to be loaded, where it is of no package.
+
+    Raises:
+        ModelError: config.json cannot be read.
+    """
+    path = source / "config.json"
+    classes = _json_object(path).get("auto_map") if path.is_file() else None
+    if not isinstance(classes, dict):
+        return None
+    return next((str(classes[name]) for name in _CLASSES if classes.get(name)), None)
 
 
 def _is_model(source: Path, names: Collection[str]) -> bool:
