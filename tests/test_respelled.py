@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from rotating import check_equivalent, rotate
 
@@ -122,6 +123,43 @@ def test_a_function_is_sorted_before_it_is_inlined(tmp_path):
     made = loaded(with_function(body, 21, 21), tmp_path)
     assert [one.op_type for one in made.graph.node] == ["MatMul", "Relu"]
     np.testing.assert_allclose(run(made), np.maximum(X @ io_models.weights()["first"], 0), rtol=1e-5, atol=1e-5)
+
+
+def in_branches(*names: str) -> onnx.ModelProto:
+    """Negated and cut off at 0 in one branch, absolute in the other, by nodes of these names."""
+    then = branch("then", node("Neg", ["x"], ["n"], name=names[0]), node("Relu", ["n"], ["t"], name=names[1]))
+    other = branch("else", node("Abs", ["x"], ["e"], name=names[2]))
+    yes = node("Constant", [], ["yes"], name="yes", value=numpy_helper.from_array(np.ones((), bool)))
+    choice = node("If", ["yes"], ["y"], name="if", then_branch=then, else_branch=other)
+    return io_models.model_of([yes, choice], [])
+
+
+def with_names(*names: str) -> onnx.ModelProto:
+    proto = io_models.linear_model()
+    for one, name in zip(proto.graph.node, names, strict=True):
+        one.name = name
+    return proto
+
+
+@pytest.mark.parametrize("place", ["main", "branch", "function"])
+def test_nodes_of_one_name_are_refused_as_onnxruntime_does(place, tmp_path):
+    proto = {
+        "main": lambda: with_names("a", "a", "add"),
+        "branch": lambda: in_branches("a", "a", "b"),
+        "function": lambda: with_function(
+            [node("Relu", ["a"], ["m"], name="a"), node("Neg", ["m"], ["o"], name="a")], 21, 21
+        ),
+    }[place]()
+    with pytest.raises(Fail, match="same node name"):
+        run(proto)
+    message = r"in\.onnx has nodes of one name, 'a' \(2 nodes\), .*; give each a name of its own, or none"
+    with pytest.raises(ModelError, match=message):
+        model_io.load(io_models.write(proto, tmp_path / "in.onnx"))
+
+
+@pytest.mark.parametrize("proto", [with_names("", "", ""), in_branches("a", "b", "a"), in_branches("if", "", "yes")])
+def test_names_that_onnxruntime_does_not_mind(proto, tmp_path):
+    np.testing.assert_allclose(run(loaded(proto, tmp_path)), run(proto), rtol=1e-6)
 
 
 CYCLES = {

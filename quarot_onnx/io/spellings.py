@@ -11,15 +11,16 @@
   it. Here they are taken out again; it puts them back when it loads the result.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from quarot_onnx.errors import ModelError
+from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.io.names import Names
-from quarot_onnx.io.nodes import all_nodes, in_order, subgraphs
+from quarot_onnx.io.nodes import all_graphs, all_nodes, in_order, subgraphs
 from quarot_onnx.io.opsets import STANDARD_DOMAINS, means_the_same
 from quarot_onnx.io.tensors import read_array
 
@@ -58,9 +59,10 @@ def respell(model: ir.Model, source: object) -> None:
         source: Its file, for messages.
 
     Raises:
-        ModelError: Nodes that need each other's results, or a function whose operators mean something else in the
-            version that the model imports.
+        ModelError: Nodes of one name, or that need each other's results, or a function whose operators mean something
+            else in the version that the model imports.
     """
+    _refuse_shared_names(model, source)
     for function in model.functions.values():
         _sort(function, source)
     _sort(model.graph, source)
@@ -87,6 +89,17 @@ def weights_with_default(graph: ir.Graph) -> str:
         f"; {len(names)} matrices, such as {names[0]!r}, are inputs with a default and so no constants: if nobody is "
         "to override them, export with keep_initializers_as_inputs=False or take them out of the graph's inputs"
     )
+
+
+def _refuse_shared_names(model: ir.Model, source: object) -> None:
+    """Refuse a graph with several nodes of one name, as onnxruntime does; graphs inside may have its names."""
+    for body in (*all_graphs(model), *_called(model)):
+        counts = Counter(node.name for node in body if node.name)
+        if shared := [f"{name!r} ({count} nodes)" for name, count in counts.items() if count > 1]:
+            raise ModelError(
+                f"{source} has nodes of one name, {first_and_more(shared)}, and onnxruntime opens no such graph; give "
+                "each a name of its own, or none, and save it again"
+            )
 
 
 def _sort(body: ir.Graph | ir.Function, source: object) -> None:
