@@ -29,7 +29,9 @@ from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import Before
 from quarot_onnx.evaluation.kept import Kept, kept
+from quarot_onnx.evaluation.logits import readable
 from quarot_onnx.evaluation.material import Material
+from quarot_onnx.evaluation.measuring import own_logits
 from quarot_onnx.evaluation.outputs import windows_outputs
 from quarot_onnx.evaluation.sides import require_one_vocabulary
 from quarot_onnx.evaluation.sums import Sums
@@ -198,10 +200,8 @@ def reference(
         model = opened(original, memory or Memory(), threads=threads)
     with kept() as windows:
         for rows in _windows(model, original, material.inputs, material):
-            if not np.isfinite(rows).all():
-                raise ModelError(f"{original} puts out NaN or infinity on its own: there is nothing to compare with")
             vocab = rows.shape[1]
-            windows.put(rows)
+            windows.put(own_logits(rows, original))
         del model
         yield Reference(material, windows, vocab)
 
@@ -245,9 +245,10 @@ def measure(
     opening = partial(opened, quantized, memory or Memory(), threads=threads)
     for number, rows in enumerate(_windows(opening(), quantized, inputs, material, before)):
         require_one_vocabulary(("the quantized model", rows.shape[1]), ("the original", original.vocab))
-        if not np.isfinite(rows).all():
+        finite = readable(rows)
+        if finite is None:
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
-        sums.add(number, original.windows.take()[held:], rows)
+        sums.add(number, original.windows.take()[held:], finite)
     saturating = saturating_here(model)
     exact = sums.nll_b
     if saturating and material.is_text:

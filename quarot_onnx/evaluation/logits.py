@@ -8,7 +8,26 @@ import numpy.typing as npt
 
 ROWS = 64  # rows of logits worked on at a time
 
+NEVER = 1e3
+"""Nats below a row's largest logit; what is lower has no probability, not even in float64.
+
+Graphs write -1e9, the lowest number of a type or minus infinity where a token must not come."""
+
 Float64 = npt.NDArray[np.float64]
+
+
+def readable(logits: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """Logits with the lowest number of their type for minus infinity; None where no distribution can be read of them.
+
+    Args:
+        logits: ``[tokens, vocab]``; left as they are.
+    """
+    if np.isfinite(logits).all():
+        return logits
+    never = np.isneginf(logits)
+    if never.all(axis=-1).any() or not (np.isfinite(logits) | never).all():
+        return None
+    return np.where(never, np.finfo(logits.dtype).min, logits)
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> Float64:

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quarot_onnx.evaluation.logits import Float64, blocks, to_log_softmax
+from quarot_onnx.evaluation.logits import NEVER, Float64, blocks, to_log_softmax
 
 
 class Measures:
     """Figures over rows ``[tokens, vocab]`` of two models, a few rows in float64 at a time.
+
+    Of logits those are left out that neither model can come to choose (``NEVER``): a graph that gives -1e9 to tokens
+    would be alike whatever it says of the others, as all differences would be small beside that.
 
     Args:
         distributions: Rows are logits, whose distributions are compared too.
@@ -34,19 +37,24 @@ class Measures:
         for part in blocks(len(a)):
             x, y = a[part].astype(np.float64), b[part].astype(np.float64)
             self.rows += len(x)
-            self.largest = max(self.largest, _magnitude(x))
-            self._sum_a += float(np.sum(x * x))
-            if not np.isfinite(y).all():
+            readable = np.isfinite(y).all()
+            never = _never(x, y if readable else x) if self._distributions else None
+            chosen = x if never is None else np.where(never, 0.0, x)
+            self.largest = max(self.largest, _magnitude(chosen))
+            self._sum_a += float(np.sum(chosen * chosen))
+            if not readable:
                 self.max_abs = self._sum_diff = self._sum_kl = float("inf")
                 self._flip_gaps += [float("inf")] * len(x)
                 continue
             if self._distributions:
                 self._flip_gaps += _flip_gaps(x, y)
             apart = y - x
+            if never is not None:
+                apart[never] = 0.0
             self.max_abs = max(self.max_abs, _magnitude(apart))
             apart *= apart
             self._sum_diff += float(np.sum(apart))
-            del apart  # rows of logits are large: few are held at once
+            del apart, chosen  # rows of logits are large: few are held at once
             if self._distributions:
                 self._sum_kl += float(_kl(x, y).sum())
 
@@ -73,6 +81,17 @@ class Measures:
 def _magnitude(x: Float64) -> float:
     """``max |x|``."""
     return max(float(x.max()), -float(x.min()))
+
+
+def _never(a: Float64, b: Float64) -> npt.NDArray[np.bool_] | None:
+    """What no distribution of either can come to choose; None where there is nothing of the kind."""
+    never: npt.NDArray[np.bool_] | None = None
+    for x in (a, b):
+        bound = x.max(axis=-1, keepdims=True) - NEVER
+        if (x.min(axis=-1, keepdims=True) >= bound).all():
+            return None
+        never = x < bound if never is None else never & (x < bound)
+    return never
 
 
 def _kl(a: Float64, b: Float64) -> Float64:

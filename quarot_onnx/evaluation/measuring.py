@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.evaluation.kept import kept
+from quarot_onnx.evaluation.logits import readable
 from quarot_onnx.evaluation.measures import Measures
 from quarot_onnx.evaluation.outputs import Outputs
 from quarot_onnx.evaluation.pairing import Compared, Pairing
@@ -70,15 +71,13 @@ def measure(
     Raises:
         ModelError: The first model's main outputs are not finite, or the shapes differ.
     """
-    main, found, left = Measures(), dict[int, Measured](), dict[str, str]()
+    main, found, left = Measures(distributions=decoder), dict[int, Measured](), dict[str, str]()
     kinds: list[tuple[int, np.dtype[Any]]] = []
     with kept() as first, one_blas_thread():  # caches are turned back in products too small to share
         for place, output in _floats(runs_a):
             rows = pairing.outputs[place].rows(output, 0)
-            if (place == 0 or not decoder) and not np.isfinite(rows).all():
-                raise ModelError(f"{paths[0]} puts out NaN or infinity on its own: there is nothing to compare with")
             kinds.append((place, output.dtype))
-            first.put(rows)
+            first.put(_checked(rows, paths[0], decoder=decoder, main=place == 0))
         for (place, dtype), (_, output) in zip(kinds, _floats(runs_b), strict=True):
             compared = pairing.outputs[place]
             stored, rows = first.take(), compared.rows(output, 1)
@@ -97,9 +96,38 @@ def measure(
             if not is_main:
                 found[place].measures.add(*_finite(stored, rows))
             if is_main or not decoder:
-                main.add(stored, rows)
+                finite = readable(rows) if is_main else None
+                main.add(stored, rows if finite is None else finite)
     compared_all = (item for item in found.values() if item.compared.name not in left)
     return Figures(main, tuple(compared_all), left)
+
+
+def _checked(rows: Rows, path: str | Path, *, decoder: bool, main: bool) -> Rows:
+    """An output of the first model; what beside a decoder's logits is not finite is judged with the second's."""
+    if decoder:
+        return own_logits(rows, path) if main else rows
+    if not np.isfinite(rows).all():
+        raise _wild(path)
+    return rows
+
+
+def own_logits(rows: Rows, path: str | Path) -> Rows:
+    """The logits ``[tokens, vocab]`` of an original, all finite: see `readable`.
+
+    Raises:
+        ModelError: No distribution can be read of them.
+    """
+    finite = readable(rows)
+    if finite is None:
+        raise _wild(path)
+    return finite
+
+
+def _wild(path: str | Path) -> ModelError:
+    return ModelError(
+        f"{path} puts out NaN or infinity on its own: there is nothing to compare with; if that is as it should be, "
+        "--no-verify rotates, and --no-check quantizes, without a comparison"
+    )
 
 
 def _floats(runs: Iterator[Outputs]) -> Iterator[tuple[int, Rows]]:

@@ -96,6 +96,21 @@ def test_nan_in_the_other_model_fails_and_in_the_original_is_refused(original, t
         compare(path, original)
 
 
+@pytest.mark.parametrize("never", [-1e9, float(np.finfo(np.float32).min), -np.inf, -1e4])
+def test_tokens_that_never_come_hide_no_fault(tmp_path, never: float):
+    cacheless = tiny.Spec(cache=False)  # caches would show the fault, too
+    path = tiny.masked(tiny.save(tiny.build(cacheless), tmp_path / "a"), never)
+    same = tiny.masked(other(tmp_path, cacheless, tiny.rotated(tiny.weights())), never)
+    found = compare(path, same)
+    assert found.passed
+    assert found.top1_agreement == 1.0
+    for name in ("E", "Wo", "Wh"):
+        faulty = tiny.masked(other(tmp_path / name, cacheless, tiny.spoiled(tiny.weights(), name)), never)
+        found = compare(path, faulty)
+        assert not found.passed
+        assert found.rel_l2 > 1e-4
+
+
 def test_different_vocabularies(original, tmp_path):
     with pytest.raises(ModelError, match=r"vocabulary of 32 .* 40"):
         compare(original, other(tmp_path, tiny.Spec(vocab=40)))

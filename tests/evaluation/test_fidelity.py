@@ -1,6 +1,8 @@
 """How near a quantized model comes to its original: figures by hand, limits, and what is no prediction."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import exports
@@ -75,6 +77,18 @@ def test_a_model_beside_itself(pair: tuple[Path, Path]) -> None:
         1,
         pytest.approx(1, rel=1e-6),
     )
+
+
+def test_tokens_that_never_come_count_for_nothing(pair: tuple[Path, Path]) -> None:
+    given = material(pair[0])
+    given = replace(given, ids=given.ids % (tiny.VOCAB - 2))  # none of them is in the text
+    low, infinite = (
+        compared(*(tiny.masked(shutil.copy(path, path.with_name(name)), never) for path in pair), given)
+        for name, never in (("low.onnx", -1e9), ("infinite.onnx", -np.inf))
+    )
+    assert infinite.kl == low.kl > 0
+    assert (infinite.perplexity_a, infinite.perplexity_b) == (low.perplexity_a, low.perplexity_b)
+    assert infinite.top1_agreement == low.top1_agreement
 
 
 def test_limits(pair: tuple[Path, Path]) -> None:

@@ -151,3 +151,18 @@ def tokenizer(size: int = VOCAB) -> Tokenizer:
 
 def _info(name: str, dtype: int, shape: list[int | str]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def masked(path: Path, never: float) -> Path:
+    """The model, changed in place: its last two tokens never come, as graphs write it of a padded vocabulary."""
+    model = onnx.load(path)
+    logits = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["all_logits" if name == logits else name for name in node.output]
+    shown = np.arange(VOCAB) < VOCAB - 2
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(shown, "shown"), numpy_helper.from_array(np.float32(never), "never")]
+    )
+    model.graph.node.append(helper.make_node("Where", ["shown", "all_logits", "never"], [logits]))
+    onnx.save(model, path)
+    return path
