@@ -136,7 +136,7 @@ def rotate(
             forbid=protected,
             check=proved if verify else None,
         )
-        clock.lap("save")
+        clock.lap("save" if verify or prefix is not None else "rotate")
     return Outcome(saved, recipe, equivalence, None, (*config.notes, *plan.notes, *of_memory), clock.laps)
 
 

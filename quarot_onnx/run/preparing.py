@@ -128,6 +128,7 @@ def prepared(
             start = _written(start, rotation[0], run, "rotate")
         else:  # Nothing runs it: weights are rotated on their way into the output.
             start = _changed(start, rotation[0], run)
+            run.clock.lap("rotate")
     prefix: SinkPrefixConfig | None = None
     if asked is not None:
         progress = of_phase(run.progress, "prefix")

@@ -253,6 +253,10 @@ def quantizing_as(format_: str, folder: Path) -> Path:
 
 
 def test_a_rotation_of_an_earlier_run_is_said_to_be_one(shell: Shell, model: Path, tmp_path: Path) -> None:
-    shell.ok("rotate", model, tmp_path / "r.onnx", "--no-verify")
-    assert "\nrotated before: R1 at 5" in "\n" + shell.ok("quantize", tmp_path / "r.onnx", tmp_path / "q.onnx").out
-    assert "\nrotated: R1 at 5" in "\n" + shell.ok("quantize", model, tmp_path / "q.onnx").out
+    rotated, target = tmp_path / "r.onnx", tmp_path / "q.onnx"
+    assert shell.ok("rotate", model, rotated, "--no-verify").out.startswith("rotated: R1 at 5")
+    assert shell.ok("rotate", model, rotated, "--no-verify", "--prefix-ids", 1).out.startswith("rotated: R1 at 5")
+    assert shell.ok("rotate", model, rotated).out.startswith("rotated: R1 at 5")
+    assert "\nrotated before: R1 at 5" in "\n" + shell.ok("quantize", rotated, target).out
+    assert "\nrotated: R1 at 5" in "\n" + shell.ok("quantize", model, target).out
+    assert "\nrotated: R1 at 5" in "\n" + shell.ok("quantize", model, target, "--no-verify").out
