@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quarot_onnx.calibration.bos import Bos
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.tokenizer import load_tokenizer
-from quarot_onnx.errors import ShortTextError
+from quarot_onnx.errors import ConfigError, ShortTextError
 from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.prefix.sinks import Sinks
@@ -46,13 +47,16 @@ def find_sinks(path: Path, text: SinkText, progress: PhaseProgress) -> list[dict
         text with an outlier, ``outliers`` (words and how often).
 
     Raises:
-        InputError: The model takes no text, or text and tokenizer do not fit.
+        InputError: The model takes no text or has a prefix already, or text and tokenizer do not fit.
     """
+    model = model_io.load(path)
+    if (lead := Lead.of(model, path.parent)) is not None:
+        raise ConfigError(f"{path} has the prefix {list(lead.ids)} already; look for one in the model without it")
     try:
         reader = TextReader(path, text.file, text.tokenizer, samples=_WINDOWS, bos=text.bos, text_key=text.key)
     except ShortTextError as error:
         raise ShortTextError(error.reason, "give more text (--text)") from error
-    model, words = model_io.load(path), load_tokenizer(reader.tokenizer_path)
+    words = load_tokenizer(reader.tokenizer_path)
     sinks = Sinks(model, reader.inputs, (), [reader.token_windows], memory=Memory())
     found = sinks.search(_LONGEST, of_phase(progress, "sinks"))
 

@@ -1,7 +1,7 @@
 """The check of a quantized model: prepared before any long work, done on the files that will be the output."""
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -214,14 +214,15 @@ def material_for(
         tokenizer = calibrated.tokenizer_path
     if tokenizer is None and (original.parent / "tokenizer.json").is_file():
         tokenizer = original.parent
-    positions = positions_of(original.parent, model.graph)
+    positions, lead = positions_of(original.parent, model.graph), Lead.of(model, original.parent)
+    held = max(held, 0 if lead is None else len(lead.ids))
     beside = None
     if other is not None:
         bos = None if tokenizer is None else choose_bos(tokenizer_file(tokenizer), check.bos).id
         beside = Other(other[0], 0 if other[1] is None else other[1].shared_start(bos))
     shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2), beside)
     if tokenizer is not None:
-        return text_material(
+        found = text_material(
             inputs,
             shape,
             tokenizer,
@@ -230,8 +231,9 @@ def material_for(
             calibrated=calibrated,
             bos=check.bos,
         )
+        return replace(found, lead=lead)
     if check.limits.max_ppl_ratio is not None or check.text is not None:
         raise CalibrationError(
             f"a perplexity needs a tokenizer, and there is no tokenizer.json beside {original}; name one (--tokenizer)"
         )
-    return random_material(inputs, shape)
+    return replace(random_material(inputs, shape), lead=lead)

@@ -12,7 +12,7 @@ is also taken with exact products: what it costs to run here, apart from what qu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,6 @@ from pydantic import Field
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
-from quarot_onnx.calibration.pieces import takes
 from quarot_onnx.config.strict import Strict
 from quarot_onnx.errors import ModelError, VerificationError
 from quarot_onnx.evaluation.before import Before
@@ -164,13 +163,15 @@ class Reference:
 
     Attributes:
         material: The tokens.
-        windows: Of each window, ``[tokens, vocab]``.
+        windows: Of each window, ``[tokens, vocab]``, from ``held`` on.
         vocab: Their length.
+        held: Tokens at the start of a window that the original brings itself.
     """
 
     material: Material
     windows: Kept
     vocab: int
+    held: int = 0
 
 
 @contextmanager
@@ -198,12 +199,13 @@ def reference(
     vocab = 0
     if model is None:
         model = opened(original, memory or Memory(), threads=threads)
+    fed, before, held = material.fed_to(material.inputs, material.lead)
     with kept() as windows:
-        for rows in _windows(model, original, material.inputs, material):
+        for rows in _windows(model, original, material.inputs, fed, before):
             vocab = rows.shape[1]
             windows.put(own_logits(rows, original))
         del model
-        yield Reference(material, windows, vocab)
+        yield Reference(material, windows, vocab, held)
 
 
 def measure(
@@ -234,13 +236,10 @@ def measure(
     material = original.material
     model = model_io.load(quantized) if model is None else model
     lead = lead or Lead.of(model, Path(quantized).parent)
-    # What the model brings itself is not fed to it, so the original counts only behind that.
-    inputs, length = ModelInputs.from_model(model, head_dim=material.inputs.head_dim), material.ids.shape[1]
-    shared = 0 if lead is None else min(lead.shared(row) for row in material.ids)
-    held = next((n for n in range(shared, -1, -1) if takes(inputs, length - n, material.decode_steps)), shared)
-    ids = material.ids[:, held:]
-    steps = material.decode_steps if inputs.has_cache else 0
-    material, before = replace(material, ids=ids, decode_steps=steps), Before(past=lead)
+    inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
+    material, before, held = material.fed_to(inputs, lead)
+    start = max(held, original.held)  # what a model brings itself it predicts nothing behind
+    ids, steps = original.material.ids[:, start:], material.decode_steps
     sums = Sums(ids, steps)
     opening = partial(opened, quantized, memory or Memory(), threads=threads)
     for number, rows in enumerate(_windows(opening(), quantized, inputs, material, before)):
@@ -248,12 +247,12 @@ def measure(
         finite = readable(rows)
         if finite is None:
             raise VerificationError("the quantized model puts out NaN or infinity; leave more in float (--exclude)")
-        sums.add(number, original.windows.take()[held:], finite)
+        sums.add(number, original.windows.take()[start - original.held :], finite[start - held :])
     saturating = saturating_here(model)
     exact = sums.nll_b
     if saturating and material.is_text:
         runs = _windows(opening(exact_products=True), quantized, inputs, material, before)
-        exact = sum(sums.nll(number, rows) for number, rows in enumerate(runs))
+        exact = sum(sums.nll(number, rows[start - held :]) for number, rows in enumerate(runs))
     perplexity = sums.perplexity if material.is_text else lambda _nll: None
     return Fidelity(
         kl=max((sums.kl + sums.decode_kl) / ids.size, 0.0),
@@ -272,7 +271,7 @@ def measure(
 
 
 def _windows(
-    model: Model, path: str | Path, inputs: ModelInputs, material: Material, before: Before | None = None
+    model: Model, path: str | Path, inputs: ModelInputs, material: Material, before: Before
 ) -> Iterator[npt.NDArray[Any]]:
     """The logits of each window, ``[tokens, vocab]``: prefill and decode steps in one."""
     ids, rows = material.ids, inputs.lengths.batch or 1

@@ -1,13 +1,14 @@
 """The tokens that a quantized model is checked on: never those that it was calibrated on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.pieces import common_window, fitting_window, require_ids
+from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.calibration.pieces import common_window, fitting_window, require_ids, takes
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.text import (
     Bos,
@@ -20,6 +21,7 @@ from quarot_onnx.calibration.text import (
     windows,
 )
 from quarot_onnx.errors import CalibrationError, ShortTextError
+from quarot_onnx.evaluation.before import Before
 
 WINDOW = 256
 """Tokens of a window, at most."""
@@ -41,6 +43,7 @@ class Material:
         origin: What they are, for people.
         decode_steps: Tokens at the end of each window that are decoded after it.
         is_text: Whether they are text, which a perplexity can be taken on.
+        lead: What the original model holds before the tokens that it is fed.
     """
 
     inputs: ModelInputs
@@ -48,6 +51,24 @@ class Material:
     origin: str
     decode_steps: int
     is_text: bool = True
+    lead: Lead | None = None
+
+    def fed_to(self, inputs: ModelInputs, lead: Lead | None) -> tuple["Material", Before, int]:
+        """The windows as a model is fed them.
+
+        Args:
+            inputs: Of the model.
+            lead: What it holds before them.
+
+        Returns:
+            The windows without the tokens at their start that it brings itself; what it is fed before; and how many
+            tokens it brings.
+        """
+        steps = self.decode_steps
+        shared = 0 if lead is None else min(lead.shared(row) for row in self.ids)
+        held = next((n for n in range(shared, -1, -1) if takes(inputs, self.ids.shape[1] - n, steps)), shared)
+        fed = replace(self, ids=self.ids[:, held:], decode_steps=steps if inputs.has_cache else 0)
+        return fed, Before(past=lead), held
 
 
 @dataclass(frozen=True)

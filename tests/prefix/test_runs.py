@@ -127,6 +127,30 @@ def test_auto_keeps_it_out_of_the_integers(planted: Path, shell: Shell, tmp_path
     assert f"sink prefix: [{SINK}], in the graph" in shell.ok("inspect", better).out
 
 
+def test_a_float_model_that_has_a_prefix_is_the_original(planted: Path, shell: Shell, tmp_path: Path) -> None:
+    text, held = tmp_path / "text.txt", tmp_path / "held" / "m.onnx"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    shell.ok("rotate", planted, held, "--prefix-ids", SINK)
+    on = ("--text", text, "--tokens", 256, "--json")
+    itself = shell.ok("compare", held, held, *on).json
+    assert itself["kl"] < 1e-6
+    assert itself["top1_agreement"] == 1
+    once, twice = tmp_path / "once" / "m.onnx", tmp_path / "twice" / "m.onnx"
+    shell.ok("quantize", planted, once, "--scheme", "w8a8-static", *FEW, "--prefix", "graph", "--prefix-ids", SINK)
+    done = shell.ok("quantize", held, twice, "--scheme", "w8a8-static", *FEW, "--json").json
+    a, b, c = (
+        shell.ok("compare", first, second, *on).json
+        for first, second in ((planted, once), (held, twice), (planted, twice))
+    )
+    assert a["kl"] == pytest.approx(c["kl"], rel=0.2)
+    assert b["kl"] == pytest.approx(a["kl"], rel=0.2)
+    assert done["check"]["kl"] < 2 * b["kl"]
+    backwards = shell.ok("compare", held, planted, *on).json
+    assert backwards["tokens"] == a["tokens"]
+    assert backwards["kl"] < 1e-6
+    assert "has the prefix" in shell.fails("inspect", held, "--sinks", "--text", text)
+
+
 def test_windows_that_begin_with_more_of_the_prefix_or_less(planted: Path, shell: Shell, tmp_path: Path) -> None:
     text, better = tmp_path / "text.txt", tmp_path / "better" / "m.onnx"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
