@@ -31,7 +31,8 @@ class ModelQuantizer:
 
     Attributes:
         config: The configuration.
-        outcome: What the last ``quantize_model`` did: files, recipe, proof, times; None before the first.
+        outcome: What the last ``quantize_model`` did: files, recipe, proof, times; None before the first, and
+            where it failed.
     """
 
     def __init__(self, config: QConfig) -> None:
@@ -86,6 +87,7 @@ class ModelQuantizer:
             VerificationError: The rotated model does not compute the same, or the quantized one breaks a limit of the
                 check; nothing is written.
         """
+        self.outcome = None
         if not isinstance(model_output, str | Path | None):
             raise OutputError(f"model_output is a {type(model_output).__name__}; pass a path, or None for a ModelProto")
         prefix = self.config.prefix

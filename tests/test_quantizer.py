@@ -102,6 +102,9 @@ def test_quarks_example_runs_with_its_imports_changed(source: Path, tmp_path: Pa
     assert quantizer.outcome is not None
     assert quantizer.outcome.equivalence is not None
     assert quantizer.outcome.equivalence.passed
+    with pytest.raises(CalibrationError):
+        quantizer.quantize_model(str(source), str(tmp_path / "r.onnx"), None)
+    assert quantizer.outcome is None, "the one of the run before says nothing of this one"
 
 
 @pytest.mark.parametrize("module", ["", ".algorithm", ".config", ".data_type", ".spec"])

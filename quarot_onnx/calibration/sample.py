@@ -28,7 +28,9 @@ def check_feeds(feeds: Feeds, model: ir.Model) -> None:
             raise CalibrationError(f"the reader feeds {name!r}, which is no input{did_you_mean(name, inputs)}")
     for name in inputs:
         if name not in feeds and name not in model.graph.initializers:
-            raise CalibrationError(f"the reader does not feed the input {name!r}{did_you_mean(name, feeds)}")
+            raise CalibrationError(
+                f"the reader does not feed the input {name!r}, but {', '.join(map(repr, feeds))} alone"
+            )
 
 
 def check_ids(ids: NDArray[Any] | None, reader: str, sample: int) -> None:
