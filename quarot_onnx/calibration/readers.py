@@ -122,7 +122,8 @@ class TextReader(TokenReader):
     ) -> None:
         _require_whole("samples", samples)
         _require_whole("seq_len", 0 if seq_len is None else seq_len)
-        self.tokenizer_path = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
+        named = tokenizer_file(Path(model_path).parent if tokenizer is None else tokenizer)
+        self.tokenizer_path = named.absolute()  # the check reads it once more, wherever the caller is then
         self.bos = choose_bos(self.tokenizer_path, bos)
         self.bos_id = self.bos.id
         self.text, self.text_key = text, text_key

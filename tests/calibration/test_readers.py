@@ -63,6 +63,13 @@ def test_text_reader(model_path, tmp_path):
     assert len(TextReader(model_path, samples=3, seq_len=5)) == 3
 
 
+def test_a_text_reader_knows_its_tokenizer_from_elsewhere(model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(model_path.parent)
+    reader = TextReader(model_path.name, samples=1, seq_len=8)
+    monkeypatch.chdir(tmp_path)
+    assert reader.tokenizer_path.is_file()
+
+
 @pytest.mark.parametrize("number", [-1, 1.5, "3", True, None])
 def test_numbers_of_a_text_reader_are_whole(model_path, number):
     with pytest.raises(CalibrationError, match=rf"samples={number!r}: need a whole number"):
