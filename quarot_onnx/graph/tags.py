@@ -1,18 +1,17 @@
-"""The mark of nodes that an online rotation put into the graph; it is saved with the model."""
+"""The mark of nodes that an online rotation put into the graph; it is saved with the model (see :mod:`.io.marks`)."""
 
 import onnx_ir as ir
 
-TAG = "quarot_onnx"
-"""The key in a node's metadata_props."""
+from quarot_onnx.io.marks import ONLINE, TAG
 
-_ONLINE = "online"
+__all__ = ["TAG", "is_online", "mark_online"]
 
 
 def mark_online(node: ir.Node) -> None:
     """Mark a node as part of an online rotation."""
-    node.metadata_props[TAG] = _ONLINE
+    node.metadata_props[TAG] = ONLINE
 
 
 def is_online(node: ir.Node) -> bool:
     """Whether a node is part of an online rotation: no Linear of the model, whatever its operator."""
-    return node.metadata_props.get(TAG) == _ONLINE
+    return node.metadata_props.get(TAG) == ONLINE

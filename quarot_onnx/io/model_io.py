@@ -20,6 +20,7 @@ from quarot_onnx.io.companions import NO_SETTINGS, GenaiSettings
 from quarot_onnx.io.delivery import Delivery
 from quarot_onnx.io.external import Binder, damaged, model_file
 from quarot_onnx.io.layout import Layout, lay_out, streamed_weights
+from quarot_onnx.io.marks import restore_marks
 from quarot_onnx.io.spellings import lift_constants, name_standard_domain, respell
 from quarot_onnx.io.tensors import lazy_tensor, read_array, read_rows
 from quarot_onnx.progress import Progress
@@ -65,7 +66,8 @@ def load(path: str | Path) -> ir.Model:
 
     What may be spelt in several ways is spelt in one (:mod:`.spellings`): nodes are sorted, local functions inlined,
     and initializers are inputs only where they are defaults that may be overridden. Constant nodes of at least
-    ``wire.INLINE_BYTES`` become initializers.
+    ``wire.INLINE_BYTES`` become initializers. Marks of online rotations that the file has lost are put back
+    (:mod:`.marks`).
 
     Args:
         path: The ``.onnx`` file, with or without external data; symbolic links are followed.
@@ -88,6 +90,7 @@ def load(path: str | Path) -> ir.Model:
             raise ModelError(f"{source} has sparse constants; export it with dense weights") from error
         raise damaged(source, f"its graph is inconsistent ({_one_line(error)})") from error
     lift_constants(model)
+    restore_marks(model)
     model.meta[_SOURCE] = source
     model.meta[_DATA_FILES] = tuple(binder.sizes)
     return model

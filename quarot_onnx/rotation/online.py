@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.tags import is_online, mark_online
 from quarot_onnx.hadamard.online import OnlineFactors
+from quarot_onnx.io.marks import FACTOR
 
 __all__ = ["OnlineWriter", "is_online"]
 
@@ -114,7 +115,7 @@ class OnlineWriter:
         array = np.ascontiguousarray(matrix).astype(dtype.numpy())
         key = (array.tobytes(), array.shape, dtype)
         if key not in self._constants:
-            name = f"quarot/factor_{array.shape[0]}"
+            name = f"{FACTOR}{array.shape[0]}"
             self._constants[key] = self._editor.initializer(name, ir.Tensor(array, dtype=dtype))
         return self._constants[key]
 

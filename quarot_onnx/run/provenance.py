@@ -29,6 +29,7 @@ from quarot_onnx.sites.model import Kind
 __all__ = [
     "RECIPE_KEY",
     "Record",
+    "counts_of",
     "is_quantized",
     "is_rotated",
     "make_recipe",
@@ -121,7 +122,7 @@ def refuse_other_rotation(recipe: Record, config: QuarotConfig) -> None:
     """
     rotation = recipe.get("rotation")
     assert isinstance(rotation, dict), "only a rotated model comes here"
-    counts, before, now = _counts(recipe), dict(rotation.get("config", {})), config.to_dict()
+    counts, before, now = counts_of(recipe), dict(rotation.get("config", {})), config.to_dict()
     # The size that was asked for may have been left to the graph; the one that was taken is known.
     before["r_matrix_dim"] = rotation.get("rotations", {}).get("R1", {}).get("size", before.get("r_matrix_dim"))
     for kind in ("R1", "R2", "R3", "R4"):
@@ -150,7 +151,7 @@ def rotation_notes(recipe: Record | None, wanted: Collection[Kind]) -> tuple[str
     """
     if recipe is None or not is_rotated(recipe):
         return ()
-    done, since = _counts(recipe), {entry.get("name") for entry in transforms_of(recipe)}
+    done, since = counts_of(recipe), {entry.get("name") for entry in transforms_of(recipe)}
     if Kind.R3 in wanted and not done.get("R3") and "kv_cache" not in since:
         return ("the model was rotated without R3, which quantized keys gain from: rotate the original with r3",)
     if Kind.R4 in wanted and not done.get("R4") and "smooth_quant" not in since:
@@ -162,10 +163,10 @@ def rotation_notes(recipe: Record | None, wanted: Collection[Kind]) -> tuple[str
 
 def summary(recipe: Record) -> str:
     """A recipe's rotation in a few words."""
-    return ", ".join(f"{kind} at {count} places" for kind, count in _counts(recipe).items())
+    return ", ".join(f"{kind} at {count} places" for kind, count in counts_of(recipe).items())
 
 
-def _counts(recipe: Record) -> Mapping[str, int]:
+def counts_of(recipe: Record) -> Mapping[str, int]:
     """The number of places of each rotation."""
     rotation = recipe.get("rotation")
     return rotation.get("counts", {}) if isinstance(rotation, dict) else {}

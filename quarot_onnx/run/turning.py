@@ -21,6 +21,7 @@ from quarot_onnx.quantization.select import Selection
 from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.run.intent import kinds_for, needless_r4, sites_and_request
+from quarot_onnx.run.marked import refuse_lost_marks
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.integer_caches import refuse_integer_cache
@@ -34,9 +35,12 @@ def still_to_rotate(model: ir.Model, config: QConfig) -> QuarotConfig | None:
 
     Raises:
         ConfigError: The model was rotated in another way than the configuration says.
-        ModelError: It is to be rotated, or smoothed, and its cache is of integers.
+        ModelError: It is to be rotated, or smoothed, and its cache is of integers; or it was rotated online, and the
+            places are not found.
     """
     earlier = recorded(model)
+    if earlier is not None and is_rotated(earlier):
+        refuse_lost_marks(model.graph, earlier)
     if any(isinstance(item, SmoothQuantConfig) for item in config.algo_config):
         refuse_integer_cache(model.graph, "smoothed", "leave out SmoothQuant (--smooth-alpha)")
     if config.quarot is not None and not is_rotated(earlier):
