@@ -8,9 +8,9 @@ the residual stream and the norm, beside what is made once for all blocks (cosin
                 └────────── cosines, sines, mask ───────────┴──────────────────────────────┴───▶
 
 A cache that a run puts out is the next run's past, so it must be made no later than in the piece that reads the past.
-Where onnxruntime makes one node of several (a Q/DQ pair, a sum and the norm of it, a product and its bias), the parts
-on both sides of a cut would compute with other last digits than the whole: places before a product or before the
-rounding of its input are free of that, and are preferred.
+Where onnxruntime makes one node of several (a Q/DQ pair, a sum and the norm of it, a product and its bias, R3 of the
+queries and the scale of the scores), the parts on both sides of a cut would compute with other last digits than the
+whole: places before a product or before the rounding of its input are free of that, and are preferred.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ import onnx_ir as ir
 from quarot_onnx.graph.parts import Parts, constants_behind, nodes_behind
 from quarot_onnx.graph.query import attribute_int, data_input, operands
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.graph.tags import is_online
 from quarot_onnx.io.halves import HALVES
 from quarot_onnx.piecewise.memory import weight_bytes
 from quarot_onnx.piecewise.panels import in_panels
@@ -218,7 +219,8 @@ class Cuts:
         for value, made in self._made.items():
             last, producer = self._last.get(value, -1), value.producer()
             between(crossing, made, last, _ROUNDED if producer is not None and self._turned(producer) else 1)
-            if producer is None or producer.op_type in _JOINED or not isinstance(value.type, ir.TensorType | None):
+            joined = producer is None or producer.op_type in _JOINED or _is_scaled(value)
+            if joined or not isinstance(value.type, ir.TensorType | None):
                 between(barred, made, last)
         for past, present in self._pasts.items():
             between(barred, self._first.get(past, count), self._made.get(present, -1))
@@ -241,6 +243,17 @@ class Cuts:
         x, to = data_input(node), ir.DataType(attribute_int(node, "to", 0))
         ends = x.dtype or self._shapes.dtype(x), to  # inference where the graph does not say
         return to if ir.DataType.FLOAT in ends and HALVES.intersection(ends) else None
+
+
+def _is_scaled(value: ir.Value) -> bool:
+    """Whether R3 of the queries makes a value, and the scale of the scores, which goes into that product, reads it.
+
+    In 16-bit floats it does not, as onnxruntime has Casts between.
+    """
+    node, readers = value.producer(), [use.node.op_type for use in value.uses()]
+    if node is None or node.op_type not in _PRODUCTS or not is_online(node) or readers not in (["Mul"], ["Div"]):
+        return False
+    return any(v.const_value is not None and v.const_value.dtype == ir.DataType.FLOAT for v in operands(node))
 
 
 def _next_start(

@@ -54,6 +54,19 @@ def test_static_quantization(export: str, tmp_path: Path) -> None:
     assert same_files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("export", "cache"), [("optimum llama", False), ("optimum llama", True), ("genai", True), ("optimum fp16", False)]
+)
+def test_heads_that_are_rotated_online(export: str, cache: bool, tmp_path: Path) -> None:
+    """onnxruntime makes one node of R3 of the queries and the scale of the scores."""
+    of_cache = [KVCacheConfig(bits=8, scales="tensor")] if cache else []
+    config = QConfig(QLayerConfig(UInt8Spec(), WEIGHT), algo_config=[QuarotConfig(r3=True), *of_cache])
+    whole, stages = both(exports.EXPORTS[export](), tmp_path, config)
+    assert stages.equivalence == whole.equivalence
+    assert stages.fidelity == whole.fidelity
+    assert same_files(tmp_path)
+
+
 CONFIGS = {
     "percentile": QConfig(QLayerConfig(UInt8Spec(calibration_method=CalibMethod.Percentile), WEIGHT)),
     "by what the Linears serve best": QConfig(QLayerConfig(UInt8Spec(calibration_method=CalibMethod.Auto), WEIGHT)),
