@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, INTEGERS, InputRole
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import SIZE_ONLY, attribute_int, consumers, data_input, resolve_constant
+from quarot_onnx.graph.query import SIZE_ONLY, attribute_int, consumers, data_input, label, resolve_constant, scalar
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, has
 
@@ -50,21 +50,58 @@ def _counted(node: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
     if index is not None and has(node, index):
         yield node, index
     elif node.op_type in ("Cos", "Sin"):
-        yield from _casts_behind(data_input(node), shapes)
+        yield from _counts_behind(node, shapes)
 
 
-def _casts_behind(value: ir.Value, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
-    """The Casts from integers to floats, that are no constants, behind an angle."""
-    queue, seen = [value], {value}
+def _counts_behind(end: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:
+    """The Casts from integers to floats, that are no constants, behind an angle, and what reads a Range of floats.
+
+    Raises:
+        ModelError: A length takes part in another way than as the bound of a Range, or a Range counts in other steps.
+    """
+    queue, seen = [(end, 0)], {data_input(end)}
     while queue:
-        node = queue.pop().producer()
+        user, index = queue.pop()
+        node = data_input(user, index).producer()
         if node is None:
             continue
         if node.op_type == "Cast" and shapes.dtype(data_input(node)) in INTEGERS:
             if resolve_constant(data_input(node)) is None:
+                _check_no_length(node, shapes)
                 yield node, 0
             continue
-        for operand in node.inputs:
+        if node.op_type == "Range":
+            if any(value.is_graph_input() for value in behind(node.outputs[0])):
+                _check_steps(node)
+                yield user, index
+            continue
+        for place, operand in enumerate(node.inputs):
             if operand is not None and operand not in seen and shapes.dtype(operand) in FLOATS:
                 seen.add(operand)
-                queue.append(operand)
+                queue.append((node, place))
+
+
+def behind(value: ir.Value, *, through_sizes: bool = True) -> Iterator[ir.Value]:
+    """What a value is computed from, itself first; without ``through_sizes`` not what is asked for its shape alone."""
+    queue, seen = [value], {value}
+    while queue:
+        value = queue.pop()
+        yield value
+        node = value.producer()
+        if node is not None and (through_sizes or node.op_type not in SIZE_ONLY):
+            fresh = {operand for operand in node.inputs if operand is not None} - seen
+            seen |= fresh
+            queue.extend(fresh)
+
+
+def _check_no_length(cast: ir.Node, shapes: Shapes) -> None:
+    if shapes.is_single(data_input(cast)):
+        raise ModelError(
+            f"the positions cannot be shifted: angles are computed with a single number that {label(cast)} casts, "
+            "which may be a length or a position"
+        )
+
+
+def _check_steps(node: ir.Node) -> None:
+    if scalar(node.inputs[2]) != 1:
+        raise ModelError(f"the positions cannot be shifted: {label(node)} does not count them by ones")

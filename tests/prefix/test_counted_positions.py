@@ -1,0 +1,77 @@
+"""Positions that are no input of the graph: a prefix goes before what the graph counts itself."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import Shell
+from exports import EXPORTS
+from onnx import TensorProto, helper, numpy_helper
+
+NODE = helper.make_node
+
+
+def counted(folder: Path, kind: str) -> Path:
+    """A decoder that counts its positions by a Range of integers or of floats, or of floats added to a length."""
+    source = EXPORTS["optimum llama"]()
+    shutil.copytree(source.parent, folder)
+    model = onnx.load(folder / source.name)
+    graph = model.graph
+    graph.input.remove(next(value for value in graph.input if value.name == "position_ids"))
+    constants = {"first": np.array([0]), "none": np.float32(0), "one": np.float32(1), "half": np.float32(0.5)}
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(a), f"c/{name}") for name, a in constants.items())
+    graph.initializer.append(numpy_helper.from_array(np.array(1), "c/step"))
+    lengths = [
+        NODE("Shape", ["past_key_values.0.key"], ["c/held"], start=2, end=3),
+        NODE("Squeeze", ["c/held", "c/first"], ["c/past"]),
+        NODE("Shape", ["input_ids"], ["c/fed"], start=1, end=2),
+        NODE("Squeeze", ["c/fed", "c/first"], ["c/new"]),
+        NODE("Cast", ["c/past"], ["c/pastf"], to=TensorProto.FLOAT),
+        NODE("Cast", ["c/new"], ["c/newf"], to=TensorProto.FLOAT),
+        NODE("Add", ["c/past", "c/new"], ["c/total"]),
+        NODE("Add", ["c/pastf", "c/newf"], ["c/totalf"]),
+    ]
+    counting = {
+        "integers": [NODE("Range", ["c/past", "c/total", "c/step"], ["c/counted"])],
+        "floats": [NODE("Range", ["c/pastf", "c/totalf", "c/one"], ["c/counted"])],
+        "halves": [NODE("Range", ["c/pastf", "c/totalf", "c/half"], ["c/counted"])],
+        "added": [
+            NODE("Range", ["c/none", "c/newf", "c/one"], ["c/fresh"]),
+            NODE("Add", ["c/fresh", "c/pastf"], ["c/counted"]),
+        ],
+    }[kind]
+    before = [*lengths, *counting, NODE("Unsqueeze", ["c/counted", "c/first"], ["position_ids"])]
+    for number, node in enumerate(before):
+        node.name = f"count_{number}"
+    nodes = [*before, *graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    onnx.save(model, folder / source.name)
+    return folder / source.name
+
+
+@pytest.mark.parametrize("kind", ["integers", "floats"])
+def test_a_range_is_shifted(kind: str, shell: Shell, tmp_path: Path) -> None:
+    source = counted(tmp_path / "source", kind)
+    found = shell.ok("rotate", source, tmp_path / "m.onnx", "--prefix-ids", "7,3", "--json").json
+    assert found["equivalence"]["passed"]
+
+
+SMALL = ("--scheme", "w8a8-static", "--calib-samples", 2, "--calib-seq-len", 32, "--no-check", "--prefix-ids", "7,3")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("halves", "the positions cannot be shifted: count_8 does not count them by ones"),
+        ("added", "the positions cannot be shifted: angles are computed with a single number that count_4 casts"),
+    ],
+)
+def test_others_are_refused_by_name(kind: str, reason: str, shell: Shell, text: Path, tmp_path: Path) -> None:
+    source = counted(tmp_path / "source", kind)
+    common = ("quantize", source, tmp_path / "m.onnx", "--calib-text", text, *SMALL)
+    assert reason in shell.fails(*common, "--prefix", "graph")
+    if kind == "added":
+        assert f"no sink prefix: no prefix fits into this graph: {reason}" in shell.ok(*common, "--prefix", "auto").err
