@@ -19,7 +19,8 @@ from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.fused import FusedPlace, GroupQueryPlace, fused_place
-from quarot_onnx.prefix.graft import Graft
+from quarot_onnx.prefix.graft import Graft, forget_shape
+from quarot_onnx.prefix.pads import Pads, find_pads
 from quarot_onnx.prefix.positions import find_positions, shift_positions
 from quarot_onnx.prefix.spelt import SpeltPlace, spelt_place
 from quarot_onnx.sites.attention import FUSED
@@ -35,12 +36,14 @@ class Places:
     Attributes:
         attentions: Each attention.
         positions: Where positions are read.
+        pads: What becomes of pads before a row's text.
         inputs: What the graph is fed.
         shapes: Inferred shapes.
     """
 
     attentions: tuple[Place, ...]
     positions: tuple[tuple[ir.Node, int], ...]
+    pads: Pads
     inputs: ModelInputs
     shapes: Shapes
 
@@ -69,7 +72,7 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
     except ModelError as error:
         way = "feed it as a cache (--prefix npz)" if inputs.has_cache else "export with a cache, and feed it as one"
         raise ModelError(f"no prefix fits into this graph: {error}; {way}, or go without") from error
-    return Places(places, positions, inputs, shapes)
+    return Places(places, positions, find_pads(model.graph, positions, inputs, shapes), inputs, shapes)
 
 
 def check_alone(inputs: ModelInputs) -> None:
@@ -96,6 +99,16 @@ def check_alone(inputs: ModelInputs) -> None:
         )
 
 
+def counts_pads(model: ir.Model, inputs: ModelInputs) -> bool:
+    """Whether pads before a row's text stand between it and a prefix that is fed as a cache."""
+    shapes = Shapes(model)
+    try:
+        positions = find_positions(model.graph, dict(inputs.roles), shapes)
+    except ModelError:  # no RoPE, or one that is not understood
+        return False
+    return find_pads(model.graph, positions, inputs, shapes).counted
+
+
 def attach(model: ir.Model, places: Places, ids: Sequence[int]) -> None:
     """Put a prefix into ``model``.
 
@@ -109,7 +122,9 @@ def attach(model: ir.Model, places: Places, ids: Sequence[int]) -> None:
     editor = Editor(model)
     tokens = next(value for value in model.graph.inputs if value.name == places.inputs.tokens)
     graft = Graft(editor, tokens, len(ids))
-    shift_positions(graft, places.positions, places.shapes)
+    shift_positions(graft, places.positions, places.shapes, places.pads.mask)
+    for value in places.pads.rows if places.pads.mask is not None else ():
+        forget_shape(value)
     for place in places.attentions:
         place.attach(graft, seen)
 

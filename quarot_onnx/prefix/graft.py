@@ -29,6 +29,7 @@ class Graft:
         self._batch: dict[int, ir.Value] = {}
         self._widened: dict[tuple[ir.Value, float], ir.Value] = {}
         self._shifted: dict[ir.Value, ir.Value] = {}
+        self._pads: dict[tuple[int, ir.DataType], ir.Value] = {}
 
     def op(self, op_type: str, inputs: Sequence[ir.Value | None], anchor: ir.Node, **attributes: int) -> ir.Value:
         """The output of a node before ``anchor``."""
@@ -93,13 +94,29 @@ class Graft:
             self._widened[key] = joined.outputs[0]
         return self._widened[key]
 
-    def added(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """A length or a position, increased by the prefix; the same for all who share it."""
+    def added(self, value: ir.Value, dtype: ir.DataType, pads: ir.Value | None = None) -> ir.Value:
+        """A length, or a position without pads, increased by the prefix; the same for all who share it."""
         if value not in self._shifted:
-            node = self._node("Add", [value, self.constant("length", np.array(self.length), dtype)])
-            self.editor.after_value(value, [node])
-            self._shifted[value] = node.outputs[0]
+            nodes, current = [], value
+            if pads is not None:
+                nodes.append(self._node("Sub", [value, pads]))
+                nodes.append(self._node("Max", [nodes[0].outputs[0], self.constant("start", np.array(0), dtype)]))
+                current = nodes[1].outputs[0]
+            nodes.append(self._node("Add", [current, self.constant("length", np.array(self.length), dtype)]))
+            self.editor.after_value(value, nodes)
+            self._shifted[value] = nodes[-1].outputs[0]
         return self._shifted[value]
+
+    def pads(self, mask: ir.Value, rank: int, dtype: ir.DataType) -> ir.Value:
+        """How many columns a mask [batch, columns] hides at the left of each row, [batch, 1, ...] of ``rank`` axes."""
+        key = (rank, dtype)
+        if key not in self._pads:
+            first = self.editor.graph[0]
+            shown = self.op("Cast", [mask], first, to=ir.DataType.FLOAT)
+            hidden = self.op("ArgMax", [shown], first, axis=1, keepdims=1)
+            counts = self.op("Reshape", [hidden, self.ints(-1, *[1] * (rank - 1))], first)
+            self._pads[key] = self.op("Cast", [counts], first, to=dtype)
+        return self._pads[key]
 
     def _node(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Node:
         made = [ir.AttrInt64(name, value) for name, value in attributes.items()]

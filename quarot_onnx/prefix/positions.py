@@ -37,11 +37,15 @@ def find_positions(graph: ir.Graph, roles: dict[str, InputRole], shapes: Shapes)
     return tuple(found)
 
 
-def shift_positions(graft: Graft, places: tuple[tuple[ir.Node, int], ...], shapes: Shapes) -> None:
-    """Increase them."""
+def shift_positions(
+    graft: Graft, places: tuple[tuple[ir.Node, int], ...], shapes: Shapes, mask: ir.Value | None = None
+) -> None:
+    """Increase them, without what a mask [batch, columns] hides at the left of each row, where one is given."""
     for node, index in places:
         value = data_input(node, index)
-        node.replace_input_with(index, graft.added(value, shapes.dtype(value) or ir.DataType.INT64))
+        dtype = shapes.dtype(value) or ir.DataType.INT64
+        pads = None if mask is None else graft.pads(mask, shapes.rank(value) or 0, dtype)
+        node.replace_input_with(index, graft.added(value, dtype, pads))
 
 
 def _counted(node: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]]:

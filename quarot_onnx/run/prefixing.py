@@ -17,7 +17,7 @@ from quarot_onnx.graph.metadata import prefix_of, recorded
 from quarot_onnx.piecewise.memory import WHOLE, Memory
 from quarot_onnx.piecewise.runs import opened
 from quarot_onnx.piecewise.sweep import Run
-from quarot_onnx.prefix.attach import attach, find_prefix_places
+from quarot_onnx.prefix.attach import attach, counts_pads, find_prefix_places
 from quarot_onnx.prefix.sinks import WORTH, Loss, Sinks
 from quarot_onnx.progress import Progress
 from quarot_onnx.quantization.select import Selection
@@ -25,6 +25,11 @@ from quarot_onnx.rotation.edits import Plan
 from quarot_onnx.run.prefix_checks import fixed_inputs
 from quarot_onnx.run.provenance import make_recipe, record
 from quarot_onnx.sites.detect import Survey
+
+_PARTED = (
+    "rows that are padded on the left are not what they are alone: the graph counts positions whatever the mask hides, "
+    "so that pads stand between the prefix and the text of such a row; feed rows of one length together"
+)
 
 
 def held_positions(config: QConfig, model: ir.Model) -> int:
@@ -97,11 +102,13 @@ class Prefixed:
         inputs: What it is fed.
         lead: What it has before that.
         places: Attentions that read it, where the graph holds it, else caches.
+        parted: Pads before a row's text stand between it and the prefix.
     """
 
     inputs: ModelInputs
     lead: Lead
     places: int
+    parted: bool
 
 
 def with_prefix(
@@ -120,13 +127,15 @@ def with_prefix(
     if prefix.form is PrefixForm.GRAPH:
         places = find_prefix_places(model, Survey(model).visible().attentions, original)
         attach(model, places, prefix.ids)
-        return Prefixed(places.inputs, Lead(prefix.ids), len(places.attentions))
+        parted = places.pads.counted and places.pads.mask is None
+        return Prefixed(places.inputs, Lead(prefix.ids), len(places.attentions), parted)
     inputs = ModelInputs.from_model(model, folder=original)
     names = [present for _, present in inputs.presents]
     feeds = inputs.feed(np.array([prefix.ids], np.int64))
     (outputs,) = opened(file, memory, low_memory=True).outputs([Run(feeds)], names)
     past = inputs.present_to_past(dict(zip(names, outputs, strict=True)))
-    return Prefixed(inputs, Lead(prefix.ids, {name: array[:1] for name, array in past.items()}), len(past))
+    lead = Lead(prefix.ids, {name: array[:1] for name, array in past.items()})
+    return Prefixed(inputs, lead, len(past), counts_pads(model, inputs))
 
 
 def put_prefix(
@@ -138,7 +147,8 @@ def put_prefix(
         The model that has it, and what was done, for the user.
     """
     given = with_prefix(model, file, prefix, original, memory)
-    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=(_feeding_note(prefix),))
+    notes = (_feeding_note(prefix), *((_PARTED,) if given.parted else ()))
+    plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=notes)
     record(model, make_recipe(earlier=recorded(model), transform=(plan, prefix)))
     return given, plan
 

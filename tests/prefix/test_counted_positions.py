@@ -6,9 +6,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from batches import left_padded, step
 from command_line import Shell
 from exports import EXPORTS
 from onnx import TensorProto, helper, numpy_helper
+
+from quarot_onnx.calibration.feeds import ModelInputs
+from quarot_onnx.config import SinkPrefixConfig
+from quarot_onnx.io import model_io
+from quarot_onnx.prefix import attach
+from quarot_onnx.prefix.pads import Pads
+from quarot_onnx.run.prefixing import put_prefix
+from quarot_onnx.sessions import runtime
 
 NODE = helper.make_node
 
@@ -75,3 +84,52 @@ def test_others_are_refused_by_name(kind: str, reason: str, shell: Shell, text: 
     assert reason in shell.fails(*common, "--prefix", "graph")
     if kind == "added":
         assert f"no sink prefix: no prefix fits into this graph: {reason}" in shell.ok(*common, "--prefix", "auto").err
+
+
+IDS = (7, 3)
+PARTED = "pads stand between the prefix and the text of such a row"
+
+
+def prefixed(source: Path, target: Path, form: str = "graph") -> tuple[Path, tuple[str, ...]]:
+    model = model_io.load(source)
+    _, plan = put_prefix(model, source, SinkPrefixConfig(form=form, ids=IDS), source.parent)
+    model_io.save(model, target, companions_from=source.parent)
+    return target, plan.notes
+
+
+@pytest.mark.parametrize("case", ["dynamo llama", "dynamo 23", "dynamo gpt_neox", "dynamo phi3"])
+def test_pads_are_taken_off_without_a_cache(case: str, tmp_path: Path) -> None:
+    source = EXPORTS[case]()
+    target, notes = prefixed(source, tmp_path / "m.onnx")
+    inputs, session, alone = ModelInputs.from_path(source), runtime.session(target), runtime.session(source)
+    rows = [np.random.default_rng(0).integers(5, 100, length) for length in (9, 4)]
+    feeds = left_padded(inputs, rows)
+    logits, _ = step(session, inputs, feeds)
+    for number, row in enumerate(rows):
+        (want,) = alone.run([inputs.logits], inputs.feed(np.concatenate([IDS, row])[None]))
+        assert np.abs(logits[number, -len(row) :] - want[0, 2:]).max() <= 1e-4 * np.abs(want).max()
+    assert not any(PARTED in note for note in notes)
+
+
+@pytest.mark.parametrize("case", ["optimum gemma3", "dynamo llama"])
+def test_without_pads_nothing_changes(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = EXPORTS[case]()
+    inputs, ids = ModelInputs.from_path(source), np.random.default_rng(0).integers(5, 100, (2, 9))
+    found, _ = prefixed(source, tmp_path / "a" / "m.onnx")
+    monkeypatch.setattr(attach, "find_pads", lambda *_: Pads())
+    plain, _ = prefixed(source, tmp_path / "b" / "m.onnx")
+    assert any(node.op_type == "ArgMax" for node in model_io.load(found).graph)
+    assert not any(node.op_type == "ArgMax" for node in model_io.load(plain).graph)
+    a, b = (step(runtime.session(path), inputs, inputs.feed(ids)) for path in (found, plain))
+    np.testing.assert_array_equal(a[0], b[0])
+    for name, array in a[1].items():
+        np.testing.assert_array_equal(array, b[1][name])
+
+
+def test_where_they_stay_a_note_says_so(tmp_path: Path) -> None:
+    """Floats are left alone, and so is what the caller is given as a cache."""
+    floats, gemma, llama = counted(tmp_path / "s", "floats"), EXPORTS["optimum gemma3"](), EXPORTS["optimum llama"]()
+    cases = [(floats, "graph", True), (gemma, "npz", True), (gemma, "graph", False), (llama, "npz", False)]
+    for number, (source, form, parted) in enumerate(cases):
+        _, notes = prefixed(source, tmp_path / str(number) / "m.onnx", form)
+        assert any(PARTED in note for note in notes) is parted, (source, form)

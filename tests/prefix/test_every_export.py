@@ -58,7 +58,7 @@ def test_another_prefix_is_another_model(case: str, tmp_path: Path) -> None:
     assert not compare(source, other).passed
 
 
-@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "dynamo cache", "dynamo cache 23"])
+@pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "optimum gemma3", "dynamo cache", "dynamo cache 23"])
 def test_a_batch_padded_on_the_left(case: str, tmp_path: Path) -> None:
     source = EXPORTS[case]()
     target = prefixed(source, tmp_path)
