@@ -27,7 +27,7 @@ from quarot_onnx.calibration.inputs import (
     position_axis,
 )
 from quarot_onnx.calibration.lengths import EMBEDDINGS, Filling, Lengths, embedding_table, made, repeated
-from quarot_onnx.calibration.pairs import pair_presents
+from quarot_onnx.calibration.pairs import check_layout, pair_presents
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.errors import CalibrationError, FeedError, ModelError
@@ -91,7 +91,7 @@ class ModelInputs:
             known: Every input has to be known; otherwise nothing can be fed but what the caller brings.
 
         Raises:
-            FeedError: An input is not known.
+            FeedError: An input is not known, or the layout of a cache.
             ModelError: The graph is no language model.
         """
         graph = model.graph
@@ -109,6 +109,9 @@ class ModelInputs:
         if vocab_size is None and tokens is not None:
             vocab_size = embedding_rows(graph, tokens)
         pasts = [spec for spec in inputs if roles[spec.name] is InputRole.PAST]
+        pairs = pair_presents(pasts, outputs, graph)
+        if known:
+            check_layout(pairs, pasts, outputs)
         open_shape = any(_open_axes(spec) for spec in pasts)
         kv_heads, width = attention_shape(model) if open_shape else (None, None)
         if pasts and folder is not None:
@@ -117,7 +120,7 @@ class ModelInputs:
         return cls(
             inputs=tuple(inputs),
             roles=roles,
-            presents=pair_presents(pasts, outputs, graph),
+            presents=pairs,
             logits=logits.name,
             vocab_size=vocab_size,
             kv_heads=kv_heads,

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import TensorSpec
+from quarot_onnx.errors import FeedError
 from quarot_onnx.graph.caches import presents
+
+_AXES = 4
 
 
 def pair_presents(
@@ -37,6 +40,35 @@ def pair_presents(
     else:
         return ()
     return tuple((spec.name, pairs[spec.name]) for spec in pasts)
+
+
+def check_layout(pairs: Sequence[tuple[str, str]], pasts: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Refuse caches of four axes whose positions are not on axis 2: there a past and its present are of one length.
+
+    Args:
+        pairs: Past inputs with their present outputs.
+        pasts: The cache inputs.
+        outputs: All outputs.
+
+    Raises:
+        FeedError: There is one.
+    """
+    shapes = {spec.name: spec.shape for spec in (*pasts, *outputs)}
+    for past, present in pairs:
+        before, after = shapes[past] or (), shapes[present] or ()
+        if len(before) != _AXES or len(after) != _AXES or not isinstance(before[2], int) or before[2] != after[2]:
+            continue
+        grown = [axis for axis in (1, 3) if _differ(before[axis], after[axis])]
+        if grown:
+            raise FeedError(
+                f"the cache {past!r} {list(before)} has its positions on axis {grown[0]}, and only caches "
+                "[batch, KV heads, positions, head_dim] can be fed: export it with such"
+            )
+
+
+def _differ(before: int | str | None, after: int | str | None) -> bool:
+    """Whether both lengths are stated in one way, and are not the same."""
+    return before != after and None not in (before, after) and isinstance(before, int) == isinstance(after, int)
 
 
 def _namesake(past: str) -> str:

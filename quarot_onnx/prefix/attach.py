@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.observing import observing_session
-from quarot_onnx.errors import ModelError
+from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.fused import FusedPlace, GroupQueryPlace, fused_place
@@ -59,8 +59,7 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
     Raises:
         ModelError: There is no room for one; says why.
     """
-    shapes, inputs = Shapes(model), ModelInputs.from_model(model, folder=folder)
-    check_alone(inputs)
+    shapes, inputs = Shapes(model), inputs_alone(model, folder)
     if not attentions:
         raise ModelError("no attention was found, so there is nothing that could attend to a prefix")
     try:
@@ -75,17 +74,23 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
     return Places(places, positions, find_pads(model.graph, positions, inputs, shapes), inputs, shapes)
 
 
-def check_alone(inputs: ModelInputs) -> None:
-    """Refuse a graph through which a prefix cannot be run alone, wherever it is kept then.
+def inputs_alone(model: ir.Model, folder: Path) -> ModelInputs:
+    """What a graph is fed; one through which a prefix cannot be run alone is refused, wherever it is kept then.
 
     A cache of fixed length comes out of that run at its full length, whatever of it is the prefix's.
 
     Args:
-        inputs: What the graph is fed.
+        model: The model.
+        folder: Where the exporter's config files lie.
 
     Raises:
+        FeedError: An input, or the layout of a cache, is not known.
         ModelError: It takes no token ids, or fixes how many it takes or how many positions its cache has.
     """
+    try:
+        inputs = ModelInputs.from_model(model, folder=folder)
+    except FeedError as error:
+        raise FeedError(error.reason, "go without a prefix") from error
     if not inputs.takes_ids:
         raise ModelError("a prefix needs a graph that takes token ids")
     way = "export with a free length (quantize --prefix graph --fix-shape fixes it in the end)"
@@ -97,6 +102,7 @@ def check_alone(inputs: ModelInputs) -> None:
         raise ModelError(
             f"the graph fixes its cache at {inputs.lengths.past} positions, so that a prefix cannot be run alone: {way}"
         )
+    return inputs
 
 
 def counts_pads(model: ir.Model, inputs: ModelInputs) -> bool:

@@ -16,7 +16,7 @@ from quarot_onnx.errors import ConfigError, ModelError
 from quarot_onnx.graph.caches import presents
 from quarot_onnx.graph.metadata import prefix_of, recorded, refuse_prefixed
 from quarot_onnx.io.lengths import terms
-from quarot_onnx.prefix.attach import check_alone, find_prefix_places
+from quarot_onnx.prefix.attach import find_prefix_places, inputs_alone
 from quarot_onnx.quantization.select import Selection
 from quarot_onnx.sites.detect import Survey
 
@@ -76,9 +76,7 @@ def _check_room(asked: SinkPrefixConfig, survey: Survey, folder: Path) -> None:
 
 
 def _check_cache(model: ir.Model, folder: Path) -> None:
-    inputs = ModelInputs.from_model(model, folder=folder)
-    check_alone(inputs)
-    if not inputs.has_cache:
+    if not inputs_alone(model, folder).has_cache:
         raise ModelError(
             "the graph takes no cache of free length, so a prefix cannot be fed as one; keep it in the graph "
             "(--prefix graph)"
