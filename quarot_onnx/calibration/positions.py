@@ -71,3 +71,18 @@ def stated_positions(folder: Path) -> tuple[int, str] | None:
                 return part[key], f"{key} in config.json"
     length = section(read_json(folder / GENAI_CONFIG, CalibrationError), "model").get("context_length")
     return (length, f"context_length in {GENAI_CONFIG}") if type(length) is int and length > 0 else None
+
+
+def sliding_window(folder: Path) -> int | None:
+    """How many tokens a sliding window shows, as config.json states it; None without one.
+
+    Raises:
+        CalibrationError: The file is not readable.
+    """
+    config = read_json(folder / "config.json", CalibrationError)
+    for part in (config, section(config, "text_config")):
+        window, kinds = part.get("sliding_window"), part.get("layer_types")
+        slides = not isinstance(kinds, list) or "sliding_attention" in kinds
+        if type(window) is int and window > 0 and slides and part.get("use_sliding_window", True):
+            return window
+    return None

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.leading import PREFIX_FILE, Lead, texts_of
+from quarot_onnx.calibration.positions import sliding_window
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
 from quarot_onnx.config.choices import PrefixForm
@@ -147,10 +148,28 @@ def put_prefix(
         The model that has it, and what was done, for the user.
     """
     given = with_prefix(model, file, prefix, original, memory)
-    notes = (_feeding_note(prefix), *((_PARTED,) if given.parted else ()))
+    notes = (_feeding_note(prefix), *((_PARTED,) if given.parted else ()), *window_note(model, prefix.form, original))
     plan = Plan(edits=(), rotations={}, counts={"places": given.places}, notes=notes)
     record(model, make_recipe(earlier=recorded(model), transform=(plan, prefix)))
     return given, plan
+
+
+def window_note(model: ir.Model, form: PrefixForm, folder: Path) -> tuple[str, ...]:
+    """What to say of a sliding window that a prefix in the graph does not leave; nothing where there is none.
+
+    Args:
+        model: The model; GroupQueryAttention has its window over the prefix, too.
+        form: Where the prefix is kept.
+        folder: Where config.json may lie.
+    """
+    window = sliding_window(folder) if form is PrefixForm.GRAPH else None
+    if window is None or any(node.op_type == "GroupQueryAttention" for node in model.graph):
+        return ()
+    note = (
+        f"config.json states a sliding window of {window} tokens, which the prefix in the graph never leaves: for "
+        "longer texts the output is not that of the original fed with the prefix"
+    )
+    return (note,)
 
 
 def prefix_files(lead: Lead | None) -> dict[str, bytes]:

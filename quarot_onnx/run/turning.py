@@ -10,9 +10,10 @@ from quarot_onnx.calibration.feeds import Feeds
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import QuarotConfig, SmoothQuantConfig
-from quarot_onnx.errors import ConfigError, FeedError, ModelError
+from quarot_onnx.config.choices import PrefixForm
+from quarot_onnx.errors import ConfigError, FeedError, ModelError, VerificationError
 from quarot_onnx.evaluation.equivalence import Equivalence, compare, require
-from quarot_onnx.graph.metadata import refuse_prefixed
+from quarot_onnx.graph.metadata import prefix_of, refuse_prefixed
 from quarot_onnx.io.spellings import weights_with_default
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.piecewise.runs import Model
@@ -22,6 +23,7 @@ from quarot_onnx.rotation.apply import apply_plan
 from quarot_onnx.rotation.plan import Plan, plan_rotation
 from quarot_onnx.run.intent import kinds_for, needless_r4, sites_and_request
 from quarot_onnx.run.marked import refuse_lost_marks
+from quarot_onnx.run.prefixing import window_note
 from quarot_onnx.run.provenance import is_rotated, recorded, refuse_other_rotation, summary
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.integer_caches import refuse_integer_cache
@@ -150,6 +152,11 @@ def prove(
         raise FeedError(
             error.reason, f"{what} (--feeds FILE.npz, feeds=), or go without it (--no-verify, verify=False)"
         ) from error
-    require(equivalence)
+    try:
+        require(equivalence)
+    except VerificationError as error:
+        held = None if model is None else prefix_of(recorded(model))
+        notes = () if model is None or held is None else window_note(model, PrefixForm(held[0]), Path(source).parent)
+        raise VerificationError("; ".join((str(error), *notes))) from error
     progress("verify", 1, 1)
     return equivalence

@@ -1,5 +1,6 @@
 """Positions that are no input of the graph: a prefix goes before what the graph counts itself."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.config import SinkPrefixConfig
+from quarot_onnx.errors import VerificationError
 from quarot_onnx.io import model_io
 from quarot_onnx.prefix import attach
 from quarot_onnx.prefix.pads import Pads
+from quarot_onnx.run import turning
 from quarot_onnx.run.prefixing import put_prefix
 from quarot_onnx.sessions import runtime
 
@@ -133,3 +136,24 @@ def test_where_they_stay_a_note_says_so(tmp_path: Path) -> None:
     for number, (source, form, parted) in enumerate(cases):
         _, notes = prefixed(source, tmp_path / str(number) / "m.onnx", form)
         assert any(PARTED in note for note in notes) is parted, (source, form)
+
+
+WINDOW = "config.json states a sliding window of 64 tokens, which the prefix in the graph never leaves"
+
+
+def test_a_sliding_window_is_named(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, given = EXPORTS["optimum gemma3"](), ("--prefix-ids", "7,3")
+    gemma = shutil.copytree(whole.parent, tmp_path / "gemma") / whole.name
+    config = json.loads((gemma.parent / "config.json").read_text())
+    config["layer_types"] = ["sliding_attention", "full_attention"]
+    (gemma.parent / "config.json").write_text(json.dumps(config))
+    assert "window" not in shell.ok("rotate", whole, tmp_path / "d" / "m.onnx", *given).err
+    assert WINDOW in shell.ok("rotate", gemma, tmp_path / "a" / "m.onnx", *given).err
+    assert "window" not in shell.ok("rotate", EXPORTS["optimum llama"](), tmp_path / "b" / "m.onnx", *given).err
+
+    def differ(_: object) -> None:
+        raise VerificationError("the models differ")
+
+    monkeypatch.setattr(turning, "require", differ)
+    assert WINDOW in shell.fails("rotate", gemma, tmp_path / "c" / "m.onnx", *given, status=1)
+    assert "window" not in shell.fails("rotate", gemma, tmp_path / "c" / "m.onnx", status=1)
