@@ -44,7 +44,7 @@ from quarot_onnx.stages.passing import Replacement
 from quarot_onnx.stages.runner import StageRunner
 from quarot_onnx.stages.spread import SpreadRunner
 
-pytestmark = [pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.further]
 
 SAMPLES, LENGTH = 7, 64
 

@@ -23,7 +23,7 @@ from quarot_onnx.evaluation.decoder import Decoder
 from quarot_onnx.evaluation.tasks import TaskResults, evaluate_tasks
 from quarot_onnx.piecewise.memory import Memory
 
-pytestmark = [pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.further]
 
 ITEMS = 9
 

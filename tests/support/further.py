@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 
-MANY = 3
+MANY = 2
 """A test with so many cases has further ones."""
 
 OF = 4
