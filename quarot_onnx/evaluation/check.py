@@ -231,9 +231,10 @@ def material_for(
             calibrated=calibrated,
             bos=check.bos,
         )
-        return replace(found, lead=lead)
-    if check.limits.max_ppl_ratio is not None or check.text is not None:
+    elif check.limits.max_ppl_ratio is not None or check.text is not None:
         raise CalibrationError(
             f"a perplexity needs a tokenizer, and there is no tokenizer.json beside {original}; name one (--tokenizer)"
         )
-    return replace(random_material(inputs, shape), lead=lead)
+    else:
+        found = random_material(inputs, shape)
+    return replace(found, lead=lead)

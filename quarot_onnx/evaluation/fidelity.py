@@ -238,7 +238,7 @@ def measure(
     lead = lead or Lead.of(model, Path(quantized).parent)
     inputs = ModelInputs.from_model(model, head_dim=material.inputs.head_dim)
     material, before, held = material.fed_to(inputs, lead)
-    start = max(held, original.held)  # what a model brings itself it predicts nothing behind
+    start = max(held, original.held)  # only what both are fed is compared
     ids, steps = original.material.ids[:, start:], material.decode_steps
     sums = Sums(ids, steps)
     opening = partial(opened, quantized, memory or Memory(), threads=threads)

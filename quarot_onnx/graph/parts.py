@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import operands
+from quarot_onnx.graph.query import SIZE_ONLY, operands
 
 
 class Parts:
@@ -77,13 +77,13 @@ def constants_behind(values: Iterable[ir.Value]) -> tuple[set[ir.Node], dict[ir.
     return nodes, initializers
 
 
-def nodes_behind(values: Iterable[ir.Value]) -> set[ir.Node]:
-    """The nodes that values depend on."""
+def nodes_behind(values: Iterable[ir.Value], *, through_sizes: bool = True) -> set[ir.Node]:
+    """The nodes that values depend on; without ``through_sizes`` not by the shape of something alone."""
     found: set[ir.Node] = set()
     frontier = list(values)
     while frontier:
         node = frontier.pop().producer()
-        if node is not None and node not in found:
+        if node is not None and node not in found and (through_sizes or node.op_type not in SIZE_ONLY):
             found.add(node)
             frontier.extend(operands(node))
     return found

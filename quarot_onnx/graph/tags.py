@@ -4,8 +4,6 @@ import onnx_ir as ir
 
 from quarot_onnx.io.marks import ONLINE, TAG
 
-__all__ = ["TAG", "is_online", "mark_online"]
-
 
 def mark_online(node: ir.Node) -> None:
     """Mark a node as part of an online rotation."""

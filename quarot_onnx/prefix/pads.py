@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.inputs import INTEGERS, InputRole
-from quarot_onnx.graph.query import attribute_int, attribute_ints, consumers, data_input, small_ints
+from quarot_onnx.graph.parts import nodes_behind
+from quarot_onnx.graph.query import attribute_int, attribute_ints, consumers, data_input, operands, small_ints
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.prefix.positions import behind
 
 _UNARY = frozenset({"Cast", "Cos", "Identity", "Neg", "Sin"})
 _BINARY = frozenset({"Add", "Div", "Mul", "Sub"})
@@ -53,8 +53,8 @@ def find_pads(graph: ir.Graph, positions: Sequence[tuple[ir.Node, int]], inputs:
     masks = [value for value in graph.inputs if inputs.roles.get(value.name or "") in (InputRole.MASK, InputRole.BIAS)]
     if InputRole.POSITIONS in inputs.roles.values() or not masks or not positions:
         return Pads()
-    seen = {value for node, index in positions for value in behind(data_input(node, index), through_sizes=False)}
-    if not seen.isdisjoint(masks):
+    made = nodes_behind((data_input(node, index) for node, index in positions), through_sizes=False)
+    if any(value in masks for node in made for value in operands(node)):
         return Pads()
     rows = _rows(graph, dict(positions), shapes)
     if rows is None or len(masks) > 1 or not _shows_pads(masks[0], graph, inputs):

@@ -9,7 +9,17 @@ import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import FLOATS, INTEGERS, InputRole
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import SIZE_ONLY, attribute_int, consumers, data_input, label, resolve_constant, scalar
+from quarot_onnx.graph.parts import nodes_behind
+from quarot_onnx.graph.query import (
+    SIZE_ONLY,
+    attribute_int,
+    consumers,
+    data_input,
+    label,
+    operands,
+    resolve_constant,
+    scalar,
+)
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, has
 
@@ -75,7 +85,7 @@ def _counts_behind(end: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]
                 yield node, 0
             continue
         if node.op_type == "Range":
-            if any(value.is_graph_input() for value in behind(node.outputs[0])):
+            if any(value.is_graph_input() for made in nodes_behind(node.outputs) for value in operands(made)):
                 _check_steps(node)
                 yield user, index
             continue
@@ -83,19 +93,6 @@ def _counts_behind(end: ir.Node, shapes: Shapes) -> Iterator[tuple[ir.Node, int]
             if operand is not None and operand not in seen and shapes.dtype(operand) in FLOATS:
                 seen.add(operand)
                 queue.append((node, place))
-
-
-def behind(value: ir.Value, *, through_sizes: bool = True) -> Iterator[ir.Value]:
-    """What a value is computed from, itself first; without ``through_sizes`` not what is asked for its shape alone."""
-    queue, seen = [value], {value}
-    while queue:
-        value = queue.pop()
-        yield value
-        node = value.producer()
-        if node is not None and (through_sizes or node.op_type not in SIZE_ONLY):
-            fresh = {operand for operand in node.inputs if operand is not None} - seen
-            seen |= fresh
-            queue.extend(fresh)
 
 
 def _check_no_length(cast: ir.Node, shapes: Shapes) -> None:

@@ -25,9 +25,10 @@ def mark(items: Iterable[pytest.Item]) -> None:
     for cases in tests.values():
         if len(cases) < MANY:
             continue
-        cases.sort(key=lambda item: (_drawn(item), item.nodeid))
-        for case in [item for item in cases if _drawn(item)] if not _drawn(cases[0]) else cases[1:]:
-            case.add_marker(pytest.mark.further)
+        stays = min(cases, key=lambda item: (_drawn(item), item.nodeid))
+        for case in cases:
+            if case is not stays and _drawn(case):
+                case.add_marker(pytest.mark.further)
 
 
 def _drawn(item: pytest.Item) -> int:
