@@ -25,8 +25,9 @@ from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.products import operand_axis
 from quarot_onnx.graph.query import attribute_int, data_input, label, resolve_constant
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.sites.head_axis import after_rope
 from quarot_onnx.sites.model import Attention, HeadRotation, Kind, LeftOut
-from quarot_onnx.sites.operands import NotTracedError, Source, after_rope, follow_to_linear, output_linear
+from quarot_onnx.sites.operands import NotTracedError, Source, follow_to_linear, output_linear
 from quarot_onnx.sites.scores import context_product, score_product
 
 _T = TypeVar("_T")
@@ -250,8 +251,8 @@ def _head_rotation(parts: _Parts, head_dim: int, shapes: Shapes) -> HeadRotation
     key_axis = operand_axis(parts.scores, 1, -1 if fused else -2, shapes)
     if query_axis is None or key_axis is None:
         raise NotTracedError(f"{label(parts.scores)} turns Q or K, of which the graph does not tell the rank")
-    query = after_rope(parts.query, parts.scores, "Q", shapes, axis=query_axis)
-    key = after_rope(parts.key, parts.scores, "K", shapes, axis=key_axis)
+    query = after_rope(parts.query, parts.scores, "Q", shapes, head_dim=head_dim, axis=query_axis)
+    key = after_rope(parts.key, parts.scores, "K", shapes, head_dim=head_dim, axis=key_axis)
     for place, what in ((query, "Q"), (key, "K")):
         length = place.length
         if length is None and not place.reshaped:

@@ -1,4 +1,4 @@
-"""Follow an attention's operands: V back to its Linear, Q and K back to the end of RoPE, the result on to O.
+"""Follow an attention's operands: V back to its Linear, the result on to O (Q and K: ``head_axis``).
 
 What is rotated must not be seen by anybody else: on every step of the way the value may have one user only
 (its shape may be asked for, and it may be an output of the graph: the cache).
@@ -11,24 +11,19 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.linear import Linear, linear_at, linear_producing
 from quarot_onnx.graph.query import (
-    FLOAT_TYPES,
-    SIZE_ONLY,
     attribute_int,
     attribute_ints,
     data_input,
     data_users,
     label,
     passes,
-    resolve_constant,
     small_ints,
     through,
 )
 from quarot_onnx.graph.shapes import Shapes
-from quarot_onnx.graph.tags import is_online
-from quarot_onnx.sites.moves import scaled_operand
 
 LAYOUT = frozenset({"Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Tile"})
-_STEPS = 32
+STEPS = 32
 """Exporters put about ten nodes between a Linear and an attention's product."""
 
 
@@ -58,7 +53,7 @@ def output_linear(context: ir.Value) -> Linear:
         NotTracedError: Something other than changes of layout stands between, or the result has other users.
     """
     value, flipped = context, False
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         users = data_users(value)
         if len(users) != 1 or value.is_graph_output():
             raise NotTracedError(f"the attention's result has {len(users)} users, so its output Linear is not clear")
@@ -88,12 +83,12 @@ def follow_to_linear(value: ir.Value, user: ir.Node, what: str, shapes: Shapes) 
         NotTracedError: What stands between is not understood, or somebody else uses the operand.
     """
     columns: _Columns | None = None
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         value = through(value)
         linear = linear_producing(value)
         if linear is not None:
             return _source(linear, columns, user, what, shapes)
-        _refuse_other_users(value, user, what)
+        refuse_other_users(value, user, what)
         node = value.producer()
         if node is None:
             raise NotTracedError(f"{what} comes from the graph input {value.name!r}, not from a Linear")
@@ -101,7 +96,7 @@ def follow_to_linear(value: ir.Value, user: ir.Node, what: str, shapes: Shapes) 
             _refuse_mixed_layout(node, what)
             value = data_input(node)
         elif node.op_type == "Concat":
-            value = _without_past(node, what, shapes)
+            value = without_past(node, what, shapes)
         elif node.op_type in ("Split", "Slice") and columns is None:
             columns = _columns(node, value, what, shapes)
             value = data_input(node)
@@ -111,82 +106,12 @@ def follow_to_linear(value: ir.Value, user: ir.Node, what: str, shapes: Shapes) 
     raise NotTracedError(f"no Linear was found behind {what}")
 
 
-@dataclass(frozen=True, eq=False)
-class HeadAxis:
-    """Q or K where RoPE has ended.
-
-    Attributes:
-        value: [..., head_dim] or packed [batch, seq, heads · head_dim].
-        length: Length of its last axis, or None where the graph does not say.
-        reshaped: A Reshape stands between it and the attention, so that its last axis may be another one.
-    """
-
-    value: ir.Value
-    length: int | None
-    reshaped: bool
-
-
-def after_rope(value: ir.Value, user: ir.Node, what: str, shapes: Shapes, *, axis: int = -1) -> HeadAxis:
-    """Walk back over scaling, repetition, transposition and the cache; stop where the values are made or rotated.
-
-    Args:
-        value: Q or K as the attention reads it.
-        user: The node that reads it.
-        what: The operand's name in messages.
-        shapes: Inferred shapes.
-        axis: Where the entries of a head lie in ``value``: -2 for Kᵀ.
+def refuse_other_users(value: ir.Value, user: ir.Node, what: str) -> None:
+    """Refuse an operand that is seen by somebody else than ``user``, or by it twice.
 
     Raises:
-        NotTracedError: The way is not understood, somebody else uses the operand, or it holds the past.
+        NotTracedError: It is.
     """
-    length, reshaped = None, False
-    for _ in range(_STEPS):
-        _refuse_other_users(value, user, what)
-        shape = shapes.of(value)
-        if shape is not None and len(shape) >= -axis:
-            length = shape[axis] or length
-        node = value.producer()
-        source = None if node is None or is_online(node) else _before(node, what, axis, shapes)
-        if node is None or source is None:
-            if axis != -1:
-                raise NotTracedError(f"the last axis of {what} after RoPE does not hold the entries of a head")
-            _refuse_past(value, what)
-            return HeadAxis(value, length, reshaped)
-        if node.op_type == "Transpose":
-            perm = attribute_ints(node, "perm")
-            axis = perm[axis] - len(perm) if perm is not None else -1 - (len(shape or ()) + axis)
-        elif node.op_type == "Reshape":
-            length, reshaped = None, True
-        value, user = source, node
-    raise NotTracedError(f"no end of RoPE was found behind {what}")
-
-
-def _before(node: ir.Node, what: str, axis: int, shapes: Shapes) -> ir.Value | None:
-    """What a node on the way of Q or K reads; None when the way ends at the node."""
-    if passes(node):
-        return data_input(node)
-    if node.op_type in LAYOUT:
-        if axis != -1 and node.op_type != "Transpose":
-            _refuse_changed_axis(node, what, axis, shapes)
-        return data_input(node)
-    if node.op_type in ("Mul", "Div"):
-        vector = scaled_operand(node, shapes)
-        other = None if vector is None else next((v for v in node.inputs if v is not vector), None)
-        return vector if other is not None and (shapes.is_single(other) or resolve_constant(other)) else None
-    if node.op_type == "Concat" and not _joins_last_axis(node, shapes):
-        return _without_past(node, what, shapes)
-    return None
-
-
-def _refuse_changed_axis(node: ir.Node, what: str, axis: int, shapes: Shapes) -> None:
-    """A change of layout is followed along an inner axis only where that axis visibly stays as it is."""
-    before, after = shapes.of(data_input(node)), shapes.of(node.outputs[0])
-    same = before is not None and after is not None and min(len(before), len(after)) >= -axis
-    if not (same and before and after and before[axis] is not None and before[axis] == after[axis]):
-        raise NotTracedError(f"{label(node)} changes the layout of {what} in a way that is not to be followed")
-
-
-def _refuse_other_users(value: ir.Value, user: ir.Node, what: str) -> None:
     if passes(user):  # a pass-through node on the way is looked through on both sides
         return
     users = [node for node, _ in data_users(value)]
@@ -197,24 +122,6 @@ def _refuse_other_users(value: ir.Value, user: ir.Node, what: str) -> None:
         raise NotTracedError(f"{label(user)} ({user.op_type}) reads {what} as another operand, too")
 
 
-def _refuse_past(value: ir.Value, what: str) -> None:
-    """Q and K must be rotated before the past joins them: the past was rotated in its own time."""
-    seen: set[ir.Value] = set()
-    frontier = [value]
-    while frontier:
-        current = frontier.pop()
-        if current in seen or linear_producing(current) is not None:
-            continue
-        seen.add(current)
-        node = current.producer()
-        if node is not None and node.op_type not in SIZE_ONLY:
-            frontier.extend(v for v in node.inputs if v is not None)
-        elif (
-            node is None and current.is_graph_input() and current.dtype in FLOAT_TYPES and len(current.shape or ()) > 2
-        ):
-            raise NotTracedError(f"the past {current.name!r} joins {what} in a way that is not understood")
-
-
 def _refuse_mixed_layout(node: ir.Node, what: str) -> None:
     """A Transpose that moves the last axis of a 4-D value mixes heads and entries of heads."""
     perm = attribute_ints(node, "perm") if node.op_type == "Transpose" else None
@@ -222,16 +129,20 @@ def _refuse_mixed_layout(node: ir.Node, what: str) -> None:
         raise NotTracedError(f"{label(node)} moves the last axis of {what}")
 
 
-def _joins_last_axis(concat: ir.Node, shapes: Shapes) -> bool:
+def joins_last_axis(concat: ir.Node, shapes: Shapes) -> bool:
     """Whether a Concat joins parts of heads (rotated and not rotated by RoPE) and not positions."""
     axis, rank = attribute_int(concat, "axis", 0), shapes.rank(concat.outputs[0])
     return axis == -1 or axis == (4 if rank is None else rank) - 1
 
 
-def _without_past(concat: ir.Node, what: str, shapes: Shapes) -> ir.Value:
-    """The operand of a past-cache Concat that is new."""
+def without_past(concat: ir.Node, what: str, shapes: Shapes) -> ir.Value:
+    """The operand of a past-cache Concat that is new.
+
+    Raises:
+        NotTracedError: It joins something else.
+    """
     fresh = [v for v in concat.inputs if v is not None and not through(v).is_graph_input()]
-    if len(fresh) != 1 or len(concat.inputs) != 2 or _joins_last_axis(concat, shapes):
+    if len(fresh) != 1 or len(concat.inputs) != 2 or joins_last_axis(concat, shapes):
         raise NotTracedError(f"{label(concat)} joins {what} in a way that is no past-cache Concat")
     return fresh[0]
 
@@ -250,7 +161,7 @@ def _source(linear: Linear, columns: _Columns | None, user: ir.Node, what: str, 
     if linear.bias_is_spread:
         raise NotTracedError(f"{linear.name} adds one number to all of its outputs, which cannot be rotated")
     if columns is None:
-        _refuse_other_users(linear.output, user, what)
+        refuse_other_users(linear.output, user, what)
         return Source(linear, 0, linear.out_features)
     if columns.whole != linear.out_features:
         raise NotTracedError(f"{label(user)} takes {what} out of every head of {linear.name}, not a range of columns")

@@ -40,14 +40,18 @@ class Spec:
             head's weight) or ``two copies``.
         gamma: ``vectors``, ``shared`` (one for all norms), ``ones`` (equal initializers merged through Identity, as
             TorchScript does), ``used elsewhere``, ``offset`` (stored as γ - 1) or ``offset cast`` (added in float64).
-        norm: ``fused``, ``pow div``, ``mul reciprocal`` or ``pow -0.5``.
+        norm: ``fused``, ``pow div``, ``mul reciprocal``, ``pow -0.5`` or ``merged`` (norms of one value part at γ).
+        first_norm: ``""``, ``rms`` or ``layer``: a norm right behind the embedding.
+        parallel: The MLP reads what the attention reads.
         last_token: ``""``, ``slice`` or ``gather``: only the last position reaches the head.
         multipliers: Granite's: embeddings, residual branches and logits are scaled.
         computed_scale: The embedding's factor is computed by the graph.
         softcap: tanh on the logits.
-        attention: ``gqa``, ``repeated`` (KV heads repeated by Expand), ``tiled`` (by Tile of single heads), ``mha``
-            (MultiHeadAttention), ``mha bias``, ``gated`` (the result is multiplied), ``forked`` (the result is read
-            twice), ``shared cache`` (a second attention reads K and V too).
+        layer_scale: What blocks write is scaled channel by channel.
+        attention: ``gqa``, ``interleaved`` (pairs of Q and K are turned, as by an interleaved RoPE), ``repeated``
+            (KV heads repeated by Expand), ``tiled`` (by Tile of single heads), ``mha`` (MultiHeadAttention), ``mha
+            bias``, ``gated`` (the result is multiplied), ``forked`` (the result is read twice), ``shared cache`` (a
+            second attention reads K and V too).
         outputs: An extra output: ``hidden``, ``normed``, ``written`` or ``value``.
         mlps: Number of MLPs; with ``shared_mlp`` they have the same weights.
         shared_mlp: See above.
@@ -60,10 +64,13 @@ class Spec:
     table: str = "plain"
     gamma: str = "vectors"
     norm: str = "fused"
+    first_norm: str = ""
+    parallel: bool = False
     last_token: str = ""
     multipliers: bool = False
     computed_scale: bool = False
     softcap: bool = False
+    layer_scale: bool = False
     attention: str = "gqa"
     outputs: str = ""
     mlps: int = 1
@@ -157,6 +164,8 @@ class Writer:
         gamma, how = self.gamma(name), self.spec.norm
         if how == "fused":
             return self.node("RMSNormalization", [x, gamma], f"{name}_normed", axis=-1, epsilon=1e-6)
+        if how == "merged" and any(f"{x}_scaled" in node.output for node in self.nodes):
+            return self.node("Mul", [gamma, f"{x}_scaled"], f"{name}_normed")
         if how == "mul reciprocal":
             square = self.node("Mul", [x, x], f"{name}_square")
         else:
@@ -174,8 +183,15 @@ class Writer:
         else:
             root = self.node("Sqrt", [safe], f"{name}_sqrt")
             inverse = self.node("Reciprocal", [root], f"{name}_rsqrt")
-            scaled = self.node("Mul", [x, inverse], f"{name}_scaled")
+            scaled = self.node("Mul", [x, inverse], f"{x if how == 'merged' else name}_scaled")
         return self.node("Mul", [gamma, scaled], f"{name}_normed")
+
+    def written(self, x: str) -> str:
+        """What a block writes to the residual stream."""
+        if self.spec.layer_scale:
+            factors = self.rng.uniform(0.5, 1.5, HIDDEN).astype(np.float32)
+            x = self.node("Mul", [x, self.constant(f"{x}_factors", factors)], f"{x}_layer_scaled")
+        return self.scaled(x, 0.22) if self.spec.multipliers else x
 
     def scaled(self, x: str, factor: float) -> str:
         return self.node("Mul", [x, self.number(f"times_{factor}", factor)], f"{x}_times")
@@ -196,6 +212,8 @@ class Writer:
                 num_heads=HEADS,
                 unidirectional=1,
             )
+        if how == "interleaved":
+            q, k = self.turned_pairs(q, HEADS), self.turned_pairs(k, KV_HEADS)
         if how in ("repeated", "tiled"):
             k, v = (self.repeated(value, name) for value, name in ((k, "k"), (v, "v")))
             causal["kv_num_heads"] = HEADS
@@ -206,6 +224,15 @@ class Writer:
         if how == "shared cache":
             self.node("Attention", [self.linear(x, "q2", HIDDEN, query), k, v], "context2", **causal)
         return context
+
+    def turned_pairs(self, x: str, heads: int) -> str:
+        """(a, b) -> (-b, a) in every pair of neighbours of [1, s, heads · HEAD_DIM]."""
+        pairs = self.node("Reshape", [x, self.ints(f"pairs_{heads}", 1, -1, heads, HEAD_DIM // 2, 2)], f"{x}_pairs")
+        first, second = (
+            self.node("Gather", [pairs, self.ints(f"entry_{i}", i)], f"{x}_entry_{i}", axis=-1) for i in (0, 1)
+        )
+        turned = self.node("Concat", [self.node("Neg", [second], f"{x}_minus"), first], f"{x}_turned", axis=-1)
+        return self.node("Reshape", [turned, self.ints(f"heads_{heads}", 1, -1, heads * HEAD_DIM)], f"{x}_rope")
 
     def repeated(self, x: str, name: str) -> str:
         """KV heads of [1, s, KV_HEADS · HEAD_DIM], each as often as there are query heads to it, packed again."""
@@ -238,6 +265,10 @@ class Writer:
             sums = self.node("ReduceSum", ["input_ids"], "sum", keepdims=0)
             wide = self.node("Cast", [sums], "sum_f", to=TensorProto.FLOAT)
             x = self.node("Mul", [x, self.node("Sigmoid", [wide], "factor")], "x_scaled")
+        if self.spec.first_norm == "rms":
+            return self.norm(x, "first")
+        if self.spec.first_norm == "layer":
+            return self.node("LayerNormalization", [x, self.gamma("first")], "first_normed", axis=-1)
         return x
 
     def block_output(self, context: str) -> str:
@@ -245,7 +276,7 @@ class Writer:
         if self.spec.attention in ("forked", "shared cache"):
             second = "context2" if self.spec.attention == "shared cache" else context
             o = self.node("Add", [o, self.linear(second, "o2", HEADS * HEAD_DIM, HIDDEN)], "o_sum")
-        return self.scaled(o, 0.22) if self.spec.multipliers else o
+        return self.written(o)
 
     def head(self, last: str) -> None:
         if self.spec.last_token == "slice":
@@ -281,8 +312,8 @@ def build(spec: Spec | None = None, *, seed: int = 0) -> onnx.ModelProto:
     o = out.block_output(out.attention(out.norm(x, "n0")))
     x = out.node("Add", [x, o], "x1")
     for index in range(spec.mlps):
-        down = out.mlp(out.norm(x, f"n{index + 1}"), index)
-        x = out.node("Add", [out.scaled(down, 0.22) if spec.multipliers else down, x], f"x{index + 2}")
+        down = out.mlp(out.norm("embedded" if spec.parallel else x, f"n{index + 1}"), index)
+        x = out.node("Add", [out.written(down), x], f"x{index + 2}")
     out.head(out.norm(x, "final"))
     extra = {"hidden": "x1", "normed": "n0_normed", "written": "o_out", "value": "v_out"}.get(spec.outputs)
     if spec.gamma == "used elsewhere":
