@@ -6,7 +6,7 @@ change of layout that leaves the last axis whole and last.
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import attribute_int, attribute_ints, data_input, scalar, small_ints
+from quarot_onnx.graph.query import attribute_int, attribute_ints, data_input, resolve_constant, scalar, small_ints
 from quarot_onnx.graph.shapes import Shapes
 
 MOVES = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Slice", "Gather", "GatherND", "Expand", "Flatten", "Transpose"})
@@ -28,6 +28,15 @@ def scaled_operand(node: ir.Node, shapes: Shapes) -> ir.Value | None:
         vector, factor = data_input(node, index), data_input(node, 1 - index)
         if scalar(factor) is not None or (shapes.is_one_per_row(factor) and not shapes.is_one_per_row(vector)):
             return vector
+    return None
+
+
+def channels_scaled(node: ir.Node) -> ir.Value | None:
+    """The operand of a Mul whose other operand is a constant vector, one number for each channel (LayerScale)."""
+    for index in (0, 1) if node.op_type == "Mul" else ():
+        factor = resolve_constant(data_input(node, 1 - index))
+        if factor is not None and len([length for length in factor.shape if length != 1]) == 1:
+            return data_input(node, index)
     return None
 
 

@@ -9,7 +9,7 @@ Spelt out, with Casts anywhere::
 or with Pow 0.5 or -0.5 in place of Sqrt or of both. γ may be 1 + weight (Gemma).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -57,9 +57,7 @@ def spelt_norms(graph: ir.Graph, shapes: Shapes | None = None) -> Iterator[Norm]
     """All spelt-out RMSNorms of a graph, found at their ReduceMean; ``shapes`` as in ``fused_norm``."""
     for node in graph:
         if node.op_type == "ReduceMean":
-            norm = _spelt_norm(node, shapes)
-            if norm is not None:
-                yield norm
+            yield from _spelt_norms_at(node, shapes)
 
 
 def is_centred_mean(node: ir.Node) -> bool:
@@ -67,19 +65,25 @@ def is_centred_mean(node: ir.Node) -> bool:
     return node.op_type == "ReduceMean" and any(user.op_type == "Sub" for user, _ in consumers_through(node.outputs[0]))
 
 
-def _spelt_norm(mean: ir.Node, shapes: Shapes | None) -> Norm | None:
-    """Follow one ReduceMean back to x and on to the product with γ."""
+def is_centring(node: ir.Node) -> bool:
+    """Whether ``node`` is the x - mean(x) of a LayerNorm, which is reported at its ReduceMean."""
+    means = (through(value).producer() for value in node.inputs if value is not None)
+    return node.op_type == "Sub" and any(mean is not None and mean.op_type == "ReduceMean" for mean in means)
+
+
+def _spelt_norms_at(mean: ir.Node, shapes: Shapes | None) -> Sequence[Norm]:
+    """Follow one ReduceMean back to x and on to the product with γ, or with the γ of several norms that share it."""
     square = through(data_input(mean)).producer()
     x = _squared(square)
     if square is None or x is None or not _over_last_axis(mean, shapes):
-        return None
+        return ()
     if any(user.op_type != "ReduceMean" for user, _ in consumers_through(square.outputs[0])):
-        return None  # x² is wanted itself, which changes with x
+        return ()  # x² is wanted itself, which changes with x
     add = _only(mean.outputs[0], "Add")
     if add is None or not any(scalar(v) is not None for v in add.inputs):
-        return None
+        return ()
     scaled = _scaled(add.outputs[0], x)
-    return None if scaled is None else _with_gamma(scaled, x, frozenset({square, scaled}))
+    return () if scaled is None else _with_gammas(scaled, x, frozenset({square, scaled}))
 
 
 def _squared(node: ir.Node | None) -> ir.Value | None:
@@ -137,17 +141,29 @@ def _product(factor: ir.Value, x: ir.Value) -> ir.Node | None:
     return node if node is not None and any(v is not None and through(v) is x for v in node.inputs) else None
 
 
-def _with_gamma(scaled: ir.Node, x: ir.Value, reads: frozenset[ir.Node]) -> Norm:
-    """The norm with its γ: the scaled value's only user, a Mul by a constant vector or by 1 + vector."""
-    mul = _only(scaled.outputs[0], "Mul")
-    if mul is not None:
-        for index in (0, 1):
-            if through(data_input(mul, 1 - index)) is not through(scaled.outputs[0]):
-                continue
-            gamma, offset = _gamma(data_input(mul, index))
-            if gamma is not None and len(gamma.shape) == 1:
-                return Norm(mul, x, mul.outputs[0], gamma, (mul, index), offset, reads=reads)
-    return Norm(scaled, x, scaled.outputs[0], None, None, reads=reads)
+def _with_gammas(scaled: ir.Node, x: ir.Value, reads: frozenset[ir.Node]) -> Sequence[Norm]:
+    """The norm with its γ, or those with each a γ: every user of the scaled value is a Mul by a vector, or none is.
+
+    A γ may be 1 + vector.
+    """
+    users = [user for user, _ in consumers_through(scaled.outputs[0])]
+    found = [norm for user in users if (norm := _at_gamma(user, scaled, x, reads)) is not None]
+    if found and len(found) == len(users) and not scaled.outputs[0].is_graph_output():
+        return found
+    return (Norm(scaled, x, scaled.outputs[0], None, None, reads=reads),)
+
+
+def _at_gamma(mul: ir.Node, scaled: ir.Node, x: ir.Value, reads: frozenset[ir.Node]) -> Norm | None:
+    """The norm that ends with ``mul``, or None where that is no product with a γ."""
+    if mul.op_type != "Mul":
+        return None
+    for index in (0, 1):
+        if through(data_input(mul, 1 - index)) is not through(scaled.outputs[0]):
+            continue
+        gamma, offset = _gamma(data_input(mul, index))
+        if gamma is not None and len(gamma.shape) == 1:
+            return Norm(mul, x, mul.outputs[0], gamma, (mul, index), offset, reads=reads)
+    return None
 
 
 def _gamma(value: ir.Value) -> tuple[Constant | None, float]:

@@ -10,6 +10,8 @@ possible when everything that touches a labelled value is understood:
 Everything else is recorded with the node and the reason.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -29,8 +31,8 @@ from quarot_onnx.graph.query import (
 )
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.model import Embedding, Norm, ResidualNorm
-from quarot_onnx.sites.moves import moved_operand, scaled_operand
-from quarot_onnx.sites.norms import LAYER_NORMS, SKIP_SUM, SKIPS, fused_norm, is_centred_mean, spelt_norms
+from quarot_onnx.sites.moves import channels_scaled, moved_operand, scaled_operand
+from quarot_onnx.sites.norms import LAYER_NORMS, SKIP_SUM, SKIPS, fused_norm, is_centred_mean, is_centring, spelt_norms
 
 
 @dataclass(eq=False)
@@ -72,9 +74,14 @@ def find_stream(graph: ir.Graph, shapes: Shapes) -> Stream:
     """
     norms = [*spelt_norms(graph, shapes), *(n for node in graph if (n := fused_norm(node, shapes)) is not None)]
     for embedding in filter(None, map(_embedding_at, graph)):
-        stream = _Labelling(graph, shapes, norms).run(embedding)
+        labelling = _Labelling(graph, shapes, norms)
+        stream = labelling.run(embedding)
         if stream.writers:
             return stream
+        for norm in labelling.first_norms:
+            behind = _Labelling(graph, shapes, norms).run(norm, stream.embeddings)
+            if behind.writers:
+                return behind
     for value in graph.inputs:
         if value.dtype in FLOAT_TYPES and value.shape is not None and len(value.shape) == 3:
             stream = _Labelling(graph, shapes, norms).run(value)
@@ -106,7 +113,10 @@ class _Labelling:
     def __init__(self, graph: ir.Graph, shapes: Shapes, norms: list[Norm]) -> None:
         self._graph = graph
         self._shapes = shapes
-        self._by_read = {node: norm for norm in norms for node in norm.reads}
+        self._by_read: dict[ir.Node, list[Norm]] = defaultdict(list)
+        for norm in norms:
+            for node in norm.reads:
+                self._by_read[node].append(norm)
         self._norm_by_output = {norm.output: norm for norm in norms}
         self._inner: set[ir.Node] = set()
         self._stream: set[ir.Value] = set()
@@ -116,14 +126,20 @@ class _Labelling:
         self._last_written: tuple[Embedding | Linear, ...] = ()
         self._groups: list[tuple[tuple[Embedding | Linear, ...], Norm, list[Linear]]] = []
         self._found = Stream()
+        self.first_norms: list[ir.Value] = []
 
-    def run(self, start: Embedding | ir.Value) -> Stream:
-        """Label from one starting point to the end of the graph."""
+    def run(self, start: Embedding | ir.Value, tables: Sequence[Embedding] = ()) -> Stream:
+        """Label from a table, an input, or a norm of ``tables``; ``first_norms`` are then those of this stream."""
         if isinstance(start, Embedding):
             self._found.embeddings.append(start)
             self._found.hidden_size = start.table.shape[1]
             self._pending.append(start)
             self._stream.add(start.node.outputs[0])
+        elif tables:
+            self._found.embeddings.extend(tables)
+            self._found.hidden_size = tables[0].table.shape[1]
+            self._stream.add(start)
+            self._problem_text(str(start.name), "is normed right behind the embedding: no table holds it to be rotated")
         else:
             self._found.hidden_size = self._shapes.last(start) or 0
             self._stream.add(start)
@@ -146,9 +162,9 @@ class _Labelling:
         touched = [v for v in node.inputs if v is not None and (v in self._stream or v in self._normed)]
         if not touched or node.op_type in SIZE_ONLY or node in self._inner:
             return
-        norm = self._by_read.get(node)
-        if norm is not None and touched[0] in self._stream:
-            self._norm(node, norm)
+        norms = self._by_read.get(node)
+        if norms and touched[0] in self._stream:
+            self._norms(node, norms)
         elif len(touched) == 1 and (passes(node) or self._vector(node) is touched[0]):
             self._carry(touched[0], node.outputs[0], flipped=False)
         elif touched[0] in self._normed:
@@ -173,19 +189,22 @@ class _Labelling:
             mark = self._normed[source]
             self._normed[target] = _Normed(mark.readers, mark.flipped != flipped)
 
-    def _norm(self, node: ir.Node, norm: Norm) -> None:
-        """A norm of the stream; a Skip-norm also writes."""
+    def _norms(self, node: ir.Node, norms: list[Norm]) -> None:
+        """A norm of the stream, or several that differ in γ alone; a Skip-norm also writes."""
         if node.op_type in SKIPS:
             self._skip(node)
-        self._inner |= norm.reads
         if self._pending:
             self._last_written = tuple(self._pending)
             self._pending = []
-        readers: list[Linear] = []
-        self._groups.append((self._last_written, norm, readers))
-        self._normed[norm.output] = _Normed(readers)
-        if norm.gamma is not None and norm.gamma.shape != (self._found.hidden_size,):
-            self._problem(node, f"its weight has the shape {list(norm.gamma.shape)}, not [{self._found.hidden_size}]")
+        for norm in norms:
+            self._inner |= norm.reads
+            readers: list[Linear] = []
+            self._groups.append((self._last_written, norm, readers))
+            self.first_norms.append(norm.output)
+            self._normed[norm.output] = _Normed(readers)
+            if norm.gamma is not None and norm.gamma.shape != (self._found.hidden_size,):
+                shape = list(norm.gamma.shape)
+                self._problem(node, f"its weight has the shape {shape}, not [{self._found.hidden_size}]")
 
     def _skip(self, node: ir.Node) -> None:
         """The addition inside a Skip-norm; its last output carries the sum on."""
@@ -212,16 +231,12 @@ class _Labelling:
             self._problem(node, "reads the residual stream without a norm before it (post-norm block)")
         elif node.op_type in LAYER_NORMS or is_centred_mean(node):
             self._found.layer_norm = True
+            self.first_norms.extend(node.outputs[:1] if node.op_type in LAYER_NORMS else ())
             self._problem(node, "is a LayerNorm: it subtracts the mean, so R1 does not pass it (an RMSNorm does)")
         elif node.op_type in SKIPS:
             self._problem(node, "is a Skip-norm with a bias, or with a weight that is no constant vector")
-        elif not self._belongs_to_layer_norm(node):
+        elif not is_centring(node):
             self._problem(node, "reads the residual stream but is neither an RMSNorm nor an addition to it")
-
-    def _belongs_to_layer_norm(self, node: ir.Node) -> bool:
-        """Whether ``node`` is the x - mean(x) of a LayerNorm, which is reported at its ReduceMean."""
-        means = (through(value).producer() for value in node.inputs if value is not None)
-        return node.op_type == "Sub" and any(mean is not None and mean.op_type == "ReduceMean" for mean in means)
 
     def _write(self, node: ir.Node, values: list[ir.Value]) -> None:
         """Record what the addition ``node`` adds to the stream."""
@@ -248,6 +263,9 @@ class _Labelling:
                 self._pending.append(table)
         elif node is not None and (vector := self._vector(node)) is not None:
             self._trace_writer(add, vector)
+        elif node is not None and (scaled := channels_scaled(node)) is not None:
+            self._problem(node, "scales what is added to the residual stream channel by channel (LayerScale)")
+            self._trace_writer(add, scaled)
         elif node is not None and node.op_type == "Add":
             for operand in filter(None, node.inputs):
                 self._trace_writer(add, operand)
