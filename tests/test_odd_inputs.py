@@ -23,36 +23,36 @@ from quarot_onnx.pipeline import quantize, rotate
 
 # Spec, tokens of a window, and how many of the compared tokens are fed on a cache.
 FED = {
-    "plain": (odd.Spec(), 12, 8),
+    "plain": (odd.Spec(), 12, 4),
     "fixed length": (odd.Spec(batch=1, seq=16, past=0), 16, 0),
     "fixed length and batch": (odd.Spec(batch=3, seq=16, past=0), 16, 0),
-    "fixed batch": (odd.Spec(batch=3), 12, 12),
+    "fixed batch": (odd.Spec(batch=3), 12, 6),
     "fixed mask": (odd.Spec(seq="s", past=0, mask="ones", total=16), 16, 0),
     "fixed mask, empty cache": (odd.Spec(mask="ones", total=16), 16, 0),
     "prefill, empty cache": (odd.Spec(mask="bias", past=0), 12, 0),
-    "decode": (odd.Spec(batch=1, seq=1), 12, 134),
-    "decode with a mask": (odd.Spec(batch=1, seq=1, mask="ones"), 12, 134),
-    "decode, fixed past": (odd.Spec(batch=1, seq=1, past=15, mask="ones"), 16, 120),
-    "decode, fixed mask": (odd.Spec(batch=1, seq=1, mask="ones", total=16), 16, 120),
-    "decode, all fixed": (odd.Spec(batch=1, seq=1, past=15, mask="bias", total=16), 16, 120),
-    "pieces": (odd.Spec(batch=1, seq=4, past=12, mask="bias"), 16, 96),
-    "fixed past": (odd.Spec(batch=1, past=80, mask="ones"), 12, 8),
-    "logits to keep": (odd.Spec(number="keep"), 12, 8),
-    "logits to keep, int32 [1]": (odd.Spec(number="keep", number_shape=(1,)), 12, 8),
-    "length of the past": (odd.Spec(number="past"), 12, 8),
-    "embeddings": (odd.Spec(ids="embedded"), 12, 8),
-    "embeddings and a mask": (odd.Spec(ids="embedded", mask="ones"), 12, 8),
-    "embeddings and a bias": (odd.Spec(ids="embedded", mask="bias 3d"), 12, 8),
-    "embeddings, decode": (odd.Spec(ids="embedded", mask="ones", batch=1, seq=1), 12, 134),
-    "ids clipped": (odd.Spec(ids="clip", mask="ones"), 12, 8),
-    "ids replaced": (odd.Spec(ids="where", mask="ones"), 12, 8),
-    "ids between": (odd.Spec(ids="max min", mask="ones"), 12, 8),
-    "ids moved": (odd.Spec(ids="offset", mask="ones"), 12, 8),
-    "bias": (odd.Spec(mask="bias"), 12, 8),
-    "bias 3-D": (odd.Spec(mask="bias 3d"), 12, 8),
-    "bias for each head": (odd.Spec(mask="bias heads"), 12, 8),
-    "bool mask": (odd.Spec(mask="bool"), 12, 8),
-    "bool mask 2-D": (odd.Spec(mask="bool 2d"), 12, 8),
+    "decode": (odd.Spec(batch=1, seq=1), 12, 66),
+    "decode with a mask": (odd.Spec(batch=1, seq=1, mask="ones"), 12, 66),
+    "decode, fixed past": (odd.Spec(batch=1, seq=1, past=15, mask="ones"), 16, 60),
+    "decode, fixed mask": (odd.Spec(batch=1, seq=1, mask="ones", total=16), 16, 60),
+    "decode, all fixed": (odd.Spec(batch=1, seq=1, past=15, mask="bias", total=16), 16, 60),
+    "pieces": (odd.Spec(batch=1, seq=4, past=12, mask="bias"), 16, 48),
+    "fixed past": (odd.Spec(batch=1, past=80, mask="ones"), 12, 4),
+    "logits to keep": (odd.Spec(number="keep"), 12, 4),
+    "logits to keep, int32 [1]": (odd.Spec(number="keep", number_shape=(1,)), 12, 4),
+    "length of the past": (odd.Spec(number="past"), 12, 4),
+    "embeddings": (odd.Spec(ids="embedded"), 12, 4),
+    "embeddings and a mask": (odd.Spec(ids="embedded", mask="ones"), 12, 4),
+    "embeddings and a bias": (odd.Spec(ids="embedded", mask="bias 3d"), 12, 4),
+    "embeddings, decode": (odd.Spec(ids="embedded", mask="ones", batch=1, seq=1), 12, 66),
+    "ids clipped": (odd.Spec(ids="clip", mask="ones"), 12, 4),
+    "ids replaced": (odd.Spec(ids="where", mask="ones"), 12, 4),
+    "ids between": (odd.Spec(ids="max min", mask="ones"), 12, 4),
+    "ids moved": (odd.Spec(ids="offset", mask="ones"), 12, 4),
+    "bias": (odd.Spec(mask="bias"), 12, 4),
+    "bias 3-D": (odd.Spec(mask="bias 3d"), 12, 4),
+    "bias for each head": (odd.Spec(mask="bias heads"), 12, 4),
+    "bool mask": (odd.Spec(mask="bool"), 12, 4),
+    "bool mask 2-D": (odd.Spec(mask="bool 2d"), 12, 4),
 }
 
 
@@ -104,7 +104,7 @@ def test_rotation_is_proved(case: str, tmp_path: Path):
     outcome = rotate(source, target, QuarotConfig())
     assert outcome.equivalence is not None
     assert outcome.equivalence.decode_steps == decoded
-    assert outcome.equivalence.tokens >= 128
+    assert outcome.equivalence.tokens >= 64
 
 
 @pytest.mark.parametrize("case", FED)

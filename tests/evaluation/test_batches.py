@@ -67,28 +67,28 @@ def test_windows_of_one_length_go_together(tmp_path: Path, batches: list[tuple[i
     path = tiny.save(tiny.build(), tmp_path / "a")
     tiny.tokenizer().save(str(path.parent / "tokenizer.json"))
     found = compare(path, path)
-    assert batches == 2 * [(4, 64), *[(4, 1)] * 4]
-    assert (found.tokens, found.decode_steps) == (4 * 68, 16)
+    assert batches == 2 * [(4, 32), *[(4, 1)] * 2]
+    assert (found.tokens, found.decode_steps) == (4 * 34, 8)
 
 
 def test_each_alone_where_the_original_fails_on_several(tmp_path: Path, batches: list[tuple[int, ...]]) -> None:
     path = one_row_alone(tmp_path / "a")
     found = compare(path, path)
     assert found.passed
-    assert batches == [(2, 64), *2 * 2 * [(1, 64), *[(1, 1)] * 4]]
-    assert (found.tokens, found.decode_steps) == (2 * 68, 8)
+    assert batches == [(2, 32), *2 * 2 * [(1, 32), *[(1, 1)] * 2]]
+    assert (found.tokens, found.decode_steps) == (2 * 34, 4)
 
 
 def test_another_that_fails_on_several_is_told_of(tmp_path: Path) -> None:
     path = tiny.save(tiny.build(), tmp_path / "a")
-    with pytest.raises(FeedError, match=r"input_ids \[2, 64\]"):
+    with pytest.raises(FeedError, match=r"input_ids \[2, 32\]"):
         compare(path, one_row_alone(tmp_path / "b"))
 
 
 def test_rows_that_are_mixed_up_are_found(tmp_path: Path) -> None:
     path = tiny.save(tiny.build(), tmp_path / "a")
     other = first_row_for_all(tmp_path / "b")
-    assert compare(path, other, random_tokens=64).passed  # one window
+    assert compare(path, other, random_tokens=32).passed  # one window
     assert not compare(path, other).passed
 
 
@@ -99,7 +99,7 @@ def test_one_of_fixed_batch_beside_one_of_any(first: bool, tmp_path: Path, batch
         value.type.tensor_type.shape.dim[0].dim_value = 1
     pair = (tiny.save(model, tmp_path / "b"), free)
     assert compare(*(pair if first else pair[::-1])).passed
-    assert batches == 2 * 2 * [(1, 64), *[(1, 1)] * 4]
+    assert batches == 2 * 2 * [(1, 32), *[(1, 1)] * 2]
 
 
 def test_how_many_at_once() -> None:
