@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import FLOAT_TYPES, PASS_THROUGH, consumers, resolve_constant
+from quarot_onnx.graph.numbers import is_one_of_lengths
+from quarot_onnx.graph.query import FLOAT_TYPES, PASS_THROUGH, consumers, data_input, resolve_constant
 
 FUSED_CACHES: Mapping[tuple[str, str], Mapping[int, int]] = {
     ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
@@ -118,7 +119,8 @@ def _carried(node: ir.Node, index: int) -> list[ir.Value]:
     joins = node.op_type == "Concat" or (node.op_type == "Where" and index > 0)
     if joins or (index == 0 and node.op_type in _LAYOUTS | PASS_THROUGH):
         return list(node.outputs)
-    scales = node.op_type in ("Mul", "Div") and resolve_constant(node.inputs[1 - index]) is not None
+    factor = data_input(node, 1 - index) if node.op_type in ("Mul", "Div") else None
+    scales = factor is not None and (resolve_constant(factor) is not None or is_one_of_lengths(factor))
     return list(node.outputs) if scales else []
 
 

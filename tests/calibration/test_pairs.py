@@ -106,3 +106,45 @@ def test_a_copy_in_another_type_is_not_fed_back() -> None:
     node = helper.make_node("Cast", ["present.0.key"], ["half"], to=TensorProto.FLOAT16)
     cached.put_out(model, "present.0.key", node, kind=TensorProto.FLOAT16)
     assert dict(ModelInputs.from_model(ir.from_proto(model)).presents)["past_key_values.0.key"] == "present.0.key"
+
+
+def scaled_by_lengths(spelling: str) -> onnx.ModelProto:
+    """Keys multiplied by sqrt(1 / sqrt(head_dim)), which the graph computes, as TorchScript does for SDPA."""
+    model = cached.build()
+    graph = model.graph
+    for name, value in (("minus", [-1]), ("end", [2**63 - 1]), ("three", 3), ("one", np.float32(1))):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    for layer in range(2):
+        product = next(node for node in graph.node if f"kt{layer}" in node.output)
+        length = {
+            "Slice": [helper.make_node("Shape", [f"q{layer}_2"], [f"sh{layer}"]),
+                      helper.make_node("Slice", [f"sh{layer}", "minus", "end"], [f"n{layer}"])],
+            "Gather": [helper.make_node("Shape", [f"q{layer}_2"], [f"sh{layer}"]),
+                       helper.make_node("Gather", [f"sh{layer}", "three"], [f"n{layer}"])],
+            "Shape": [helper.make_node("Shape", [f"q{layer}_2"], [f"n{layer}"], start=3, end=4)],
+        }[spelling]  # fmt: skip
+        factor = [helper.make_node("Cast", [f"n{layer}"], [f"nf{layer}"], to=TensorProto.FLOAT),
+                  helper.make_node("Sqrt", [f"nf{layer}"], [f"root{layer}"]),
+                  helper.make_node("Div", ["one", f"root{layer}"], [f"per{layer}"]),
+                  helper.make_node("Sqrt", [f"per{layer}"], [f"by{layer}"]),
+                  helper.make_node("Mul", [f"kt{layer}", f"by{layer}"], [f"scaled{layer}"])]  # fmt: skip
+        user = next(i for i, node in enumerate(graph.node) if f"kt{layer}" in node.input)
+        graph.node[user].input[1] = f"scaled{layer}"
+        assert f"q{layer}_2" in graph.node[user].input
+        assert product.op_type == "Transpose"
+        for place, node in enumerate([*length, *factor]):
+            graph.node.insert(user + place, node)
+    return model
+
+
+@pytest.mark.parametrize("spelling", ["Slice", "Gather", "Shape"])
+def test_keys_that_are_scaled_by_a_computed_number_are_a_cache(spelling: str, tmp_path: Path) -> None:
+    source = cached.save(scaled_by_lengths(spelling), tmp_path)
+    done = rotate(source, tmp_path / "rotated.onnx", QuarotConfig(r3=True))
+    assert done.equivalence is not None
+    assert done.equivalence.passed
+    assert done.recipe["rotation"]["counts"]["R3"] == 2
+    # The cache of the rotated model holds other keys, of the same lengths.
+    before, after = (cached.run(path, {"input_ids": cached.IDS})["present.0.key"] for path in (source, done.saved.path))
+    assert cached.difference(before, after) > 0.1
+    np.testing.assert_allclose(np.linalg.norm(after, axis=-1), np.linalg.norm(before, axis=-1), rtol=1e-5)
