@@ -15,7 +15,11 @@ from quarot_onnx.graph.query import (
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.operands import LAYOUT
 
-SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip"})
+SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip", "Concat"})
+"""A Concat puts the score of a sink beside them (gpt-oss)."""
+
+_WEIGHT_PATH = frozenset({"Where", "Mul", "Slice", "Reshape"})
+"""A guard against NaN, what takes a sink's weight off again, and heads as batches."""
 
 _SCORES, _SINK = 3, 11
 """The output by which fused operators give their scores away; GroupQueryAttention's input of sinks' scores."""
@@ -37,11 +41,11 @@ def score_product(value: ir.Value) -> ir.Node | None:
 
 
 def context_product(value: ir.Value) -> ir.Node | None:
-    """The MatMul with V behind a Softmax's output, through a NaN guard."""
+    """The MatMul with V behind a Softmax's output."""
     for node, index in consumers_through(value):
         if is_matmul(node) and index == 0:
             return node
-        if node.op_type in ("Where", "Mul") and (found := context_product(node.outputs[0])):
+        if node.op_type in _WEIGHT_PATH and (found := context_product(node.outputs[0])):
             return found
     return None
 

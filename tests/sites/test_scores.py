@@ -1,7 +1,9 @@
-"""Whether an attention changes where all scores of a query are raised alike: as the code sees it, and as it runs."""
+"""What lies between Q, K and V: seen through, and whether an attention changes where all scores are raised alike."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import cached_decoder as cached
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,7 +11,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from quarot_onnx.config.algorithm import QuarotConfig
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.pipeline import rotate
 from quarot_onnx.sites.scores import same_when_raised
 
 HEADS, TOKENS, WIDTH = 2, 5, 4
@@ -149,3 +153,43 @@ def test_a_softmax_over_queries() -> None:
 def test_fused_operators(options: dict[str, object], same: bool) -> None:
     assert changes(grouped(**options)) is not same
     assert seen(grouped(**options)) is same
+
+
+def with_sinks(node: onnx.NodeProto, layer: int) -> tuple[Nodes, Nodes]:
+    """Beside the scores that of a sink, whose share is taken off again (gpt-oss)."""
+    before = [
+        helper.make_node("ReduceMax", [*node.input, "last"], [f"sink{layer}"], keepdims=1),
+        helper.make_node("Concat", [*node.input, f"sink{layer}"], [f"all{layer}"], axis=-1),
+        helper.make_node("Sub", [f"all{layer}", f"sink{layer}"], [f"less{layer}"]),
+    ]
+    after = [helper.make_node("Slice", [f"shares{layer}", "i0_", "last", "last"], node.output)]
+    return before, after
+
+
+def with_heads_as_batches(node: onnx.NodeProto, layer: int) -> tuple[Nodes, Nodes]:
+    """The shares change their layout on the way to V (Bloom)."""
+    return [], [helper.make_node("Reshape", [f"shares{layer}", "as they are"], node.output)]
+
+
+@pytest.mark.parametrize("spelling", [with_sinks, with_heads_as_batches])
+def test_what_stands_around_a_softmax_is_seen_through(spelling, tmp_path: Path) -> None:
+    model = cached.build()
+    nodes: Nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            layer = int(node.name[-1])
+            before, after = spelling(node, layer)
+            read = before[-1].output if before else node.input
+            softmax = helper.make_node("Softmax", read, [f"shares{layer}"], name=node.name, axis=-1)
+            nodes += [*before, softmax, *after]
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "i0_"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, -1]), "as they are"))
+    done = rotate(cached.save(model, tmp_path), tmp_path / "rotated.onnx", QuarotConfig(r3=True))
+    assert done.equivalence is not None
+    assert done.equivalence.passed
+    counts = done.recipe["rotation"]["counts"]
+    assert (counts["R2"], counts["R3"]) == (2, 2)
