@@ -81,7 +81,9 @@ def check_architecture(source: Path, model_type: str) -> None:
         near = difflib.get_close_matches(model_type, types, n=3)
         hint = f"; it knows {', '.join(near)} and others" if near else ""
         raise RefusalError(
-            f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}"
+            f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}; export it "
+            "with torch.onnx.export or the builder of onnxruntime-genai (python -m onnxruntime_genai.models.builder -p "
+            "fp32 -e cpu), and go on from there: what is rotated goes by no architecture"
         )
     if code and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise RefusalError(
