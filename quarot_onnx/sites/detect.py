@@ -9,8 +9,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
+from quarot_onnx.graph.caches import forward
 from quarot_onnx.graph.linear import Linear, linear_at, linears
-from quarot_onnx.graph.query import label
+from quarot_onnx.graph.query import SIZE_ONLY, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io.nodes import all_nodes, subgraphs
 from quarot_onnx.sites.attention import find_attentions
@@ -155,10 +156,11 @@ def understood(model: ir.Model, shapes: Shapes) -> Sites:
     attentions, left_out = find_attentions(graph, shapes)
     if not attentions:
         attentions, left_out = unknown_attentions(stream)
+    attentions, others = _of_stream(attentions, stream)
+    left_out.extend(others)
     writers = {linear.node for linear in stream.writers}
-    attentions = [a for a in attentions if a.output is None or a.output.node in writers]
     outputs = {a.output.node for a in attentions if a.output is not None}
-    untraced = {a.node for a in attentions if a.output is None}
+    untraced = {a.node for a in attentions if a.output is None or a.output.node not in writers}
     mlps = tuple(
         linear
         for linear in stream.writers
@@ -180,6 +182,25 @@ def understood(model: ir.Model, shapes: Shapes) -> Sites:
         architecture=_architecture(graph, stream, attentions, mlps),
         left_out=tuple(left_out),
     )
+
+
+def _of_stream(attentions: list[Attention], stream: Stream) -> tuple[list[Attention], list[LeftOut]]:
+    """The attentions of the decoder whose stream this is, and why R2 and R3 do not go to others, such as an encoder's.
+
+    Where its output Linear is not seen to write to the stream (behind a LayerNorm, before a scaling that is not
+    understood), an attention is the decoder's, too: of R1 to R4, caches and prefixes R1 alone needs the stream.
+    """
+    writers = {linear.node for linear in stream.writers}
+    reached = set(forward(list(stream.values), _computed)) if writers else set[ir.Value]()
+    own = [a for a in attentions if a.output is None or a.output.node in writers or a.node.outputs[0] in reached]
+    reason = "it works on nothing of the residual stream that was found, as an encoder's attention does"
+    others = [a for a in attentions if a not in own] if writers else []
+    return own, [LeftOut(a.name, reason, kind) for a in others for kind in (Kind.R2, Kind.R3)]
+
+
+def _computed(node: ir.Node, _: int) -> list[ir.Value]:
+    """What a node makes of what its inputs hold."""
+    return [] if node.op_type in SIZE_ONLY else list(node.outputs)
 
 
 def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
