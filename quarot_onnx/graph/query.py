@@ -210,3 +210,8 @@ def consumers_through(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 def data_users(value: ir.Value) -> list[tuple[ir.Node, int]]:
     """The uses of what ``value`` holds, through pass-through operators; those of its shape alone do not count."""
     return [(node, index) for node, index in consumers_through(value) if node.op_type not in SIZE_ONLY]
+
+
+def first_reader(value: ir.Value) -> str:
+    """The first node that reads what ``value`` holds, as messages name it; where there is none, the value."""
+    return next((label(node) for node, _ in data_users(value)), value.name or "")

@@ -12,7 +12,7 @@ from quarot_onnx.kvcache.fake import FakeCache
 from quarot_onnx.kvcache.fused import FusedCache
 from quarot_onnx.kvcache.integers import ALIKE, UNLIKE, Floats, Halves
 from quarot_onnx.kvcache.joined import JoinedCache
-from quarot_onnx.kvcache.places import ODD, Cache
+from quarot_onnx.kvcache.places import ODD, UNREAD, Cache
 from quarot_onnx.kvcache.plan import CachePlan, require_reader
 from quarot_onnx.kvcache.scales import Observed, fixed_scales, observe_caches
 from quarot_onnx.kvcache.tokens import TokenCache
@@ -119,11 +119,12 @@ def cache_notes(plan: CachePlan) -> tuple[str, ...]:
     Of a form that was not asked for the notes of the configuration speak.
     """
     config, places = plan.config, plan.places
-    odd = (f"left in float at {first_and_more(places.odd)}: {ODD}",) if places.odd else ()
+    left = ((places.odd, ODD), (places.unread, UNREAD))
+    odd = tuple(f"left in float at {first_and_more(names)}: {why}" for names, why in left if names)
     if config.resolved_form is CacheForm.FAKE:
         asked = config.form is CacheForm.FAKE
         return (*(("the key/value cache is rounded, and as large as before: its form is fake",) if asked else ()), *odd)
-    before, after, of_tokens = 0.0, 0.0, plan.key_scales is CacheScales.TOKEN
+    before, after, of_tokens = float(places.bytes_left), float(places.bytes_left), plan.key_scales is CacheScales.TOKEN
     for cache in places.caches:
         bits, heads = config.grid(keys=cache.keys).bits, cache.attention.num_kv_heads
         assert cache.past.dtype is not None, "a cache has a type"

@@ -8,14 +8,15 @@ Spelt out, in the layout [batch, heads, positions, head_dim]::
 Fused: an operator that takes the past and what is new, and gives the present.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.caches import FUSED_CACHES, presents
-from quarot_onnx.graph.query import attribute_int, data_users, label
+from quarot_onnx.graph.query import attribute_int, data_users, first_reader, label
 from quarot_onnx.sites.detect import Survey
 from quarot_onnx.sites.integer_caches import integer_cache
 from quarot_onnx.sites.model import Attention
@@ -25,6 +26,7 @@ ODD = (
     "its cache is no input [batch, heads, positions, head_dim] that is joined with what is new and leaves the graph "
     "again"
 )
+UNREAD = "no attention that is understood reads, unchanged, the cache that it takes"
 _ALONG = frozenset({"Concat", "Slice", "Expand"})
 """What may stand between an operator and its cache: a prefix is put in front, and taken off again."""
 
@@ -91,11 +93,15 @@ class CachePlaces:
         joined: Those that are spelt out.
         fused: Those of operators.
         odd: The nodes of attentions whose caches are not understood, and stay in float beside those that are.
+        unread: The nodes that read caches which no attention is seen to read, and which stay in float, too.
+        bytes_left: What all that stays in float takes for a position, as far as shapes tell.
     """
 
     joined: tuple[JoinedPlace, ...]
     fused: tuple[FusedPlace, ...]
     odd: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    bytes_left: int = 0
 
     @property
     def caches(self) -> tuple[Cache, ...]:
@@ -118,13 +124,28 @@ def find_cache_places(survey: Survey) -> CachePlaces:
             f"the key/value cache is quantized already ({found}): start from the export whose cache is float, or leave "
             "the cache as it is"
         )
+    places, pasts = _looked_at(survey, caches)
+    unread = [past for past in caches if past not in pasts]
+    _require_some(places, [past for past in unread if position_bytes(past, caches[past][0])])
+    _require_alike(places.joined)
+    quantized = {cache.past for cache in places.caches}
+    bytes_left = sum(position_bytes(past, values[0]) for past, values in caches.items() if past not in quantized)
+    return replace(places, unread=tuple(map(first_reader, unread)), bytes_left=bytes_left)
+
+
+def _looked_at(
+    survey: Survey, caches: dict[ir.Value, tuple[ir.Value, ...]]
+) -> tuple[CachePlaces, Collection[ir.Value]]:
+    """What the attentions that were found keep, and all pasts that they read."""
     joined: dict[ir.Value, JoinedPlace] = {}
     fused: list[FusedPlace] = []
     strange: list[str] = []
+    seen: set[ir.Value] = set()
     for attention in survey.visible().attentions:
         pasts = {True: past_inputs(attention.node, KEY), False: past_inputs(attention.node, VALUE)}
         if not any(pasts.values()):
             continue
+        seen.update(*pasts.values())
         spelt = [_joined(keys, attention, past, caches) for keys, found in pasts.items() for past in found]
         if not (attention.head_dim and attention.num_kv_heads):
             strange.append(label(attention.node))
@@ -134,19 +155,41 @@ def find_cache_places(survey: Survey) -> CachePlaces:
             strange.append(label(attention.node))
         else:
             fused.append(place)
-    if strange and (fused or not joined):
+    return CachePlaces(tuple(joined.values()), tuple(fused), tuple(strange)), seen
+
+
+def _require_some(places: CachePlaces, unread: Sequence[ir.Value]) -> None:
+    """Refuse a graph without a cache that can be quantized, and one that keeps another beside those of operators.
+
+    Raises:
+        ModelError: It is such a graph.
+    """
+    fused = places.fused
+    if (places.odd or unread) and (fused or not places.joined):
         beside = f", and {label(fused[0].node)} keeps its own, all of which have one type" if fused else ""
+        names, why = (places.odd, ODD) if places.odd else ([*map(first_reader, unread)], UNREAD)
         raise ModelError(
-            f"{first_and_more(strange)}: {ODD}, so it cannot be quantized{beside}; leave the cache in float, or export "
+            f"{first_and_more(names)}: {why}, so it cannot be quantized{beside}; leave the cache in float, or export "
             "the model so that all layers keep their caches alike"
         )
-    if not joined and not fused:
+    if not places.joined and not fused:
         raise ModelError(
             "the graph has no key/value cache, so there is none to quantize: export it with one (optimum: --task "
             "text-generation-with-past), or leave the cache in float"
         )
-    _require_alike(joined.values())
-    return CachePlaces(tuple(joined.values()), tuple(fused), tuple(strange))
+
+
+def position_bytes(past: ir.Value, present: ir.Value) -> int:
+    """The bytes of a cache for each position; 0 where its shape shows no axis along which it grows, or several.
+
+    Args:
+        past: The input of the graph.
+        present: The output that carries it on.
+    """
+    assert past.dtype is not None, "a cache has a type"
+    pairs = list(zip(past.shape or (), present.shape or (), strict=False))[1:]  # the first is that of rows
+    fixed = [own for own, other in pairs if isinstance(own, int) and own == other]
+    return int(math.prod(fixed) * past.dtype.itemsize) if len(fixed) == len(pairs) - 1 else 0
 
 
 def _require_alike(places: Iterable[JoinedPlace]) -> None:
