@@ -18,6 +18,7 @@ from quarot_onnx.calibration.observing import observing_session
 from quarot_onnx.errors import FeedError, ModelError
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.shapes import Shapes
+from quarot_onnx.prefix.covered import require_all
 from quarot_onnx.prefix.fused import FusedPlace, GroupQueryPlace, fused_place
 from quarot_onnx.prefix.graft import Graft, forget_shape
 from quarot_onnx.prefix.pads import Pads, find_pads
@@ -57,12 +58,13 @@ def find_prefix_places(model: ir.Model, attentions: Sequence[Attention], folder:
         folder: Where the exporter's config files lie.
 
     Raises:
-        ModelError: There is no room for one; says why.
+        ModelError: There is no room for one, or something attends that would not read it; says why.
     """
     shapes, inputs = Shapes(model), inputs_alone(model, folder)
     if not attentions:
         raise ModelError("no attention was found, so there is nothing that could attend to a prefix")
     try:
+        require_all(model.graph, attentions)
         places = tuple(
             fused_place(a, shapes) if (a.node.domain, a.node.op_type) in FUSED else spelt_place(a.node, shapes)
             for a in attentions
