@@ -20,6 +20,7 @@ from quarot_onnx.sites.model import Attention, Kind, LeftOut, Sites
 from quarot_onnx.sites.norms import fused_norm, spelt_norms
 from quarot_onnx.sites.stream import Stream, find_stream
 from quarot_onnx.sites.unknown import unknown_attentions
+from quarot_onnx.sites.unwritten import unwritten_downs
 
 QUANTIZED = frozenset(
     {
@@ -167,6 +168,8 @@ def understood(model: ir.Model, shapes: Shapes) -> Sites:
         if linear.node not in outputs and not _follows(linear, untraced, stream.values)
     )
     left_out.extend(LeftOut(name, reason, Kind.R1) for name, reason in stream.problems)
+    if attentions and stream.writers:
+        left_out.extend(unwritten_downs(graph, stream, outputs))
     head = _head(graph, stream)
     tables = {embedding.table.value for embedding in stream.embeddings}
     return Sites(
