@@ -3,8 +3,11 @@
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.errors import CalibrationError, FeedError
 
-_LENGTH, _RUNS = 512, 64
-"""Tokens of a window where nobody says; runs of a window that is run in pieces."""
+USUAL_WINDOW = 512
+"""Tokens of a window where nobody says how many."""
+
+_RUNS = 64
+"""Runs of a window that is run in pieces."""
 
 
 def require_ids(inputs: ModelInputs) -> None:
@@ -17,10 +20,16 @@ def require_ids(inputs: ModelInputs) -> None:
         raise FeedError(f"{inputs.tokens!r} takes embeddings in place of token ids, which a text does not give")
 
 
-def default_window(inputs: ModelInputs) -> int:
-    """Tokens of a window where nobody says how many."""
+def default_window(inputs: ModelInputs, positions: int | None = None) -> int:
+    """Tokens of a window where nobody says how many.
+
+    Args:
+        inputs: The graph's inputs.
+        positions: What the window had better not exceed; None where that is not known.
+    """
     fixed = inputs.lengths.seq
-    return fitting_window(inputs, _LENGTH if fixed is None else min(_LENGTH, _RUNS * fixed))[0]
+    length = fitting_window(inputs, USUAL_WINDOW if fixed is None else min(USUAL_WINDOW, _RUNS * fixed))[0]
+    return length if positions is None or length <= positions else longest_window(inputs, positions)
 
 
 def fitting_window(inputs: ModelInputs, seq_len: int, decode_steps: int = 0) -> tuple[int, int]:

@@ -1,64 +1,80 @@
-"""How many positions a model was made for, as the files beside it say or its tables show."""
+"""How many positions a model has room for, as the files beside it say or its tables show."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
+from quarot_onnx.calibration.tables import position_table
 from quarot_onnx.errors import CalibrationError
-from quarot_onnx.graph.query import FLOAT_TYPES, resolve_constant
 from quarot_onnx.io.companions import GENAI_CONFIG, read_json, section
 
-_ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
-def position_note(folder: Path, length: int) -> tuple[str, ...]:
-    """What to say of windows that are longer than a model's positions.
+@dataclass(frozen=True)
+class Positions:
+    """How many positions a model has room for.
 
-    They are no error: RoPE goes on, and some configs state the positions before they were stretched.
-
-    Args:
-        folder: The model's folder.
-        length: Tokens of a window.
-
-    Returns:
-        One note, or none.
-
-    Raises:
-        CalibrationError: A config that is not readable.
+    Attributes:
+        count: As files beside it say or its tables show, the fewer.
+        why: Who says so.
+        rows: How many its tables have; later ones cannot be computed. None where no table is found.
     """
-    found = stated_positions(folder)
-    if found is None or length <= found[0]:
-        return ()
-    limit, said = found
-    note = (
-        f"windows of {length} tokens are longer than the {limit} positions that the model was made for ({said}): what "
-        f"is measured on them may mean little; use {limit} or fewer"
-    )
-    return (note,)
+
+    count: int
+    why: str
+    rows: int | None = None
+
+    def behind(self, held: int) -> "Positions":
+        """Those that are left behind a prefix of so many tokens, one at least."""
+        if not held:
+            return self
+        rows = None if self.rows is None else max(self.rows - held, 1)
+        return replace(
+            self, count=max(self.count - held, 1), why=f"{self.why}, without {held} for its prefix", rows=rows
+        )
+
+    def note(self, length: int, option: str) -> tuple[str, ...]:
+        """What to say of windows that are longer.
+
+        They are no error where no table ends: RoPE goes on, and some configs state the positions before they were
+        stretched.
+
+        Args:
+            length: Tokens of a window.
+            option: Where shorter ones are asked for.
+
+        Returns:
+            One note, or none.
+
+        Raises:
+            CalibrationError: The tables have no rows for them.
+        """
+        if length <= self.count:
+            return ()
+        longer = f"windows of {length} tokens are longer than the {self.count} positions that the model was made for "
+        longer += f"({self.why})"
+        if self.rows is not None and length > self.rows:
+            raise CalibrationError(f"{longer}, and it computes no later ones: use {self.count} or fewer ({option})")
+        return (f"{longer}: what is measured on them may mean little; use {self.count} or fewer",)
 
 
-def positions_of(folder: Path, graph: ir.Graph) -> int | None:
+def positions_of(folder: Path, graph: ir.Graph) -> Positions | None:
     """A model's positions, as files beside it say or its tables show, the fewer; None where neither does.
 
     Raises:
         CalibrationError: A config that is not readable.
     """
-    stated, shown = stated_positions(folder), table_positions(graph)
-    return min((count for count in (stated and stated[0], shown) if count), default=None)
+    stated, shown = _stated(folder), position_table(graph)
+    found = [pair for pair in (stated, shown) if pair is not None]
+    if not found:
+        return None
+    count, why = min(found, key=lambda pair: pair[0])
+    return Positions(count, why, None if shown is None else shown[0])
 
 
-def table_positions(graph: ir.Graph) -> int | None:
-    """The rows of the shortest constant table of cosines that an operator for RoPE reads; None without any."""
-    rows = []
-    for node in graph:
-        if node.op_type in _ROPE:
-            tables = (resolve_constant(value) for value in node.inputs[1:])
-            rows += [t.shape[0] for t in tables if t is not None and len(t.shape) == 2 and t.dtype in FLOAT_TYPES]
-    return min(rows, default=None)
-
-
-def stated_positions(folder: Path) -> tuple[int, str] | None:
+def _stated(folder: Path) -> tuple[int, str] | None:
     """The number of positions, and where it stands.
 
     Raises:

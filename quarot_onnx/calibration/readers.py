@@ -5,14 +5,16 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from quarot_onnx.calibration.checked import CheckedReader, DataReader, RewindableReader, wrap
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
 from quarot_onnx.calibration.filled import counted_rows
 from quarot_onnx.calibration.given import load_npz
-from quarot_onnx.calibration.pieces import default_window
-from quarot_onnx.calibration.positions import position_note
+from quarot_onnx.calibration.pieces import USUAL_WINDOW, default_window
+from quarot_onnx.calibration.positions import Positions, positions_of
 from quarot_onnx.calibration.running_text import running_text_note
+from quarot_onnx.calibration.sample import SHORTER
 from quarot_onnx.calibration.spreading import spread_windows
 from quarot_onnx.calibration.text import (
     Bos,
@@ -28,6 +30,8 @@ from quarot_onnx.calibration.text import (
 )
 from quarot_onnx.calibration.token_reader import IndexedReader, TokenReader
 from quarot_onnx.errors import CalibrationError, ShortTextError
+from quarot_onnx.graph.metadata import prefix_of, recorded
+from quarot_onnx.io import model_io
 from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import Progress
 
@@ -76,7 +80,7 @@ class TextReader(TokenReader):
         text: A UTF-8 text file, plain or JSON lines; None for ``default_text()``.
         tokenizer: A tokenizer.json or the folder that holds one; None for the model's folder.
         samples: Windows of the text.
-        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
+        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes and has positions for.
         more: Gives windows of so many tokens, ``[windows, tokens]``, as ``own_windows`` does; they come behind those of
             the text. Called once these are there.
         bos: The BOS id in front of every window, or where it comes from; by default what the tokenizer's files say.
@@ -84,15 +88,17 @@ class TextReader(TokenReader):
         decode_steps: See `TokenReader`.
         spread: Windows from all over the text, where each of as many parts of it, of one length and without blank
             stretches, holds one; otherwise one after the other from its start, and a note says so.
-        inputs: The model's inputs, where they are known; None to read them from the file.
+        held: Positions that a prefix may take, which is not in the model yet; where nobody says how long windows are,
+            they leave room for it.
+        model: The model, where it is loaded; None to read it from the file.
         memory: See `TokenReader`.
         progress: See `TokenReader`.
 
     Attributes:
         bos: The BOS used, and why.
         bos_id: Its id.
-        notes: What the user should know: windows that are too long for the model, or not from all over the text; text
-            that is none.
+        notes: What the user should know: windows that are too long for the model, shorter than usual, or not from all
+            over the text; text that is none.
         text: The file; None for ``default_text()``.
         of_text: Windows of the text; none where others are given alone.
         spread: Whether these are from all over it.
@@ -116,7 +122,8 @@ class TextReader(TokenReader):
         text_key: str | None = None,
         decode_steps: int | None = None,
         spread: bool = True,
-        inputs: ModelInputs | None = None,
+        held: int = 0,
+        model: ir.Model | None = None,
         memory: Memory | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -130,10 +137,16 @@ class TextReader(TokenReader):
         if text is None and text_key is not None:
             raise CalibrationError(f"text_key {text_key!r} goes with JSON lines: name a text, or leave it out")
         content = default_text() if text is None else read_text(text, text_key)
-        inputs = ModelInputs.from_path(model_path) if inputs is None else inputs
+        folder = Path(model_path).parent
+        model = model_io.load(model_path) if model is None else model
+        inputs = ModelInputs.from_model(model, folder=folder)
         tokenizer = load_tokenizer(self.tokenizer_path)
-        length = default_window(inputs) if seq_len is None else seq_len
-        too_long = position_note(Path(model_path).parent, length)
+        positions = positions_of(folder, model.graph)
+        if seq_len is None:
+            there = prefix_of(recorded(model))
+            length, of_length = _usual(inputs, positions and positions.behind(held if there is None else len(there[1])))
+        else:
+            length, of_length = seq_len, () if positions is None else positions.note(seq_len, SHORTER)
         rows = inputs.lengths.batch or 1
         count = -(-samples // rows) * rows
         taken, from_start = None, ""
@@ -153,7 +166,7 @@ class TextReader(TokenReader):
         cut, self.rest = taken
         check_vocabulary(cut, inputs.vocab_size, tokenizer)
         looks = () if text is None or not len(cut) else running_text_note(cut, tokenizer, str(text))
-        self.notes = (*too_long, *([from_start] if from_start else []), *looks)
+        self.notes = (*of_length, *([from_start] if from_start else []), *looks)
         self.of_text = len(cut)
         if more is not None:
             added = more(length)
@@ -213,6 +226,17 @@ class NpzReader(IndexedReader):
             return self._inputs.feed(ids)
         self.counted = None
         return feeds
+
+
+def _usual(inputs: ModelInputs, positions: Positions | None) -> tuple[int, tuple[str, ...]]:
+    """Tokens of a window where nobody says how many, and what to say where they are not as many as usual."""
+    length = default_window(inputs, None if positions is None else positions.count)
+    if length == USUAL_WINDOW:
+        return length, ()
+    why = f"the graph does not take {USUAL_WINDOW}"
+    if positions is not None and positions.count < min(default_window(inputs), USUAL_WINDOW):
+        why = f"the model has {positions.count} positions ({positions.why})"
+    return length, (f"calibrated on windows of {length} tokens: {why}",)
 
 
 def _require_whole(name: str, value: object) -> None:

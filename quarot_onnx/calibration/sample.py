@@ -11,6 +11,9 @@ from quarot_onnx.calibration.filled import ROWS
 from quarot_onnx.errors import CalibrationError, did_you_mean
 from quarot_onnx.io.tensors import read_array
 
+SHORTER = "--calib-seq-len; in Python seq_len="
+"""Where shorter windows are asked for."""
+
 
 def check_feeds(feeds: Feeds, model: ir.Model) -> None:
     """Refuse a sample that does not name the model's inputs.
@@ -80,7 +83,7 @@ def not_run(sample: int, error: Exception) -> CalibrationError:
     """The error for a sample that onnxruntime cannot run."""
     return CalibrationError(
         f"onnxruntime cannot run sample {sample}: {str(error).splitlines()[0]}; feed what the model's inputs "
-        "expect, in type, shape and length"
+        f"expect, in type, shape and length (of a text shorter windows: {SHORTER})"
     )
 
 

@@ -1,6 +1,6 @@
 """What ``quantize`` calibrates on: a text, Python's documentation, what the model writes itself, or feeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from quarot_onnx.piecewise.memory import Memory
 from quarot_onnx.progress import PhaseProgress, of_phase
 from quarot_onnx.quantization import static_ranges
 from quarot_onnx.recipes.own import Calibration
+from quarot_onnx.run.prefixing import held_positions
 
 _NAME_TEXT = (
     "name text like what the model will meet (--calib-text): at 4-bit weights and 8-bit activations SmolLM2's "
@@ -47,6 +48,7 @@ class Asking:
         feeds: Where the user's own feeds lie; None for none.
         memory: What the run may take.
         progress: Called as the work goes on.
+        held: Positions that a prefix may take.
     """
 
     source: Path
@@ -54,6 +56,7 @@ class Asking:
     feeds: Path | None
     memory: Memory
     progress: PhaseProgress
+    held: int = 0
 
 
 def needs_text(chosen: Chosen) -> bool:
@@ -84,11 +87,8 @@ def reader_of(chosen: Chosen, asking: Asking) -> tuple[DataReader, tuple[str, ..
         return SampleReader(given_feeds(asking.feeds, asking.model)), (note,)
     rounding = chosen.config.rounding
     rounded = rounding is not None and rounding.needs_statistics
-    reader, of_text = _text_reader(calibration, asking, inputs, rounded=rounded)
-    length, usual = reader.token_windows.shape[1], Calibration().seq_len
-    fixed = "seq_len" not in calibration.model_fields_set and length != usual
-    notes = [f"calibrated on windows of {length} tokens: the graph does not take {usual}"] if fixed else []
-    return reader, (*notes, *of_text)
+    asking = replace(asking, held=held_positions(chosen.config, asking.model))
+    return _text_reader(calibration, asking, inputs, rounded=rounded)
 
 
 def _text_reader(
@@ -151,7 +151,8 @@ def _with_own(calibration: Calibration, asking: Asking, inputs: ModelInputs, sam
         text_key=calibration.text_key,
         decode_steps=calibration.decode_steps,
         spread=calibration.spread,
-        inputs=inputs,
+        held=asking.held,
+        model=asking.model,
         memory=asking.memory,
         progress=of_phase(asking.progress, "caches"),
     )

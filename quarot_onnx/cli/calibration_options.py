@@ -89,7 +89,10 @@ class CalibrationOptions:
     calib_seq_len: Annotated[
         int | None,
         Option(
-            metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=CALIBRATION
+            metavar="L",
+            min=2,
+            help="Tokens of a window, BOS among them. Default: 512, or as many as the model has positions for.",
+            rich_help_panel=CALIBRATION,
         ),
         Key("calibration.seq_len"),
     ] = None

@@ -21,7 +21,10 @@ class PerplexityOptions:
     seq_len: Annotated[
         int | None,
         Option(
-            metavar="L", min=2, help="Tokens of a window, BOS among them. Default: 512.", rich_help_panel=PERPLEXITY
+            metavar="L",
+            min=2,
+            help="Tokens of a window, BOS among them. Default: 512, or as many as the model has positions for.",
+            rich_help_panel=PERPLEXITY,
         ),
     ] = None
     windows: Annotated[

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 from quarot_onnx.calibration.bos import Bos
-from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.readers import TextReader
 from quarot_onnx.calibration.tokenizer import load_tokenizer
@@ -54,8 +53,7 @@ def find_sinks(path: Path, text: SinkText, progress: PhaseProgress) -> list[dict
     model = model_io.load(path)
     if (lead := Lead.of(model, path.parent)) is not None:
         raise ConfigError(f"{path} has the prefix {list(lead.ids)} already; look for one in the model without it")
-    inputs = ModelInputs.from_model(model, folder=path.parent)
-    windows = partial(TextReader, samples=_WINDOWS, bos=text.bos, text_key=text.key, inputs=inputs)
+    windows = partial(TextReader, samples=_WINDOWS, bos=text.bos, text_key=text.key, held=_LONGEST, model=model)
     try:
         reader = windows(path, text.file, text.tokenizer)
     except ShortTextError as error:

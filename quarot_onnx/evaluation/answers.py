@@ -81,8 +81,10 @@ class Answers:
         inputs, lead = self._model.inputs, self._model.lead
         held = 0 if lead is None else len(lead.ids)
         graph = self._model.model.graph
-        known = positions_of(self.path.parent, graph) or _POSITIONS
-        self.positions = longest_window(inputs, max(known - held, 1))
+        known = positions_of(self.path.parent, graph)
+        self.positions = longest_window(
+            inputs, max(_POSITIONS - held, 1) if known is None else known.behind(held).count
+        )
         self._fixed = inputs.lengths.seq
         fed = lead is not None and lead.past is not None
         shares = any(node.op_type in _OF_ALL_ROWS for node in all_nodes(graph))

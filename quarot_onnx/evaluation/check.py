@@ -220,7 +220,7 @@ def material_for(
     if other is not None:
         bos = None if tokenizer is None else choose_bos(tokenizer_file(tokenizer), check.bos).id
         beside = Other(other[0], 0 if other[1] is None else other[1].shared_start(bos))
-    shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions - held, 2), beside)
+    shape = Shape.of(inputs, check.tokens, None if positions is None else max(positions.behind(held).count, 2), beside)
     if tokenizer is not None:
         found = text_material(
             inputs,

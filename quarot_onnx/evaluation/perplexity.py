@@ -16,7 +16,7 @@ import numpy as np
 from quarot_onnx.calibration.feeds import ModelInputs
 from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.pieces import default_window, pieces, room_note
-from quarot_onnx.calibration.positions import position_note
+from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.running_text import running_text_note
 from quarot_onnx.calibration.text import Bos, choose_bos, load_tokenizer, read_text, tokenizer_file
 from quarot_onnx.calibration.text import windows as cut_windows
@@ -96,7 +96,7 @@ def perplexity(
         model_path: The ONNX file.
         text: A UTF-8 text file, plain or JSON lines.
         tokenizer: A tokenizer.json, or the folder that holds one.
-        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes.
+        seq_len: Tokens of a window, BOS among them; None for 512, or for what the graph takes and has positions for.
         windows: Windows from the start of the text; 0 for all.
         bos: The BOS id, or where it comes from; by default what the tokenizer's files say.
         text_key: The key of the text in JSON lines; see ``read_text``.
@@ -119,12 +119,17 @@ def perplexity(
     used = choose_bos(source, bos)
     # A graph that fixes its lengths is not fed fewer tokens where a text happens to go on as its prefix does.
     held = 0 if model.lead is None or inputs.lengths.seq is None else model.lead.shared_start(used.id)
-    seq_len = default_window(inputs) + held if seq_len is None else seq_len
+    room = positions_of(Path(model_path).parent, model.model.graph)
+    if room is not None and model.lead is not None:
+        room = room.behind(len(model.lead.ids) - model.lead.shared_start(used.id))
+    if seq_len is None:
+        seq_len = default_window(inputs, None if room is None else room.count - held) + held
     if seq_len <= max(unscored, 1) or windows < 0:
         raise CalibrationError(
             f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"
         )
     pieces(inputs, seq_len - held, held=held)  # tells of a length that the graph does not take
+    too_long = () if room is None else room.note(seq_len, "--seq-len; in Python seq_len=")
     if decode and not inputs.has_cache:
         why = inputs.dropped or f"{model_path} has no cache to decode on"
         raise ModelError(f"{why}: evaluate it without (--decode, decode=)")
@@ -168,7 +173,7 @@ def perplexity(
         notes=(
             *_prefix_note(model.lead, brought),
             *room_note(inputs, seq_len - max(brought), decode_steps=decode, held=max(brought)),
-            *position_note(Path(model_path).parent, seq_len),
+            *too_long,
             *running_text_note(ids, loaded, str(text)),
             *(() if cluster is None else cluster.notes),
         ),

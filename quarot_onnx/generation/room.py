@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quarot_onnx.calibration.positions import stated_positions, table_positions
+from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.errors import CalibrationError
 from quarot_onnx.evaluation.scored import Scored
 
@@ -58,12 +58,10 @@ def room_of(model: Scored) -> Room | None:
     """
     lead, lengths = model.lead, model.inputs.lengths
     before = 0 if lead is None else len(lead.ids)
-    behind = f", {before} of them for its prefix" if before else ""
     found = []
-    if (stated := stated_positions(model.path.parent)) is not None:
-        found.append(Room(stated[0] - before, stated[1] + behind))
-    if (rows := table_positions(model.model.graph)) is not None:
-        found.append(Room(rows - before, f"rows of its tables for RoPE{behind}"))
+    if (positions := positions_of(model.path.parent, model.model.graph)) is not None:
+        positions = positions.behind(before)
+        found.append(Room(positions.count, positions.why))
     if lengths.past and model.inputs.has_cache:
         # What is generated last is not fed; where new columns are joined to the cache, one more is seen.
         columns = lengths.past + (1 if lengths.in_place else 2)

@@ -4,6 +4,9 @@ import onnx_ir as ir
 
 from quarot_onnx.io.marks import ONLINE, TAG
 
+PREFIX = "quarot/prefix"
+"""How the names of nodes begin that put a prefix into a graph."""
+
 
 def mark_online(node: ir.Node) -> None:
     """Mark a node as part of an online rotation."""

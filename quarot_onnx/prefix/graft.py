@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from quarot_onnx.graph.edit import Editor
 from quarot_onnx.graph.query import consumers
+from quarot_onnx.graph.tags import PREFIX
 
-STEM = "quarot/prefix"
 _END = np.iinfo(np.int64).max
 
 
@@ -46,7 +46,7 @@ class Graft:
     def constant(self, name: str, array: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
         """A constant tensor, of another type where one is named."""
         tensor = ir.Tensor(array) if dtype is None else ir.Tensor(array.astype(dtype.numpy()), dtype=dtype)
-        return self.editor.initializer(f"{STEM}/{name}", tensor)
+        return self.editor.initializer(f"{PREFIX}/{name}", tensor)
 
     def per_row(self, name: str, array: NDArray[Any], dtype: ir.DataType, anchor: ir.Node) -> ir.Value:
         """A constant [1, ...] repeated along the batch."""
@@ -120,7 +120,7 @@ class Graft:
 
     def _node(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Node:
         made = [ir.AttrInt64(name, value) for name, value in attributes.items()]
-        return self.editor.node(op_type, inputs, f"{STEM}/{op_type}", attributes=made)
+        return self.editor.node(op_type, inputs, f"{PREFIX}/{op_type}", attributes=made)
 
 
 def forget_shape(value: ir.Value) -> None:

@@ -44,7 +44,7 @@ def balance_in_place(
         CalibrationError: The reader is empty, or does not fit.
     """
     found = positions_of(folder, survey.model.graph)
-    positions = None if found is None else max(found - before, 1)
+    positions = None if found is None else found.behind(before).count
     attentions, others = balanceable(survey)
     moments = collect_moments(
         file, attentions, reader, positions, max_samples=max_samples, progress=progress, memory=memory

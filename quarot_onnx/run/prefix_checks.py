@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
-from quarot_onnx.calibration.positions import stated_positions, table_positions
+from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
@@ -112,11 +112,11 @@ def _check_rows(model: ir.Model, fix_shapes: Mapping[str, int]) -> None:
 
 def _check_ids(asked: SinkPrefixConfig, model: ir.Model, folder: Path) -> None:
     length = asked.max_tokens if asked.ids is None else len(asked.ids)
-    limits = [table_positions(model.graph), *(stated_positions(folder) or ())[:1]]
-    positions = min((limit for limit in limits if isinstance(limit, int)), default=None)
-    if positions is not None and length >= positions:
+    positions = positions_of(folder, model.graph)
+    if positions is not None and length >= positions.count:
         raise ConfigError(
-            f"{asked.name}: a prefix of {length} tokens leaves nothing of the model's {positions} positions: use fewer"
+            f"{asked.name}: a prefix of {length} tokens leaves nothing of the model's {positions.count} positions: use "
+            "fewer"
         )
     if asked.ids is not None:
         check_vocabulary(np.array(asked.ids), ModelInputs.from_model(model, folder=folder).vocab_size)

@@ -165,7 +165,7 @@ def test_calibration_options(asks: Asks, text: Path) -> None:
     assert passed.reader.token_windows.shape == (3, 20)
     assert "calib-text" not in passed.notes
     assert "not used" not in passed.notes
-    assert asks("--w-bits", 4, "--calib-samples", 2).reader.token_windows.shape == (2, 512)  # type: ignore[union-attr]
+    assert asks("--w-bits", 4, "--calib-samples", 2).reader.token_windows.shape == (2, 128)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_text_that_a_recipe_names_in_vain(
 def test_two_names_of_one_option(asks: Asks, refused_early: Callable[..., str]) -> None:
     passed = asks("--w-bits", 4, "--nsamples", 2, "--calib-samples", 2)
     assert passed.reader is not None
-    assert passed.reader.token_windows.shape == (2, 512)
+    assert passed.reader.token_windows.shape == (2, 128)
     line = refused_early("--w-bits", 4, "--nsamples", 2, "--calib-samples", 3)
     assert "--nsamples 2 contradicts --calib-samples 3; leave out one" in line
 

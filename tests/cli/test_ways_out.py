@@ -67,7 +67,7 @@ def test_inspect_takes_what_its_errors_advise(shell: Shell, model: Path, tmp_pat
     assert "there are 13: give more text (--text)" in shell.fails(*sinks, short)
     assert "name the text's with --text-key" in shell.fails(*sinks, lines)
     assert "there are 3: give more text (--text)" in shell.fails(*sinks, lines, "--text-key", "txt")
-    assert "need 8192 tokens of text" in shell.fails(*sinks, short, "--no-bos")
+    assert "need 1984 tokens of text" in shell.fails(*sinks, short, "--no-bos")
     assert "token id 999 is outside" in shell.fails("inspect", model, "--sinks", "--bos-id", 999)
     for option in ("--text", "--tokenizer", "--text-key", "--bos-id"):
         assert f"{option} is read for --sinks alone" in shell.fails("inspect", model, option, 1)
