@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cached_decoder
+import learned_positions
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -280,6 +282,25 @@ def test_samples_stay_where_positions_are_more_than_rope(monkeypatch: pytest.Mon
     collect_moments(source, attentions, reader, positions=4096)
     assert seen[:2] == [0, 4096 - 24]
     assert set(seen[2:]) == {0}
+
+
+@pytest.mark.parametrize(("way", "most"), [("ids", 100 - 24), ("unseen", 0)])
+def test_samples_stay_where_a_table_ends(way: str, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Learned positions: nothing behind the last row is asked for, or it is not asked for again."""
+    source = learned_positions.write(tmp_path, 100, way)
+    seen: list[int] = []
+    moved = Shifts.moved
+
+    def noted(self: Shifts, feeds: Feeds, shift: int) -> Feeds:
+        seen.append(shift)
+        return moved(self, feeds, shift)
+
+    monkeypatch.setattr(Shifts, "moved", noted)
+    reader = TokenReader(ModelInputs.from_path(source), IDS % cached_decoder.VOCAB)
+    balance_in_place(source, Survey(model_io.load(source)), reader, tmp_path)
+    assert max(seen[2:]) <= most
+    if most:
+        assert max(seen) <= most
 
 
 @pytest.mark.parametrize("case", ["optimum llama", "optimum fp16", "genai"])
