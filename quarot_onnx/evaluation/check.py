@@ -9,12 +9,12 @@ import onnx_ir as ir
 from pydantic import Field, PlainValidator
 
 from quarot_onnx.calibration.feeds import ModelInputs
-from quarot_onnx.calibration.leading import Lead
+from quarot_onnx.calibration.leading import Lead, behind
 from quarot_onnx.calibration.positions import positions_of
 from quarot_onnx.calibration.readers import DataReader, TextReader
 from quarot_onnx.calibration.text import Bos, choose_bos, tokenizer_file
 from quarot_onnx.config.strict import Strict
-from quarot_onnx.errors import CalibrationError, InputError, ModelError
+from quarot_onnx.errors import CalibrationError, FeedError, InputError, ModelError
 from quarot_onnx.evaluation.equivalence import is_decoder
 from quarot_onnx.evaluation.fidelity import NO_LIMITS, Fidelity, Limits, Reference, measure, reference, require
 from quarot_onnx.evaluation.material import Material, Other, Shape, random_material, text_material
@@ -107,6 +107,19 @@ class CheckRun:
             kept = reference(self.original, self.material, model=model, memory=self.memory)
             self._reference = self._stack.enter_context(kept)
 
+    def _too_long(self, lead: Lead | None) -> bool:
+        """Whether the original cannot be run on a prefix and the windows behind it, either."""
+        if lead is None or self.material is None:
+            return False
+        ids = self.material.ids
+        fed = ids[:, min(lead.shared(row) for row in ids) :]
+        longer = replace(self.material, ids=behind(lead.ids, fed), lead=None)
+        try:
+            with reference(self.original, longer, memory=self.memory):
+                return False
+        except InputError as error:
+            return isinstance(error, FeedError)
+
     def run(self, quantized: Path, model: ir.Model, lead: Lead | None = None) -> dict[str, object]:
         """Compare ``quantized``, which ``model`` was written to and which has ``lead`` before it, with the original.
 
@@ -125,9 +138,15 @@ class CheckRun:
             self.notes = (_unchecked(error),)
         if self._reference is None:
             return {}
-        self.fidelity = measure(
-            self._reference, quantized, model=model, limits=self.limits, lead=lead, memory=self.memory
-        )
+        try:
+            self.fidelity = measure(
+                self._reference, quantized, model=model, limits=self.limits, lead=lead, memory=self.memory
+            )
+        except FeedError as error:
+            if self.demanded or not self._too_long(lead or Lead.of(model, quantized.parent)):
+                raise
+            self.notes = (_unchecked(error),)
+            return {}
         if self.fidelity.not_decoded:
             self.notes = (*self.notes, f"{self.fidelity.not_decoded}: no decode step was checked")
         require(self.fidelity)

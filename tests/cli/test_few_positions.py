@@ -66,3 +66,20 @@ def test_a_prefix_takes_positions(form: str, model: Path, words: Path, shell: Sh
     message = shell.fails(*evaluate, "--seq-len", ROWS - 2)
     assert f"{ROWS - 3} positions" in message
     assert "without 3 for its prefix" in message
+
+
+def test_a_table_that_is_not_found(words: Path, shell: Shell, tmp_path: Path) -> None:
+    """Caches are calibrated where samples are; and windows that only a prefix makes too long are a note."""
+    source = learned.write(tmp_path / "unseen", 256, "unseen")
+    options = ("--calib-text", words, "--calib-samples", 4, "--calib-seq-len", 48, "--overwrite")
+    shell.ok("quantize", source, tmp_path / "out", "--w-bits", 16, "--kv-bits", 4, *options)
+    for form in ("graph", "npz"):
+        prefixed = (*STATIC, "--prefix", form, "--prefix-ids", "7,9,11")
+        done = shell.ok("quantize", source, tmp_path / "out", *prefixed, *options)
+        assert "the quantized model was not checked: onnxruntime cannot run the model" in done.err
+        assert "cannot run the model" in shell.fails(
+            "quantize", source, tmp_path / "out", *prefixed, *options, "--max-kl", 1
+        )
+    message = shell.fails("quantize", source, tmp_path / "out", *STATIC, *options, "--calib-seq-len", 300)
+    assert "cannot run sample 0" in message
+    assert "shorter windows: --calib-seq-len" in message
