@@ -202,7 +202,7 @@ def quantize(
     lowbit.check(selection, config, data)
     static_ranges.require_reader(selection, data)
     of_cache = check_cache(selection.survey, config, data)
-    no_prefix = check_prefix(config, selection, source, given_inputs, lengths)
+    no_prefix = check_prefix(config, selection, source, given_inputs, lengths, reader=reader)
     refuse_lost(of_cache, prefixed=config.prefix is not None and no_prefix is None)
     rotating = still_to_rotate(model, config)
     checking = prepare(check, source, model, reader, held_positions(config, model), memory=memory)

@@ -7,7 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from quarot_onnx.calibration.feeds import Feeds, ModelInputs
+from quarot_onnx.calibration.leading import Lead
 from quarot_onnx.calibration.positions import positions_of
+from quarot_onnx.calibration.readers import DataReader, TextReader
+from quarot_onnx.calibration.sample import SHORTER
 from quarot_onnx.calibration.text import check_vocabulary
 from quarot_onnx.config import QConfig
 from quarot_onnx.config.algorithm import SinkPrefixConfig
@@ -27,6 +30,8 @@ def check_prefix(
     source: str | Path,
     feeds: Sequence[Feeds] | None,
     fix_shapes: Mapping[str, int],
+    *,
+    reader: DataReader | None = None,
 ) -> str | None:
     """Find out, before any long work, whether the model can have the prefix that is asked for.
 
@@ -36,6 +41,7 @@ def check_prefix(
         source: Its file.
         feeds: Inputs for the proof, where no rule makes them.
         fix_shapes: Lengths that the output fixes, by name.
+        reader: What the model will be calibrated on.
 
     Returns:
         Why there will be none, where that is left to the model; None where there may be one.
@@ -43,6 +49,7 @@ def check_prefix(
     Raises:
         ConfigError: Tokens outside the vocabulary, or more than the model has positions for; or one that is fed as a
             cache whose length the output fixes, or several rows of which GroupQueryAttention does not take.
+        CalibrationError: Its tokens and the windows of a text are more than the graph has positions for.
         ModelError: The graph has no room for one.
     """
     asked, there = config.prefix, prefix_of(recorded(selection.survey.model))
@@ -63,7 +70,17 @@ def check_prefix(
         if asked.form is PrefixForm.AUTO:
             return f"no sink prefix: {error}"
         raise
+    if asked.ids is not None and isinstance(reader, TextReader):
+        _check_windows(asked.ids, reader, model, Path(source).parent)
     return None
+
+
+def _check_windows(ids: tuple[int, ...], reader: TextReader, model: ir.Model, folder: Path) -> None:
+    """Refuse windows of which the last tokens have no positions behind a prefix."""
+    positions = positions_of(folder, model.graph)
+    if positions is not None:
+        left = positions.behind(len(ids) - Lead(ids).shared_start(reader.bos_id))
+        left.note(reader.token_windows.shape[1], SHORTER)
 
 
 def _check_room(asked: SinkPrefixConfig, survey: Survey, folder: Path) -> None:

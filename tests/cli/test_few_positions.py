@@ -61,6 +61,10 @@ def test_a_prefix_takes_positions(form: str, model: Path, words: Path, shell: Sh
     assert f"windows of {ROWS - 3} tokens: the model has {ROWS - 3} positions" in done.err
     assert "not checked" not in done.err
     assert shell.ok("compare", model, out, "--text", words, "--json").json["tokens"] > 0
+    longer = ("--prefix", form, "--prefix-ids", "7,9,11", *options, "--calib-seq-len", ROWS - 2)
+    message = shell.fails("quantize", model, tmp_path / "longer", *STATIC, *longer)
+    assert f"{ROWS - 3} positions" in message
+    assert "--calib-seq-len" in message
     evaluate = ("evaluate", out, "--text", words, "--windows", 2, "--no-bos")
     assert shell.ok(*evaluate, "--json").json["seq_len"] == ROWS - 3
     message = shell.fails(*evaluate, "--seq-len", ROWS - 2)
