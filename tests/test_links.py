@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import exports
 import io_models
 import pytest
 from command_line import Shell
@@ -12,7 +13,8 @@ from quarot_onnx import QConfig
 from quarot_onnx.calibration.given import given_feeds, load_npz
 from quarot_onnx.calibration.text_files import file_text
 from quarot_onnx.calibration.tokenizer import tokenizer_file
-from quarot_onnx.errors import CalibrationError, ConfigError, InputError, ModelError
+from quarot_onnx.errors import CalibrationError, ConfigError, InputError, ModelError, OutputError
+from quarot_onnx.export.export import export
 from quarot_onnx.hadamard.dense import load_npy
 from quarot_onnx.io import model_io
 
@@ -72,6 +74,36 @@ def test_a_tokenizer(tmp_path: Path) -> None:
     for given in (path, tmp_path):
         with pytest.raises(CalibrationError, match=told(path)):
             tokenizer_file(given)
+
+
+def test_a_folder_to_write_into(tmp_path: Path, shell: Shell) -> None:
+    source = io_models.write(io_models.linear_model(), tmp_path / "m.onnx")
+    out = tmp_path / "out"
+    out.symlink_to("gone")
+    with pytest.raises(OutputError, match=told(out)):
+        model_io.check_target(model_io.load(source), out / "deep" / "out.onnx")
+    for command in ("rotate", "quantize"):
+        for inside in ("", "deeper", "out.onnx"):
+            assert re.search(told(out)[1:-1], shell.fails(command, source, out / inside))
+    assert re.search(told(out)[1:-1], shell.fails("inspect", source, "--write-config", out / "r.json"))
+    with pytest.raises(OutputError, match=told(out)):
+        export(exports.hf_folder("llama"), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "out"]
+
+
+def test_a_file_of_the_models_name_in_a_folder_to_write_into(tmp_path: Path, shell: Shell) -> None:
+    source, link = io_models.write(io_models.linear_model(), tmp_path / "m.onnx"), tmp_path / "out" / "m.onnx"
+    link.parent.mkdir()
+    link.symlink_to("gone")
+    assert re.search(told(link)[1:-1], shell.fails("rotate", source, link.parent))
+    assert link.is_symlink()
+
+
+def test_a_file_to_write_that_was_named_is_replaced(link: Path) -> None:
+    source = io_models.write(io_models.linear_model(), link.with_name("source.onnx"))
+    assert model_io.save(model_io.load(source), link).path == link
+    assert not link.is_symlink()
+    assert not link.with_name("gone").exists()
 
 
 def test_feeds(tmp_path: Path) -> None:

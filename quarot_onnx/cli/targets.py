@@ -5,6 +5,7 @@ from pathlib import Path
 from quarot_onnx.cli import options as opt
 from quarot_onnx.errors import OutputError
 from quarot_onnx.io.external import peek
+from quarot_onnx.io.links import refuse_broken
 from quarot_onnx.io.staging import same_file
 from quarot_onnx.run.provenance import RECIPE_KEY
 
@@ -19,11 +20,13 @@ def target_file(out: Path, source: Path, *, overwrite: bool) -> Path:
         overwrite: Whether any model may be replaced.
 
     Raises:
-        OutputError: OUT is named like a file of another kind, or is a folder that holds another model of this name.
+        OutputError: OUT is named like a file of another kind, or is a folder that holds another model of this name, or
+            a link of this name whose target is missing.
     """
     target = opt.target_file(out, source)
-    free = target == out or overwrite or not target.is_file() or same_file(target, source)
+    free = target == out or overwrite or not (target.is_file() or target.is_symlink()) or same_file(target, source)
     if not free and not _written_here(target):
+        refuse_broken(target, OutputError)
         raise OutputError(
             f"the folder {out} holds another model of the name {target.name}: name the file itself "
             f"({target}), another folder, or insist with --overwrite"

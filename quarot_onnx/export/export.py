@@ -24,6 +24,7 @@ from typing import Any
 
 from quarot_onnx.errors import ConfigError, InputError, MissingPackageError, ModelError, OutputError
 from quarot_onnx.export.source import find_source
+from quarot_onnx.io.links import refuse_broken
 from quarot_onnx.io.locks import is_abandoned, locked
 
 _PIP_LINE = "pip install 'quarot-onnx[export]'"
@@ -113,6 +114,7 @@ def _check_destination(out_dir: Path, source: Path, *, overwrite: bool) -> None:
     if place == source.resolve() or place in source.resolve().parents:
         raise OutputError(f"the export to {out_dir} would overwrite the source {source}; choose another folder")
     if not out_dir.exists():
+        refuse_broken(out_dir, OutputError)
         return
     if not out_dir.is_dir():
         raise OutputError(f"{out_dir} is a file; choose a new folder")

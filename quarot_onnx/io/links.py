@@ -9,7 +9,7 @@ def refuse_broken(path: Path, error: type[InputError]) -> None:
     """Refuse a path that leads nowhere because of a link, its own or that of a folder on its way.
 
     Args:
-        path: What is to be read.
+        path: What is to be read, or a folder to write into.
         error: The class of the error.
 
     Raises:

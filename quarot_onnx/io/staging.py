@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quarot_onnx.errors import OutputError
+from quarot_onnx.io.links import refuse_broken
 
 _SCRATCH = ".quarot-"
 RUN_SUFFIX = ".quarot"
@@ -133,6 +134,7 @@ def check_targets(
             raise OutputError(f"output {target} is a folder; {way}")
         if target.exists() and not overwrite:
             raise OutputError(f"output {target} exists and overwriting is off; choose another path or remove it")
+        refuse_broken(target.parent, OutputError)
         parent = nearest_existing(target.parent)
         if not parent.is_dir():
             raise OutputError(f"output {target} cannot be written: {parent} is a file, not a folder")
