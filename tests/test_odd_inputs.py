@@ -52,6 +52,8 @@ FED = {
     "bias 3-D": (odd.Spec(mask="bias 3d"), 12, 4),
     "bias for each head": (odd.Spec(mask="bias heads"), 12, 4),
     "bool mask": (odd.Spec(mask="bool"), 12, 4),
+    "one that nothing reads": (odd.Spec(unread=True), 12, 4),
+    "one that nothing reads, before a mask": (odd.Spec(unread=True, mask="ones", batch=1, seq=4, past=12), 16, 48),
     "bool mask 2-D": (odd.Spec(mask="bool 2d"), 12, 4),
 }
 

@@ -50,6 +50,7 @@ class InputRole(enum.Enum):
     PAST_LENGTH = "length of the past"
     TOTAL_LENGTH = "length with the past"
     LAST_POSITION = "last position of each row"
+    UNREAD = "read by nothing"
     UNKNOWN = "not known"
 
 

@@ -155,11 +155,14 @@ def made(spec: TensorSpec, role: InputRole, filling: Filling, start: int) -> npt
 
     Args:
         spec: The input.
-        role: ``MASK``, ``BIAS``, ``POSITIONS`` or one of the lengths.
+        role: ``MASK``, ``BIAS``, ``POSITIONS``, ``UNREAD`` or one of the lengths.
         filling: The lengths.
         start: The position of the first new token.
     """
     shape = spec.shape or ()
+    if role is InputRole.UNREAD:
+        free = (filling.batch, filling.seq)
+        return np.zeros([dim if isinstance(dim, int) else next(iter(free[axis:]), 1) for axis, dim in enumerate(shape)])
     if role in (InputRole.MASK, InputRole.BIAS):
         seen = filling.visible()
         if len(shape) == 2 or shape[-2] == 1:

@@ -29,10 +29,11 @@ from quarot_onnx.graph.caches import presents
 _CACHE_TYPES = FLOATS | {ir.DataType.INT8, ir.DataType.UINT8}
 _IDS = ("input_ids", "tokens", "ids")
 _MASK_TYPES = INTEGERS | FLOATS | {ir.DataType.BOOL}
+_MADE_TYPES = _MASK_TYPES - {ir.DataType.BFLOAT16}
 
 
 def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir.Graph) -> dict[str, InputRole]:
-    """What each required input is for; ``UNKNOWN`` where nothing tells.
+    """What each required input is for; ``UNKNOWN`` where nothing tells, ``UNREAD`` where nothing reads it, either.
 
     Args:
         inputs: The inputs that have no default.
@@ -49,7 +50,7 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
     main = main_input(inputs, vocab_size, graph)
     roles: dict[str, InputRole] = {}
     for spec in inputs:
-        if spec.dtype == ir.DataType.BOOL and (spec.rank or 0) < 2:
+        if spec.dtype == ir.DataType.BOOL and (spec.rank or 0) < 2 and not _is_unread(spec, values.get(spec.name)):
             raise ModelError(
                 f"input {spec.name!r} is a switch between two graphs: export without the merged decoder "
                 "(optimum: --no-post-process) or use the file with past inputs"
@@ -59,7 +60,14 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
         else:
             roles[spec.name] = _role(spec, values.get(spec.name), set(roles.values()))
     unknown = [spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN]
-    return roles | dict.fromkeys(_carried(unknown, inputs, roles, graph), InputRole.PAST)
+    unread = [spec.name for spec in unknown if _is_unread(spec, values.get(spec.name))]
+    carried = _carried(unknown, inputs, roles, graph)
+    return roles | dict.fromkeys(unread, InputRole.UNREAD) | dict.fromkeys(carried, InputRole.PAST)
+
+
+def _is_unread(spec: TensorSpec, value: ir.Value | None) -> bool:
+    """Whether nothing in the graph reads an input, and NumPy has its type: zeros will do."""
+    return value is not None and not value.uses() and not value.is_graph_output() and spec.dtype in _MADE_TYPES
 
 
 def _carried(
@@ -172,7 +180,7 @@ def _mask_or_positions(spec: TensorSpec, value: ir.Value | None, taken: set[Inpu
         return InputRole.MASK
     if "position" in spec.name:
         return InputRole.POSITIONS
-    if value is None:
+    if value is None or not value.uses():
         return InputRole.UNKNOWN
     if is_position(value):
         return InputRole.POSITIONS

@@ -139,8 +139,35 @@ def test_fused_attention_tells_its_head_dim(genai):
 def test_unknown_input_is_named(name: str, dtype: int, shape: list, message: str):
     model = tiny.build()
     model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
+    model.graph.node.insert(0, helper.make_node("Identity", [name], ["read"]))
     with pytest.raises(ModelError, match=message):
         inputs_of(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "expected"),
+    [
+        ("use_cache_branch", TensorProto.BOOL, [1], (1,)),
+        ("token_type_ids", TensorProto.INT64, ["b", "s"], (1, 8)),
+        ("pos", TensorProto.INT64, ["b", "s"], (1, 8)),
+        ("pixel_values", TensorProto.FLOAT16, ["b", 3, "h", "w"], (1, 3, 1, 1)),
+        ("scale", TensorProto.DOUBLE, [], ()),
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_an_input_that_nothing_reads_is_fed_zeros(first: bool, name: str, dtype: int, shape: list, expected: tuple):
+    model = tiny.build()
+    model.graph.input.insert(0 if first else len(model.graph.input), helper.make_tensor_value_info(name, dtype, shape))
+    inputs = inputs_of(model)
+    assert inputs.roles["attention_mask"].name == "MASK"
+    feeds = inputs.feed(IDS)
+    assert feeds[name].shape == expected
+    assert feeds[name].dtype == helper.tensor_dtype_to_np_dtype(dtype)
+    assert not feeds[name].any()
+    alone = {given: array for given, array in feeds.items() if given != name}
+    np.testing.assert_array_equal(
+        open_session(model).run(None, feeds)[0], open_session(tiny.build()).run(None, alone)[0]
+    )
 
 
 def lone(kind: str, dtype: int, shape: list, *nodes: onnx.NodeProto, name: str = "extra") -> np.ndarray:

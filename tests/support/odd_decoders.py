@@ -31,6 +31,7 @@ class Spec:
         total: The declared columns of the mask.
         number: A scalar input: ``keep`` (logits to keep), ``past`` (where the causal mask begins) or ``""``.
         number_shape: Its shape.
+        unread: An integer input [batch, seq] that nothing reads.
         unknown: An input that no rule knows: a float [1] that scales the logits.
         names: Prefix of the names of inputs; without one they are the exporters' names.
     """
@@ -43,6 +44,7 @@ class Spec:
     total: Dim = "total"
     number: str = ""
     number_shape: tuple[int, ...] = ()
+    unread: bool = False
     unknown: bool = False
     names: str = ""
 
@@ -89,6 +91,8 @@ class _Writer:
             x = self.input("inputs_embeds", FLOAT, [spec.batch, spec.seq, HIDDEN])
             return x, x
         ids = given = self.input("input_ids", INT64, [spec.batch, spec.seq])
+        if spec.unread:
+            self.input("pos", INT64, [spec.batch, spec.seq])
         if spec.ids == "clip":
             ids = self.op("Clip", ids, self.constant(0), self.constant(VOCAB - 1))
         elif spec.ids == "where":
