@@ -134,7 +134,7 @@ class CheckRun:
             self._refer()
         except ModelError as error:
             if self.demanded:
-                raise
+                raise _demanded(error) from error
             self.notes = (_unchecked(error),)
         if self._reference is None:
             return {}
@@ -190,9 +190,20 @@ def prepare(
         material = material_for(check, path, model, calibrated=calibrated, held=held)
     except (ModelError, CalibrationError) as error:
         if check.demanded:
-            raise
+            raise _demanded(error) from error
         return CheckRun(path, None, notes=(_unchecked(error),))
     return CheckRun(path, material, check.limits, check.demanded, memory)
+
+
+def _demanded(error: InputError) -> InputError:
+    """The error for a model that cannot be checked, with the way to go without."""
+    if not isinstance(error, ModelError):
+        return error  # of a text or a tokenizer, which says what to do
+    reason = error.reason if isinstance(error, FeedError) else str(error)
+    return ModelError(
+        f"{reason}; or leave out what demands the check (--check-text, --max-kl, --max-ppl-ratio; text=, limits= of "
+        "Check in Python)"
+    )
 
 
 def _unchecked(error: InputError) -> str:

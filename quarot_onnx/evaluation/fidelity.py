@@ -283,7 +283,10 @@ def _windows(
         if not place.last:
             continue
         if any(run.ndim != 3 for run in runs) or sum(run.shape[1] for run in runs) != ids.shape[1]:
-            raise ModelError(f"{path} gives no logits for each of {ids.shape[1]} tokens: it cannot be checked")
+            raise ModelError(
+                f"{path} gives no logits for each of {ids.shape[1]} tokens, which are compared: export the model "
+                "without pruning its logits"
+            )
         yield from np.concatenate(runs, axis=1)[: next(held)]  # others only fill up what the graph fixes
         runs = []
 

@@ -1,12 +1,16 @@
 """What an error advises is there for whoever reads it, and leads on."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import odd_decoders as odd
+import onnx
 import pytest
 import tiny_decoders as tiny
 from command_line import Shell
+from onnx import numpy_helper
 from passed import Asks
 
 GPTQ = "--weights gptq"
@@ -99,3 +103,25 @@ def test_models_with_different_vocabularies(shell: Shell, model: Path, tmp_path:
         for first, second, sizes in ((model, other, (264, odd.VOCAB)), (other, model, (odd.VOCAB, 264))):
             line = shell.fails(command, first, second)
             assert f"{first} has a vocabulary of {sizes[0]} and {second} one of {sizes[1]}: these are differ" in line
+
+
+def test_a_model_without_the_logits_of_all_positions_goes_without_the_check(
+    shell: Shell, model: Path, text: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(model)
+    graph = proto.graph
+    head = next(node for node in graph.node if node.output[0] == "logits")
+    for name, number in (("last", -1), ("end", 2**62), ("axis", 1)):
+        graph.initializer.append(numpy_helper.from_array(np.array([number]), name))
+    place = list(graph.node).index(head)
+    graph.node.insert(place, onnx.helper.make_node("Slice", [head.input[0], "last", "end", "axis"], ["kept"]))
+    head.input[0] = "kept"
+    next(value for value in graph.output if value.name == "logits").type.tensor_type.shape.dim[1].dim_value = 1
+    onnx.save(proto, model)
+    why = r"model.onnx gives no logits for each of \d+ tokens, .*: export the model without pruning its logits"
+    way = r"; or leave out what demands the check \(--check-text, --max-kl, --max-ppl-ratio; text=, limits= of Check"
+    for options in (("--check-text", text), ("--max-kl", 1)):
+        assert re.search(why + way, shell.fails("quantize", model, tmp_path / "q.onnx", "--scheme", "w8", *options))
+    done = shell.ok("quantize", model, tmp_path / "q.onnx", "--scheme", "w8", "--json").json
+    assert any(re.search(f"was not checked: .*{why}$", note) for note in done["notes"])
+    assert re.search(f"{why}$", shell.fails("compare", model, tmp_path / "q.onnx"))
