@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
+from quarot_onnx.calibration.inputs import FLOATS
 from quarot_onnx.errors import ModelError
 from quarot_onnx.evaluation.kept import kept
 from quarot_onnx.evaluation.logits import readable
 from quarot_onnx.evaluation.measures import Measures
 from quarot_onnx.evaluation.outputs import Outputs
 from quarot_onnx.evaluation.pairing import Compared, Pairing
+from quarot_onnx.graph.linear import linears
+from quarot_onnx.graph.query import label
+from quarot_onnx.io import model_io
 from quarot_onnx.threads import one_blas_thread
 
 Rows = npt.NDArray[Any]
@@ -124,10 +129,31 @@ def own_logits(rows: Rows, path: str | Path) -> Rows:
 
 
 def _wild(path: str | Path) -> ModelError:
+    what = f"{path} puts out NaN or infinity on its own"
+    weight = _wild_weight(model_io.load(path))
+    if weight:
+        return ModelError(
+            f"{what}: {weight} holds some, and nothing can be made of it, rotated or quantized; export the model again"
+        )
     return ModelError(
-        f"{path} puts out NaN or infinity on its own: there is nothing to compare with; if that is as it should be, "
-        "--no-verify rotates, and --no-check quantizes, without a comparison"
+        f"{what}: there is nothing to compare with; if that is as it should be, --no-verify rotates, and --no-check "
+        "quantizes, without a comparison"
     )
+
+
+def _wild_weight(model: ir.Model) -> str:
+    """The first weight that holds NaN, or of a Linear infinity, in words; empty where none does."""
+    of_linears = {linear.weight.value: linear for linear in linears(model.graph)}
+    for value in model.graph.initializers.values():
+        tensor, readers = value.const_value, value.consumers()
+        if tensor is None or tensor.dtype not in FLOATS or not readers:
+            continue
+        array = model_io.read_array(tensor, own=False)
+        # Elsewhere infinity may stand for what must not be seen.
+        if np.isnan(array).any() or (value in of_linears and not np.isfinite(array).all()):
+            reader = of_linears[value].node if value in of_linears else readers[0]
+            return f"the weight {value.name!r} of {label(reader)!r}"
+    return ""
 
 
 def _floats(runs: Iterator[Outputs]) -> Iterator[tuple[int, Rows]]:

@@ -76,12 +76,12 @@ class _Application:
         alone = len(consumers(source)) == 1 and not source.is_graph_output()
         if value is None and old is source and alone and source.is_initializer():
             # The same value, with another tensor: the name stays.
-            tensor = edit.transform.tensor(name)
+            tensor = edit.transform.tensor(name, label(edit.node))
             source.const_value = tensor
             source.shape = ir.Shape(tensor.shape.numpy())
             return
         if value is None:
-            value = self._editor.initializer(f"{name}_{suffix}", edit.transform.tensor(name))
+            value = self._editor.initializer(f"{name}_{suffix}", edit.transform.tensor(name, label(edit.node)))
             made.append((edit.transform, value))
         self._editor.replace_input(edit.node, edit.index, value)
 

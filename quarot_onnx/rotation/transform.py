@@ -15,6 +15,7 @@ Blocks of a weight are computed side by side on all cores. How it is cut depends
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.factoring import Floats
 from quarot_onnx.hadamard.rotation import Rotation
@@ -131,9 +133,11 @@ class WeightTransform:
         """The shape as it is written."""
         return self.source.shape[::-1] if self.stored_transposed else self.source.shape
 
-    def tensor(self, name: str) -> ir.TensorProtocol:
-        """The result as a tensor that is computed whenever it is read."""
-        return model_io.lazy_tensor(self.evaluate, dtype=self.source.dtype, shape=self.shape, name=name)
+    def tensor(self, name: str, reader: str = "") -> ir.TensorProtocol:
+        """The result as a tensor that is computed whenever it is read; the node that reads it is for messages."""
+        return model_io.lazy_tensor(
+            partial(self.evaluate, reader), dtype=self.source.dtype, shape=self.shape, name=name
+        )
 
     def same_as(self, other: "WeightTransform") -> bool:
         """Whether both make the same tensor, so that one initializer can serve both uses."""
@@ -141,8 +145,26 @@ class WeightTransform:
             (other.source.value, other.source.dtype, other.shape, other.stored_transposed, other.steps)
         )
 
-    def evaluate(self) -> Array:
-        """Compute the result, first block by block of rows, then of columns, where there are steps along both axes.
+    def evaluate(self, reader: str = "") -> Array:
+        """Compute the result.
+
+        Args:
+            reader: The node that reads it, for the message.
+
+        Raises:
+            ModelError: The source holds NaN or infinity, which would spread.
+        """
+        try:
+            return self._evaluate()
+        except _WildError:
+            of = f" of {reader!r}" if reader else ""
+            raise ModelError(
+                f"the weight {self.source.value.name!r}{of} holds NaN or infinity, and nothing can be made of it, "
+                "rotated or quantized; export the model again"
+            ) from None
+
+    def _evaluate(self) -> Array:
+        """The result, first block by block of rows, then of columns, where there are steps along both axes.
 
         Steps on the two axes commute. Between them the weight as a whole is in the precision of the arithmetic.
         """
@@ -197,6 +219,10 @@ class WeightTransform:
         return isinstance(tensor, ir.ExternalTensor) and len(self.source.shape) == 2 and tensor.dtype.bitwidth >= 8
 
 
+class _WildError(Exception):
+    """A block holds NaN or infinity."""
+
+
 def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> None:
     """Take steps with a block [rows, columns] and put it where it belongs, rounded to the target's type.
 
@@ -208,6 +234,8 @@ def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> N
         widen(source, x)
     else:
         np.copyto(x, source)
+    if not (np.isfinite(np.vdot(x, x)) or np.isfinite(x).all()):  # the first takes the least time
+        raise _WildError
     for step in steps:
         step(x)
     if target.dtype == np.float16:

@@ -11,6 +11,7 @@ import linear_graphs as graphs
 import onnx
 import pytest
 from command_line import Shell, files
+from onnx import numpy_helper
 
 from quarot_onnx.errors import VerificationError
 
@@ -273,3 +274,19 @@ def test_windows_longer_than_the_rotary_tables(refused, tmp_path: Path) -> None:
     assert "use 128 or fewer (--seq-len" in refused(
         "evaluate", exports.genai_like(), "--text", text, "--seq-len", 5000, "--windows", 1
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_damaged(value: float, refused, model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    name = next(node.input[1] for node in proto.graph.node if node.name.endswith("up_proj/MatMul"))
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    array = numpy_helper.to_array(weight).copy()
+    array[3, 4] = value
+    weight.CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(proto, model)
+    found = rf"the weight '{name}' of '\S*up_proj/MatMul' holds (NaN or infinity|some), and nothing can be made of it, "
+    for words in ("rotate", "rotate --no-verify", "quantize", "quantize --no-verify --no-check"):
+        command, *options = words.split()
+        assert re.search(found, refused(command, model, tmp_path / "out.onnx", *options))
+    assert re.search(f"on its own: {found}", refused("verify", model, model))

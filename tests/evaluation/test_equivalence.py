@@ -96,6 +96,16 @@ def test_nan_in_the_other_model_fails_and_in_the_original_is_refused(original, t
         compare(path, original)
 
 
+@pytest.mark.parametrize(("weight", "value"), [("Wh", np.nan), ("Wo", np.inf), ("Wo", -np.inf), ("E", np.nan)])
+def test_a_weight_that_is_damaged_is_named(original, tmp_path, weight: str, value: float):
+    arrays = tiny.weights()
+    arrays[weight][...] = np.where(np.arange(arrays[weight].shape[-1]) == 1, value, arrays[weight])
+    with pytest.raises(
+        ModelError, match=rf"on its own: the weight '{weight}' of '\S+' holds some, .*; export the model"
+    ):
+        compare(other(tmp_path, arrays=arrays), original)
+
+
 @pytest.mark.parametrize("never", [-1e9, float(np.finfo(np.float32).min), -np.inf, -1e4])
 def test_tokens_that_never_come_hide_no_fault(tmp_path, never: float):
     cacheless = tiny.Spec(cache=False)  # caches would show the fault, too

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import Constant
 from quarot_onnx.hadamard.rotation import Rotation
 from quarot_onnx.rotation import transform as module
@@ -101,6 +103,22 @@ def test_float16_behind_a_cast_to_float32_is_computed_in_float64() -> None:
     result = WeightTransform(source, (Rotate(1, OUT), Rotate(0, IN))).evaluate()
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, IN.matrix().T @ W.astype(np.float16).astype(float) @ OUT.matrix(), **EXACT)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_not_finite_spreads_nowhere(dtype: type, axis: int, value: float) -> None:
+    spoiled = W.astype(dtype)
+    spoiled[3, 4] = value
+    with pytest.raises(ModelError, match="the weight 'w' holds NaN or infinity, and nothing can be made of it"):
+        WeightTransform(constant(spoiled), (Rotate(axis, (IN, OUT)[axis]),)).evaluate()
+
+
+def test_large_numbers_whose_squares_overflow_are_finite() -> None:
+    large = np.full(W.shape, 3e38, ml_dtypes.bfloat16)
+    made = WeightTransform(constant(large), (Scale(0, None, factor=0.5),)).evaluate()
+    np.testing.assert_array_equal(made, large * ml_dtypes.bfloat16(0.5))
 
 
 def test_a_tensor_is_evaluated_when_it_is_read() -> None:
