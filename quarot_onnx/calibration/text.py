@@ -127,7 +127,7 @@ def windows(
         there = ids.size if bos_id is None else np.count_nonzero(ids != bos_id)
         raise ShortTextError(
             f"{needs} {max(wanted, 1) * taken} tokens of text, there are {there}",
-            f"ask for {fewer}, or give more text",
+            f"ask for {fewer}, or give more text" if there > 1 else "give more text",
         )
     cut = np.stack(found)
     check_vocabulary(cut, vocab_size, tokenizer)

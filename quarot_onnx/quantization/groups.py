@@ -34,7 +34,10 @@ class OddGroup:
         """
         fitting = [size for size in _USUAL if self.features % size == 0]
         fits = f"use a divisor, such as {' or '.join(map(str, fitting[-3:]))}" if fitting else "use a divisor"
-        return f"{said} does not divide the {self.features} input features of {self.node!r}; {fits}, or leave it out"
+        return (
+            f"{said} does not divide the {self.features} input features of {self.node!r}; {fits}, have no groups, or "
+            "leave the node in float (exclude, --exclude)"
+        )
 
 
 def odd_groups(selection: Selection) -> Iterator[OddGroup]:

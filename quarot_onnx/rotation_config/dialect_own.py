@@ -58,6 +58,8 @@ def _as_r1(value: object) -> object:
         return {}
     if isinstance(value, str):
         raise _not_understood(value, '{"pairs": [...]}')
+    if value is not None and not isinstance(value, dict | R1Entry):
+        raise ValueError(f'not understood; give "{DETECT}" or {{"pairs": [...]}}, or leave the key out')
     return value
 
 

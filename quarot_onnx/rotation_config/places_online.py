@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from quarot_onnx.errors import ConfigError
+from quarot_onnx.errors import ConfigError, did_you_mean
 from quarot_onnx.graph.linear import Linear
 from quarot_onnx.graph.query import label
 from quarot_onnx.rotation_config.dialect_own import NodeEntry, R2Entry, R3Entry
@@ -62,7 +62,7 @@ class Places:
         known = {linear.node for linear in self._found.mlps}
         for (place, entry), linear in zip(entries, linears, strict=True):
             if known and linear.node not in known:
-                near = self._names.near(entry.node, {linear.node.op_type})
+                near = did_you_mean(entry.node, [down.name for down in self._found.mlps])
                 raise ConfigError(
                     f"{place}.node: {entry.node!r} is no down projection of the decoder{near}; "
                     "name it in online_pairs for an online Hadamard of its own"

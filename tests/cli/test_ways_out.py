@@ -92,6 +92,9 @@ def test_a_text_that_is_too_short_to_compare_on(shell: Shell, model: Path, tmp_p
     (tmp_path / "short.txt").write_text("one two three")
     line = shell.fails("compare", model, model, "--text", tmp_path / "short.txt")
     assert line.endswith("compare on fewer tokens, or give more text")
+    (tmp_path / "short.txt").write_text("o")
+    line = shell.fails("evaluate", model, "--text", tmp_path / "short.txt")
+    assert line.endswith("there are 1: give more text")
     (tmp_path / "short.txt").write_text("one two three " * 8)
     shell.ok("compare", model, model, "--text", tmp_path / "short.txt", "--tokens", 64)
 

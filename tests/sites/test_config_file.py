@@ -166,6 +166,7 @@ WRONG = {
         {"R2": [{**R2, "heads": 4}]},
         "R2[0]: unknown key 'heads' (did you mean 'num_heads'?)",
     ),
+    "R1 off": ({"R1": False}, 'R1=False: not understood; give "detect" or {"pairs": [...]}, or leave the key out'),
     "misspelt detect": ({"R1": "detct"}, "R1='detct': not understood (did you mean 'detect'?)"),
     "misspelt detect in a list's place": ({"R4": "detct"}, "not understood (did you mean 'detect'?)"),
     "empty list": ({"R2": []}, "R2=[]: an empty list"),
@@ -185,6 +186,10 @@ WRONG = {
     "not R4's place": (
         {"R4": ["/lm_head/MatMul"]},
         "'/lm_head/MatMul' is no down projection of the decoder",
+    ),
+    "another Linear in R4's place": (
+        {"R4": [MATMUL.replace("down", "up")]},
+        f"is no down projection of the decoder (did you mean '{MATMUL}'?)",
     ),
     "wrong size": ({"R4": [{"node": MATMUL, "size": 64}]}, f"R4[0].size is 64, but '{MATMUL}' has 96 inputs"),
     "wrong hidden size": (
