@@ -209,7 +209,7 @@ def test_what_is_no_character():
 
 
 def test_an_error_of_a_short_text_goes_between_processes():
-    with pytest.raises(ShortTextError, match="needs 2 tokens of text, there are 1: ask for") as raised:
+    with pytest.raises(ShortTextError, match="needs 2 tokens of text, there are 1: give more text") as raised:
         text.windows([1], length=2, count=1)
     again = pickle.loads(pickle.dumps(raised.value))
     assert (type(again), str(again), again.reason) == (ShortTextError, str(raised.value), raised.value.reason)
