@@ -60,7 +60,8 @@ def assign_roles(inputs: Sequence[TensorSpec], vocab_size: int | None, graph: ir
         else:
             roles[spec.name] = _role(spec, values.get(spec.name), set(roles.values()))
     unknown = [spec for spec in inputs if roles[spec.name] is InputRole.UNKNOWN]
-    unread = [spec.name for spec in unknown if _is_unread(spec, values.get(spec.name))]
+    loose = (spec for spec in inputs if roles[spec.name] in (InputRole.UNKNOWN, InputRole.PAST))
+    unread = [spec.name for spec in loose if _is_unread(spec, values.get(spec.name))]
     carried = _carried(unknown, inputs, roles, graph)
     return roles | dict.fromkeys(unread, InputRole.UNREAD) | dict.fromkeys(carried, InputRole.PAST)
 
