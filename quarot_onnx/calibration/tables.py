@@ -7,11 +7,12 @@ takes the first rows up to a length that is computed.
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import InputRole, TensorSpec, logits_output
+from quarot_onnx.calibration.inputs import INTEGERS, InputRole, TensorSpec, logits_output
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.query import FLOAT_TYPES, attribute_int, label, resolve_constant, scalar, small_ints
+from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant, scalar, small_ints
 from quarot_onnx.graph.tags import PREFIX
+from quarot_onnx.io.tensors import read_array
 
 _ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _LAYOUT = frozenset(
@@ -31,8 +32,14 @@ _LAYOUT = frozenset(
 )
 """What hands integers on, some of them or all."""
 
-_SUMS = frozenset({"Add", "Sub", "Mul", "Where", "Max"})
+_SUMS = frozenset({"Add", "Sub", "Mul", "Max"})
 """What makes positions of positions and of numbers, lengths or a mask: one of the operands counts."""
+
+_WITH_AXES = 4
+"""Inputs of a Slice that says along which axes."""
+
+_MOST = 1 << 20
+"""Entries of a constant that is looked at."""
 
 _STORED = frozenset({"Cast", "Identity", "DequantizeLinear", "Squeeze", "Unsqueeze", "Slice"})
 """How a table may be stored otherwise than it is looked up in."""
@@ -44,8 +51,8 @@ def position_table(graph: ir.Graph) -> tuple[int, str] | None:
     Args:
         graph: The graph.
     """
-    given = _given(graph)
-    found = (rows for node in graph for rows in (_of_rope(node), _gathered(node, given), _sliced(node)))
+    counting = _Counting(_given(graph))
+    found = (rows for node in graph for rows in (_of_rope(node), _gathered(node, counting), _sliced(node)))
     return min((rows for rows in found if rows is not None and rows[0] > 0), key=lambda rows: rows[0], default=None)
 
 
@@ -69,25 +76,25 @@ def _of_rope(node: ir.Node) -> tuple[int, str] | None:
     return (min(rows), "rows of its tables for RoPE") if rows else None
 
 
-def _gathered(node: ir.Node, given: frozenset[ir.Value]) -> tuple[int, str] | None:
+def _gathered(node: ir.Node, counting: "_Counting") -> tuple[int, str] | None:
     """Of a Gather whose indices are positions."""
-    packed = node.op_type == "GatherBlockQuantized"
-    if node.op_type != "Gather" and not packed:
+    packed = (node.domain, node.op_type) == ("com.microsoft", "GatherBlockQuantized")
+    if (node.domain, node.op_type) != ("", "Gather") and not packed:
         return None
     table, index = _stored(node.inputs[0], numbers=packed), node.inputs[1]
     rows = None if table is None else _rows(table, attribute_int(node, "gather_axis" if packed else "axis", 0))
-    added = None if rows is None or index is None else _added(index, given)
+    added = None if rows is None or index is None else counting.added(index)
     return None if rows is None or added is None else (rows - added, f"rows of the table that {label(node)} looks up")
 
 
 def _sliced(node: ir.Node) -> tuple[int, str] | None:
     """Of a Slice that takes the first rows of a table of floats, as many as there are tokens."""
-    if node.op_type != "Slice" or len(node.inputs) < 4:
+    if (node.domain, node.op_type) != ("", "Slice") or len(node.inputs) < _WITH_AXES:
         return None
     table, axes = resolve_constant(node.inputs[0]), small_ints(node.inputs[3])
     if table is None or table.dtype not in FLOAT_TYPES or axes is None or len(axes) != 1:
         return None
-    if resolve_constant(node.inputs[2]) is not None:
+    if resolve_constant(node.inputs[2]) is not None or axes[0] in {-1, len(table.shape) - 1}:
         return None
     return table.shape[axes[0]], f"rows of the table that {label(node)} cuts"
 
@@ -119,22 +126,47 @@ def _stored(value: ir.Value | None, *, numbers: bool) -> tuple[int, ...] | None:
     return None
 
 
-def _added(value: ir.Value | None, given: frozenset[ir.Value]) -> int | None:
-    """What an index has on top of the position that it stands for; None where it stands for none."""
-    if value in given:
-        return 0
-    node = None if value is None or resolve_constant(value) is not None else value.producer()
-    if node is None:
-        return None
-    if node.op_type in _LAYOUT and not _of_numbers(node):
-        return _added(node.inputs[0], given)
-    if node.op_type in _SUMS:
-        return _summed(node, given)
-    return _counted(node)
+class _Counting:
+    """Which values are positions, and what they have on top of them."""
 
+    def __init__(self, given: frozenset[ir.Value]) -> None:
+        """Nothing is known yet but the inputs that hold positions."""
+        self._known: dict[ir.Value, int | None] = dict.fromkeys(given, 0)
 
-def _of_numbers(node: ir.Node) -> bool:
-    return resolve_constant(node.inputs[0]) is not None
+    def added(self, value: ir.Value | None) -> int | None:
+        """What an index has on top of the position that it stands for; None where it stands for none."""
+        if value is None:
+            return None
+        if value not in self._known:
+            node = None if resolve_constant(value) is not None else value.producer()
+            self._known[value] = None if node is None or node.domain or not node.inputs else self._made_by(node)
+        return self._known[value]
+
+    def _made_by(self, node: ir.Node) -> int | None:
+        if node.op_type in _LAYOUT and resolve_constant(node.inputs[0]) is None:
+            return self.added(node.inputs[0])
+        if node.op_type == "Where":
+            return self._chosen(node)
+        return self._summed(node) if node.op_type in _SUMS else _counted(node)
+
+    def _chosen(self, node: ir.Node) -> int | None:
+        """Of a choice, all of which must count, or be constant."""
+        parts = [self.added(value) for value in node.inputs[1:] if resolve_constant(value) is None]
+        counted = [part for part in parts if part is not None]
+        return max(counted) if counted and len(counted) == len(parts) else None
+
+    def _summed(self, node: ir.Node) -> int | None:
+        """Of what is made of positions and something else: differences of two positions are none."""
+        parts = [self.added(value) for value in node.inputs]
+        counted = [part for part in parts if part is not None]
+        if not counted or (node.op_type == "Sub" and (parts[0] is None or len(counted) > 1)):
+            return None
+        number = next((n for n in map(scalar, node.inputs) if n is not None), None)
+        if node.op_type == "Mul":
+            return max(counted) if number in (None, 1) else None  # by a mask
+        if node.op_type == "Max" or label(node).startswith(PREFIX):
+            return max(counted)  # a prefix's positions are positions
+        return max(counted) + int((-1 if node.op_type == "Sub" else 1) * (number or 0))
 
 
 def _counted(node: ir.Node) -> int | None:
@@ -143,19 +175,14 @@ def _counted(node: ir.Node) -> int | None:
         return 1  # the first token is counted with itself
     if node.op_type == "Range" and resolve_constant(node.inputs[1]) is None:
         return int(scalar(node.inputs[0]) or 0)
-    cut = node.op_type == "Slice" and len(node.inputs) > 2 and _of_numbers(node)
-    return 0 if cut and resolve_constant(node.inputs[2]) is None else None
-
-
-def _summed(node: ir.Node, given: frozenset[ir.Value]) -> int | None:
-    """Of what is made of positions and something else: differences of two positions are none."""
-    parts = [_added(value, given) for value in node.inputs]
-    counted = [part for part in parts if part is not None]
-    if not counted or (node.op_type == "Sub" and (parts[0] is None or len(counted) > 1)):
+    if node.op_type != "Slice" or len(node.inputs) <= 2 or resolve_constant(node.inputs[2]) is not None:
         return None
-    number = 0 if node.op_type == "Where" else next((n for n in map(scalar, node.inputs) if n is not None), 0)
-    if node.op_type == "Mul":
-        return max(counted) if number in (0, 1) else None  # by a mask
-    if node.op_type == "Max" or label(node).startswith(PREFIX):
-        return max(counted)  # a prefix's positions are positions
-    return max(counted) + int(-number if node.op_type == "Sub" else number)
+    return _first_of_row(resolve_constant(node.inputs[0]))
+
+
+def _first_of_row(constant: Constant | None) -> int | None:
+    """The first of the integers of a constant that go up by one; None of others."""
+    if constant is None or constant.tensor.dtype not in INTEGERS or not 1 < constant.tensor.size <= _MOST:
+        return None
+    numbers = read_array(constant.tensor, own=False).reshape(-1)
+    return int(numbers[0]) if (numbers[1:] - numbers[:-1] == 1).all() else None

@@ -122,8 +122,11 @@ def perplexity(
     room = positions_of(Path(model_path).parent, model.model.graph)
     if room is not None and model.lead is not None:
         room = room.behind(len(model.lead.ids) - model.lead.shared_start(used.id))
+    shorter: tuple[str, ...] = ()
     if seq_len is None:
         seq_len = default_window(inputs, None if room is None else room.count - held) + held
+        if room is not None and seq_len < default_window(inputs) + held:
+            shorter = (f"measured on windows of {seq_len} tokens: the model has {room.count} positions ({room.why})",)
     if seq_len <= max(unscored, 1) or windows < 0:
         raise CalibrationError(
             f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"
@@ -173,6 +176,7 @@ def perplexity(
         notes=(
             *_prefix_note(model.lead, brought),
             *room_note(inputs, seq_len - max(brought), decode_steps=decode, held=max(brought)),
+            *shorter,
             *too_long,
             *running_text_note(ids, loaded, str(text)),
             *(() if cluster is None else cluster.notes),

@@ -77,6 +77,57 @@ def test_tables_of_something_else(tmp_path: Path) -> None:
     assert found(path) is None
 
 
+@pytest.mark.parametrize("numbers", [np.zeros(ROWS, np.int64), np.arange(ROWS) % 5, np.arange(ROWS)[::-1].copy()])
+def test_a_constant_that_is_cut_must_count(numbers: np.ndarray, tmp_path: Path) -> None:
+    """BERT's types of tokens, and buckets of distances, are cut to the length of the text as well."""
+    path = learned.write(tmp_path, ROWS, "cut")
+    model = onnx.load(path)
+    next(tensor for tensor in model.graph.initializer if tensor.name == "all").CopyFrom(
+        numpy_helper.from_array(numbers, "all")
+    )
+    onnx.save(model, path)
+    assert found(path) is None
+
+
+def with_index(path: Path, *nodes: onnx.NodeProto) -> Path:
+    """The table is looked up by what the last of the nodes makes of ``counted``."""
+    model = onnx.load(path)
+    gather = next(node for node in model.graph.node if node.output[0] == "position")
+    gather.input[1] = nodes[-1].output[0]
+    place = list(model.graph.node).index(gather)
+    for node in nodes[::-1]:
+        model.graph.node.insert(place, node)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_choice_counts_where_all_of_it_does(tmp_path: Path) -> None:
+    path = learned.write(tmp_path, ROWS, "range")
+    some = helper.make_node("Greater", ["counted", "step"], ["some"])
+    path = with_index(path, some, helper.make_node("Where", ["some", "counted", "step"], ["index"]))
+    positions = found(path)
+    assert positions is not None
+    assert positions.count == ROWS
+    flat = helper.make_node("Squeeze", ["input_ids"], ["flat"])
+    path = with_index(path, flat, helper.make_node("Where", ["some", "counted", "flat"], ["mixed"]))
+    assert found(path) is None
+
+
+def test_long_ways_of_an_index_take_no_time(tmp_path: Path) -> None:
+    chain = [helper.make_node("Max", [f"x{i}" if i else "counted"] * 2, [f"x{i + 1}"]) for i in range(60)]
+    path = with_index(learned.write(tmp_path, ROWS, "range"), *(renamed(node) for node in chain))
+    positions = found(path)
+    assert positions is not None
+    assert positions.count == ROWS
+
+
+def renamed(node: onnx.NodeProto) -> onnx.NodeProto:
+    """With values of names of its own."""
+    for names in (node.input, node.output):
+        names[:] = [name if name == "counted" else f"index.{name}" for name in names]
+    return node
+
+
 @pytest.mark.parametrize(("stated", "count"), [(15, 15), (20, 20), (50, 20)])
 def test_the_fewer_of_what_a_config_says_and_a_table_has(stated: int, count: int, tmp_path: Path) -> None:
     path = learned.write(tmp_path, ROWS)
