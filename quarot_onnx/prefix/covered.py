@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError, first_and_more
 from quarot_onnx.graph.caches import FUSED_CACHES, forward, presents
-from quarot_onnx.graph.linear import is_matmul, linear_at
+from quarot_onnx.graph.linear import is_matmul
 from quarot_onnx.graph.query import SIZE_ONLY, consumers, data_input, first_reader, label
 from quarot_onnx.io.nodes import all_nodes
 from quarot_onnx.sites.model import Attention
@@ -50,6 +50,6 @@ def _unread(graph: ir.Graph, attentions: set[ir.Node]) -> Iterator[ir.Value]:
 
 
 def _kept(node: ir.Node, _: int) -> list[ir.Value]:
-    """What a node makes of a cache; nothing where it attends to it, understood or not."""
-    attends = node.op_type in SIZE_ONLY | {"Einsum", "Softmax"} or (node.domain, node.op_type) in FUSED_CACHES
-    return [] if attends or (is_matmul(node) and linear_at(node) is None) else list(node.outputs)
+    """What a node makes of a cache; nothing where it attends to it, or may do so, or where a Linear reads it."""
+    ends = node.op_type in SIZE_ONLY | {"Einsum", "Gemm", "Softmax"} or (node.domain, node.op_type) in FUSED_CACHES
+    return [] if ends or is_matmul(node) or node.domain not in ("", "com.microsoft") else list(node.outputs)

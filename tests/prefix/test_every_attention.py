@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 from command_line import Shell
 from exports import EXPORTS
@@ -47,6 +48,14 @@ def test_one_that_is_not_found_is_refused_by_name(strange: Path, shell: Shell, t
     assert not (tmp_path / "m.onnx").exists()
     told = shell.ok(*common, "--prefix", "auto", "--prefix-ids", "7,3").err
     assert "no sink prefix: no prefix fits into this graph: /model/layers.1/self_attn/Concat_" in told
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_cache_does_not_reach_the_next_layer_through_linears(layer: int) -> None:
+    model = without_softmax(onnx.load(EXPORTS["optimum llama"]()), layer)
+    survey = Survey(ir.from_proto(model))
+    with pytest.raises(ModelError, match=rf"layers\.{layer}/self_attn/Concat_\S* .*{STRANGE}"):
+        require_all(survey.model.graph, survey.visible().attentions)
 
 
 def test_as_a_cache_it_is_fed_to_all_of_them(strange: Path, shell: Shell, text: Path, tmp_path: Path) -> None:
