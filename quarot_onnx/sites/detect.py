@@ -4,13 +4,14 @@ No name of a node, a value or a file takes part: the same graph with every name 
 What is not understood is left out with the node and the reason; nothing is guessed.
 """
 
+from collections.abc import Collection
 from functools import cached_property
 
 import onnx_ir as ir
 
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.caches import forward
-from quarot_onnx.graph.linear import Linear, linear_at, linears
+from quarot_onnx.graph.linear import Linear, is_matmul, linear_at, linears
 from quarot_onnx.graph.query import SIZE_ONLY, label
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.io.nodes import all_nodes, subgraphs
@@ -207,11 +208,30 @@ def _computed(node: ir.Node, _: int) -> list[ir.Value]:
 
 
 def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
-    """The Linears behind the last norm; where norms are not followed (LayerNorm), those as wide as the vocabulary."""
+    """The Linears behind the last norm; where norms are not followed (LayerNorm), those that make the logits.
+
+    They are as wide as one of the tables is long, and no other Linear follows, nor an attention: a table of positions
+    may be as long as the residual stream is wide (GPT-2 medium).
+    """
     if stream.norms and not stream.layer_norm:
         return stream.norms[-1].readers
     vocabularies = {embedding.table.shape[0] for embedding in stream.embeddings}
-    return tuple(linear for linear in linears(graph) if linear.out_features in vocabularies)
+    wide = [linear for linear in linears(graph) if linear.out_features in vocabularies]
+    return tuple(linear for linear in wide if _puts_out(linear, set(graph.outputs)))
+
+
+def _puts_out(linear: Linear, outputs: Collection[ir.Value]) -> bool:
+    """Whether an output of the graph holds what a Linear makes, entry by entry."""
+
+    def onward(node: ir.Node, _: int) -> list[ir.Value]:
+        ends = node.op_type in SIZE_ONLY or is_matmul(node) or linear_at(node) is not None
+        return [] if ends else list(node.outputs)
+
+    for value in forward([linear.output], onward):
+        last = value.shape[-1] if value in outputs and value.shape is not None and len(value.shape) else None
+        if value in outputs and (last == linear.out_features or not isinstance(last, int)):
+            return True
+    return False
 
 
 def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:

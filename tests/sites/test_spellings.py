@@ -85,6 +85,12 @@ def test_what_cannot_be_rotated_is_left_out_with_a_reason(case: str, tmp_path: P
         check_equivalent(source, target)
 
 
+def test_a_head_is_what_makes_the_logits(tmp_path: Path) -> None:
+    """Behind a LayerNorm, where other Linears are as wide as a table is long."""
+    sites = found(tmp_path, Spec(first_norm="layer", intermediate=hand_decoder.VOCAB))
+    assert [linear.name for linear in sites.head] == ["node_head_out"]
+
+
 @pytest.mark.parametrize("attention", ["gated", "forked"])
 def test_an_output_linear_that_could_not_be_traced_is_no_mlp(attention: str, tmp_path: Path) -> None:
     assert [linear.name for linear in found(tmp_path, Spec(attention=attention)).mlps] == ["node_mlp0_down_out"]
