@@ -65,6 +65,8 @@ class Scale:
         factors = np.array([self.factor])
         if self.vector is not None:
             factors = (model_io.read_array(self.vector).astype(np.float64).reshape(-1) + self.offset) * self.factor
+            if not np.isfinite(factors).all():
+                raise _WildError(f"the weight {self.vector.name!r} of a norm")
         factors = (factors[:, None] if axis == 0 else factors).astype(dtype)
         return lambda x: np.multiply(x, factors, out=x)
 
@@ -152,15 +154,16 @@ class WeightTransform:
             reader: The node that reads it, for the message.
 
         Raises:
-            ModelError: The source holds NaN or infinity, which would spread.
+            ModelError: The source, or a vector that scales it, holds NaN or infinity, which would spread.
         """
         try:
             return self._evaluate()
-        except _WildError:
+        except _WildError as error:
             of = f" of {reader!r}" if reader else ""
+            what = str(error) or f"the weight {self.source.value.name!r}{of}"
             raise ModelError(
-                f"the weight {self.source.value.name!r}{of} holds NaN or infinity, and nothing can be made of it, "
-                "rotated or quantized; export the model again"
+                f"{what} holds NaN or infinity, and nothing can be made of it, rotated or quantized; export the model "
+                "again"
             ) from None
 
     def _evaluate(self) -> Array:
@@ -220,7 +223,7 @@ class WeightTransform:
 
 
 class _WildError(Exception):
-    """A block holds NaN or infinity."""
+    """A block holds NaN or infinity, or what it is scaled by, which is named."""
 
 
 def _take(steps: list[InPlace], source: Array, target: Array, dtype: Dtype) -> None:

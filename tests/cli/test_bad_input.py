@@ -8,6 +8,7 @@ from pathlib import Path
 
 import exports
 import linear_graphs as graphs
+import numpy as np
 import onnx
 import pytest
 from command_line import Shell, files
@@ -290,3 +291,16 @@ def test_a_weight_that_is_damaged(value: float, refused, model: Path, tmp_path: 
         command, *options = words.split()
         assert re.search(found, refused(command, model, tmp_path / "out.onnx", *options))
     assert re.search(f"on its own: {found}", refused("verify", model, model))
+
+
+def test_a_damaged_gamma_is_named(refused, model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("input_layernorm.weight"))
+    array = numpy_helper.to_array(weight).copy()
+    array[3] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(proto, model)
+    for words in ("rotate --no-verify", "quantize --no-verify --no-check"):
+        command, *options = words.split()
+        said = refused(command, model, tmp_path / "out.onnx", *options)
+        assert f"the weight '{weight.name}' of a norm holds NaN or infinity" in said
