@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from quarot_onnx.calibration.inputs import InputRole, TensorSpec, position_axis
+from quarot_onnx.graph.products import SCORE_PATH
 from quarot_onnx.graph.query import attribute_int
 
 _LAYOUT = frozenset(
@@ -20,7 +21,6 @@ _WRITERS = frozenset({"ScatterND", "ScatterElements", "TensorScatter", "Where"})
 _OF_INTEGERS = frozenset({"Mul", "Sub", "DequantizeLinear", "BitShift", "BitwiseAnd", "Split"})
 """What makes numbers of a cache of integers."""
 
-_ON_SCORES = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip", "Tanh"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Concat", "Neg", "Min", "Max"})
 _ANGLES = frozenset({"Cos", "Sin", "RotaryEmbedding"})
 
@@ -49,7 +49,7 @@ def mask_role(value: ir.Value) -> InputRole | None:
 
 def _are_scores(value: ir.Value) -> bool:
     """Whether a Softmax follows, with nothing in between but what works on single scores."""
-    return any(node.op_type == "Softmax" for node, _ in _reached(value, _LAYOUT | _ON_SCORES, every_input=True))
+    return any(node.op_type == "Softmax" for node, _ in _reached(value, _LAYOUT | SCORE_PATH, every_input=True))
 
 
 def is_joined(value: ir.Value) -> bool | None:

@@ -2,9 +2,11 @@
 
 import onnx_ir as ir
 
-from quarot_onnx.graph.query import PASS_THROUGH, attribute_int, data_input, resolve_constant, small_ints
+from quarot_onnx.graph.query import PASS_THROUGH, attribute_int, resolve_constant, small_ints
 
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub"})
+
+_KEPT = PASS_THROUGH | {"Squeeze", "Unsqueeze"}
 
 _MOST = 32
 """Nodes that such a number takes; exporters write some ten."""
@@ -25,10 +27,8 @@ def is_one_of_lengths(value: ir.Value) -> bool:
         node = current.producer()
         if node is None:
             return False
-        if node.op_type in PASS_THROUGH or node.op_type in ("Squeeze", "Unsqueeze"):
-            queue.append(data_input(node))
-        elif node.op_type in _ARITHMETIC:
-            queue.extend(v for v in node.inputs if v is not None)
+        if node.op_type in _ARITHMETIC | _KEPT and not node.domain:
+            queue.extend(v for v in (node.inputs[:1] if node.op_type in _KEPT else node.inputs) if v is not None)
         elif not _is_one_length(node):
             return False
     return False
@@ -36,18 +36,17 @@ def is_one_of_lengths(value: ir.Value) -> bool:
 
 def _is_one_length(node: ir.Node) -> bool:
     """Whether a node puts out the length of one axis, or the number of all entries."""
+    if node.domain:
+        return False
     if node.op_type == "Size":
         return True
     if node.op_type == "Shape":
         end = attribute_int(node, "end", 0)
         return end - attribute_int(node, "start", 0) == 1
-    shape = data_input(node).producer()
-    if node.op_type not in ("Gather", "Slice") or shape is None or shape.op_type != "Shape":
+    shape = node.inputs[0].producer() if node.op_type in ("Gather", "Slice") and node.inputs[0] is not None else None
+    if shape is None or shape.op_type != "Shape":
         return False
-    bounds = [small_ints(v) for v in node.inputs[1:3]]
-    if any(found is None or len(found) != 1 for found in bounds):
-        return False
+    bounds = [number for v in node.inputs[1:3] for number in small_ints(v) or ()]
     if node.op_type == "Gather":
-        return True
-    (start,), (end,) = (found for found in bounds if found is not None)
-    return end - start == 1 or (start == -1 and end > 0)
+        return len(bounds) == 1
+    return len(bounds) == 2 and (bounds[1] - bounds[0] == 1 or (bounds[0] == -1 and bounds[1] > 0))

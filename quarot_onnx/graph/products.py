@@ -1,6 +1,7 @@
-"""Which axes a product pairs: MatMul, and FusedMatMul with the Transposes that onnxruntime's optimiser puts inside.
+"""Which axes a product pairs, and what follows that of Q and K.
 
-FusedMatMul (com.microsoft) computes alpha · A' B', where A' is A with, in this order of perm for rank 4::
+A product is a MatMul, or a FusedMatMul with the Transposes that onnxruntime's optimiser puts inside. FusedMatMul
+(com.microsoft) computes alpha · A' B', where A' is A with, in this order of perm for rank 4::
 
     trans  transBatch   perm
       0        0        0 1 2 3
@@ -13,6 +14,9 @@ import onnx_ir as ir
 
 from quarot_onnx.graph.query import attribute_int, data_input
 from quarot_onnx.graph.shapes import Shapes
+
+SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip", "Concat"})
+"""What may stand between Q Kᵀ and its Softmax; a Concat puts the score of a sink beside the others (gpt-oss)."""
 
 
 def operand_axis(product: ir.Node, index: int, axis: int, shapes: Shapes) -> int | None:

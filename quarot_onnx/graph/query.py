@@ -92,7 +92,7 @@ def passes(node: ir.Node) -> bool:
 
     Casts of integers to integers are among them, which exporters put behind shapes and indices.
     """
-    if node.op_type not in PASS_THROUGH or node.inputs[0] is None:
+    if node.domain or node.op_type not in PASS_THROUGH or node.inputs[0] is None:
         return False
     if node.op_type not in _CASTS:
         return True

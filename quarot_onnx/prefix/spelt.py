@@ -17,11 +17,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quarot_onnx.errors import ModelError
-from quarot_onnx.graph.products import operand_axis
+from quarot_onnx.graph.products import SCORE_PATH, operand_axis
 from quarot_onnx.graph.query import attribute_int, consumers, data_input, data_users, label, passes, scalar
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.prefix.graft import Graft, forget_shape
-from quarot_onnx.sites.scores import SCORE_PATH, context_product, score_product
+from quarot_onnx.sites.scores import context_product, score_product
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 """What an operand holds for keys that it leaves as they are."""

@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from quarot_onnx.graph.linear import is_matmul, linear_at
+from quarot_onnx.graph.products import SCORE_PATH
 from quarot_onnx.graph.query import (
     attribute_float,
     attribute_int,
@@ -14,9 +15,6 @@ from quarot_onnx.graph.query import (
 )
 from quarot_onnx.graph.shapes import Shapes
 from quarot_onnx.sites.operands import LAYOUT
-
-SCORE_PATH = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Tanh", "Max", "Min", "Clip", "Concat"})
-"""A Concat puts the score of a sink beside them (gpt-oss)."""
 
 _WEIGHT_PATH = frozenset({"Where", "Mul", "Slice", "Reshape"})
 """A guard against NaN, what takes a sink's weight off again, and heads as batches."""

@@ -19,13 +19,17 @@ GRAPHS = {
     "s = Size (x)\nf = Cast <to=1> (s)\nn = Mul (f, x)": False,
     "s = Size (x)\nn = Mul (s, both)": False,
     "n = Gather (x, one)": False,
+    "s = Shape (x)\nn = Slice (s, both, far)": False,
+    "n = own.Gather ()": False,
+    "n = own.Sqrt (x)": False,
+    "n = own.Cast ()": False,
 }
 
 
 @pytest.mark.parametrize("nodes", GRAPHS)
 def test_one_number_of_lengths(nodes: str) -> None:
     model = ir.from_onnx_text(
-        f"""<ir_version: 9, opset_import: ["" : 18]> g (float[a, b] x) => (n)
+        f"""<ir_version: 9, opset_import: ["" : 18, "own" : 1]> g (float[a, b] x) => (n)
         <int64 one = {{1}}, int64[1] one_ = {{1}}, int64[1] two_ = {{2}}, int64[1] minus = {{-1}}, float half = {{0.5}},
          int64[1] minus2 = {{-2}}, int64[1] far = {{9223372036854775807}}, int64[2] both = {{0, 1}}>
         {{ {nodes} }}"""
