@@ -22,10 +22,12 @@ FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _CACHE_TYPES = FLOATS | {ir.DataType.INT8, ir.DataType.UINT8}
 
 # Ops that hand integers on: what comes out still stands for the same ids, put into range or with some replaced.
-_LAYOUT = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Transpose"})
-_CARRIERS = _LAYOUT | {"Clip", "Where", "Max", "Min", "Mod", "Abs", "Add", "Sub", "Slice"}
+LAYOUT = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Transpose"})
+"""What hands all that an input holds on, laid out otherwise."""
+
+_CARRIERS = LAYOUT | {"Clip", "Where", "Max", "Min", "Mod", "Abs", "Add", "Sub", "Slice"}
 # A position is scaled by the inverse frequencies (MatMul, Mul, Einsum) before its cosine is taken.
-_POSITION_CARRIERS = _LAYOUT | {"MatMul", "Mul", "Concat", "Einsum", "Clip", "Add", "Slice", "Gather", "Split"}
+_POSITION_CARRIERS = LAYOUT | {"MatMul", "Mul", "Concat", "Einsum", "Clip", "Add", "Slice", "Gather", "Split"}
 _POSITION_ENDS = frozenset({"Cos", "Sin", "RotaryEmbedding"})
 _TABLE_OPS = frozenset({"Gather", "GatherBlockQuantized"})
 # A tied table may be stored as the head reads it, transposed, or quantized.

@@ -161,8 +161,8 @@ def made(spec: TensorSpec, role: InputRole, filling: Filling, start: int) -> npt
     """
     shape = spec.shape or ()
     if role is InputRole.UNREAD:
-        free = (filling.batch, filling.seq)
-        return np.zeros([dim if isinstance(dim, int) else next(iter(free[axis:]), 1) for axis, dim in enumerate(shape)])
+        free = {0: filling.batch, 1: filling.seq}
+        return np.zeros([dim if isinstance(dim, int) else free.get(axis, 1) for axis, dim in enumerate(shape)])
     if role in (InputRole.MASK, InputRole.BIAS):
         seen = filling.visible()
         if len(shape) == 2 or shape[-2] == 1:

@@ -26,6 +26,11 @@ class Positions:
     why: str
     rows: int | None = None
 
+    @property
+    def said(self) -> str:
+        """How many there are, and who says so."""
+        return f"the model has {self.count} positions ({self.why})"
+
     def behind(self, held: int) -> "Positions":
         """Those that are left behind a prefix of so many tokens, one at least."""
         if not held:

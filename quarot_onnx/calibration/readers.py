@@ -235,7 +235,7 @@ def _usual(inputs: ModelInputs, positions: Positions | None) -> tuple[int, tuple
         return length, ()
     why = f"the graph does not take {USUAL_WINDOW}"
     if positions is not None and positions.count < min(default_window(inputs), USUAL_WINDOW):
-        why = f"the model has {positions.count} positions ({positions.why})"
+        why = positions.said
     return length, (f"calibrated on windows of {length} tokens: {why}",)
 
 

@@ -7,7 +7,7 @@ takes the first rows up to a length that is computed.
 
 import onnx_ir as ir
 
-from quarot_onnx.calibration.inputs import INTEGERS, InputRole, TensorSpec, logits_output
+from quarot_onnx.calibration.inputs import INTEGERS, LAYOUT, InputRole, TensorSpec, logits_output
 from quarot_onnx.calibration.roles import assign_roles
 from quarot_onnx.errors import ModelError
 from quarot_onnx.graph.query import FLOAT_TYPES, Constant, attribute_int, label, resolve_constant, scalar, small_ints
@@ -15,21 +15,7 @@ from quarot_onnx.graph.tags import PREFIX
 from quarot_onnx.io.tensors import read_array
 
 _ROPE = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
-_LAYOUT = frozenset(
-    {
-        "Cast",
-        "Identity",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Expand",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Gather",
-    }
-)
+_CARRIERS = LAYOUT | {"Slice", "Split", "Gather"}
 """What hands integers on, some of them or all."""
 
 _SUMS = frozenset({"Add", "Sub", "Mul", "Max"})
@@ -143,7 +129,7 @@ class _Counting:
         return self._known[value]
 
     def _made_by(self, node: ir.Node) -> int | None:
-        if node.op_type in _LAYOUT and resolve_constant(node.inputs[0]) is None:
+        if node.op_type in _CARRIERS and resolve_constant(node.inputs[0]) is None:
             return self.added(node.inputs[0])
         if node.op_type == "Where":
             return self._chosen(node)

@@ -126,7 +126,7 @@ def perplexity(
     if seq_len is None:
         seq_len = default_window(inputs, None if room is None else room.count - held) + held
         if room is not None and seq_len < default_window(inputs) + held:
-            shorter = (f"measured on windows of {seq_len} tokens: the model has {room.count} positions ({room.why})",)
+            shorter = (f"measured on windows of {seq_len} tokens: {room.said}",)
     if seq_len <= max(unscored, 1) or windows < 0:
         raise CalibrationError(
             f"{windows} windows of {seq_len} tokens score nothing: need seq_len of {max(unscored, 1) + 1} or more"

@@ -4,7 +4,6 @@ No name of a node, a value or a file takes part: the same graph with every name 
 What is not understood is left out with the node and the reason; nothing is guessed.
 """
 
-from collections.abc import Collection
 from functools import cached_property
 
 import onnx_ir as ir
@@ -217,21 +216,18 @@ def _head(graph: ir.Graph, stream: Stream) -> tuple[Linear, ...]:
         return stream.norms[-1].readers
     vocabularies = {embedding.table.shape[0] for embedding in stream.embeddings}
     wide = [linear for linear in linears(graph) if linear.out_features in vocabularies]
-    return tuple(linear for linear in wide if _puts_out(linear, set(graph.outputs)))
+    return tuple(linear for linear in wide if _is_put_out(linear))
 
 
-def _puts_out(linear: Linear, outputs: Collection[ir.Value]) -> bool:
+def _is_put_out(linear: Linear) -> bool:
     """Whether an output of the graph holds what a Linear makes, entry by entry."""
 
     def onward(node: ir.Node, _: int) -> list[ir.Value]:
         ends = node.op_type in SIZE_ONLY or is_matmul(node) or linear_at(node) is not None
         return [] if ends else list(node.outputs)
 
-    for value in forward([linear.output], onward):
-        last = value.shape[-1] if value in outputs and value.shape is not None and len(value.shape) else None
-        if value in outputs and (last == linear.out_features or not isinstance(last, int)):
-            return True
-    return False
+    shapes = [value.shape for value in forward([linear.output], onward) if value.is_graph_output()]
+    return any(not shape or shape[-1] == linear.out_features or not isinstance(shape[-1], int) for shape in shapes)
 
 
 def _follows(linear: Linear, attentions: set[ir.Node], stop: set[ir.Value]) -> bool:
