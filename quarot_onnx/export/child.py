@@ -18,6 +18,7 @@ from typing import Any
 
 from quarot_onnx.export.gguf_source import load_gguf
 from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, no_tokenizer, one_line
+from quarot_onnx.export.unlisted import is_listed, prepare, refusal
 
 _ATTENTION = 14
 """The oldest opset in which torch exports the attention of most models."""
@@ -59,7 +60,7 @@ def main() -> None:
     try:
         if source.is_file():
             model, tokenizer, notes = load_gguf(source, request["dtype"])
-            _export(model, out_dir, opset, say)
+            check = export_model(source, model, out_dir, opset, say)
             if tokenizer is not None:
                 tokenizer.save_pretrained(out_dir)
         else:
@@ -68,8 +69,11 @@ def main() -> None:
             model, notes = load_folder(source, request["dtype"])
             from optimum.utils.save_utils import maybe_load_preprocessors
 
-            _export(model, out_dir, opset, say, preprocessors=maybe_load_preprocessors(str(source)))
+            preprocessors = maybe_load_preprocessors(str(source))
+            check = export_model(source, model, out_dir, opset, say, preprocessors=preprocessors)
             notes = [*notes, *complete(source, out_dir)]
+        del model  # whose memory the comparison of an export needs
+        notes = [*notes, *check()]
         for note in notes:
             say({"note": note})
     except RefusalError as error:
@@ -83,12 +87,38 @@ def main() -> None:
         say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {one_line(error)}"})
 
 
-def _export(model: Any, out_dir: Path, opset: int | None, say: Say, **options: Any) -> None:
+def export_model(
+    source: Path, model: Any, out_dir: Path, opset: int | None, say: Say, **options: Any
+) -> Callable[[], list[str]]:
+    """Export a model of a folder or file ``source``.
+
+    Returns:
+        What checks the export, where it has to be, and gives notes on it; it needs no model any more.
+
+    Raises:
+        RefusalError: Its architecture is not on optimum's list and cannot be exported as those that are.
+    """
     from optimum.exporters.onnx import onnx_export_from_model
 
+    unlisted = None if is_listed(model.config.model_type) else prepare(source, model)
     say({"stage": "exporting through optimum"})
     model.config.use_cache = True
-    onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
+    options |= unlisted.options if unlisted else {}
+    try:
+        onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
+    except Exception as error:
+        if unlisted and not isinstance(error, OSError):
+            reason = f"it cannot be exported as a Llama is ({one_line(error)})"
+            raise refusal(source, unlisted.model_type, reason) from error
+        raise
+
+    def check() -> list[str]:
+        if unlisted is None:
+            return []
+        say({"stage": "comparing it with the model in torch"})
+        return [unlisted.check(out_dir)]
+
+    return check
 
 
 def _opset_refusal(opset: int) -> dict[str, str] | None:

@@ -68,7 +68,7 @@ def export(
         Path of ``model.onnx`` in ``out_dir``.
 
     Raises:
-        ModelError: The source is missing, incomplete, damaged or of an architecture that optimum cannot export.
+        ModelError: The source is missing, incomplete, damaged or of an architecture that cannot be exported.
         OutputError: ``out_dir`` is not empty, would overwrite the source or cannot be written. Nothing is left behind.
         ConfigError: The dtype or the opset is not one that can be exported.
         MissingPackageError: The packages of the ``export`` extra are not installed.

@@ -18,6 +18,12 @@ from quarot_onnx.export.source import own_code, weight_files
 
 TASK = "text-generation-with-past"
 
+ELSEWHERE = (
+    "export it with torch.onnx.export or the builder of onnxruntime-genai (python -m onnxruntime_genai.models.builder "
+    "-p fp32 -e cpu), and go on from there: what is rotated goes by no architecture"
+)
+"""What to do with a model that is not exported here."""
+
 _SHOWN = 3
 _BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.\w+|masked_bias|causal_mask|attn\.bias|attention\.bias|position_ids|(en|de)coder\.version)$"
@@ -60,36 +66,27 @@ def load_folder(source: Path, dtype: str) -> tuple[Any, list[str]]:
 
 
 def check_architecture(source: Path, model_type: str) -> None:
-    """Refuse an architecture that optimum does not export with a cache, or that takes code of the model's own.
+    """Refuse an architecture that transformers has no causal language model of, or that takes code of the model's own.
 
     Raises:
         RefusalError: It is one.
     """
-    from optimum.exporters.onnx import main_export  # noqa: F401 -- what registers the architectures
-    from optimum.exporters.tasks import TasksManager
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    types = TasksManager.get_supported_model_type_for_task(TASK, exporter="onnx")
-    code = own_code(source)
-    own = f"{source} has code of its own ({code}, by auto_map in its config.json), which is not run"
-    if model_type not in types:
-        if code:
-            raise RefusalError(
-                f"{own}, and optimum exports no architecture {model_type!r} with a cache; export it with "
-                "torch.onnx.export where that code may run, and go on from there"
-            )
-        near = difflib.get_close_matches(model_type, types, n=3)
-        hint = f"; it knows {', '.join(near)} and others" if near else ""
+    if model_type in KNOWN:
+        return
+    if code := own_code(source):
         raise RefusalError(
-            f"{source} is of architecture {model_type!r}, which optimum cannot export with a cache{hint}; export it "
-            "with torch.onnx.export or the builder of onnxruntime-genai (python -m onnxruntime_genai.models.builder -p "
-            "fp32 -e cpu), and go on from there: what is rotated goes by no architecture"
+            f"{source} has code of its own ({code}, by auto_map in its config.json), which is not run, and "
+            f"transformers knows no architecture {model_type!r}; export it where that code may run, with "
+            f"torch.onnx.export, or: optimum-cli export onnx --model {source} --task {TASK} --trust-remote-code OUT"
         )
-    if code and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise RefusalError(
-            f"{own}, and transformers knows no architecture {model_type!r}; export it where that code may run, with: "
-            f"optimum-cli export onnx --model {source} --task {TASK} --trust-remote-code OUT"
-        )
+    near = difflib.get_close_matches(model_type, KNOWN, n=3)
+    hint = f"; it has {', '.join(near)} and others" if near else ""
+    raise RefusalError(
+        f"{source} is of architecture {model_type!r}, of which transformers has no causal language model{hint}; "
+        f"{ELSEWHERE}"
+    )
 
 
 def check_whole(source: Path, model: Any, info: Mapping[str, Collection[str]]) -> list[str]:
