@@ -145,8 +145,8 @@ def _from_scheme(question: Question) -> Chosen:
             raise ConfigError(f"{words} contradicts {item.words}; leave out one of them")
         beside = key in _BESIDE_8_BITS or key.partition(".")[0] not in _OF_BITS or data.get(key) == item.value
         if plain and not beside:
-            named, down = options.scheme is not None or by_recipe is not None, key == "int8_down_proj"
-            raise ConfigError(_to_bits(data, words, item.words, named=named, down=down))
+            named = options.scheme is not None or by_recipe is not None
+            raise ConfigError(_to_bits(data, words, (key, item), named=named))
     sites = question.survey.sites if plain else question.survey.rotatable()
     if not plain and not sites.head:
         data["lm_head"] = Precision.FLOAT
@@ -157,10 +157,16 @@ def _from_scheme(question: Question) -> Chosen:
     return _carried_out(question, recipe, Parts.of(sites), recipe.rotation, wording)
 
 
-def _to_bits(data: Mapping[str, Any], words: str, beside: str, *, named: bool, down: bool) -> str:
-    """What to say of ``beside``, which does not go with a scheme of plain 8 bits, that was ``named`` or not."""
-    if named and down:
+def _to_bits(data: Mapping[str, Any], words: str, option: tuple[str, Typed], *, named: bool) -> str:
+    """What to say of an option that does not go with a scheme of plain 8 bits, that was ``named`` or not."""
+    key, beside = option[0], option[1].words
+    if named and key == "int8_down_proj":
         return f"{beside}: all Linears of {words} have 8 bits already; leave it out"
+    if named and (key == "accuracy_level" or option[1].value == OutputFormat.NBITS) and "activations" in data:
+        return (
+            f"{beside} goes with activations in float, and {words} rounds them: give --w-bits 8 in its place, or leave "
+            f"{beside.split()[0]} out"
+        )
     way = "add --weights" if has_fixed_scales(data) else "add --w-bits or --weights"
     if named and not has_fixed_scales(data):
         bits = {"--w-bits": data["weights"]["bits"], "--a-bits": data.get("activations", {}).get("bits")}

@@ -36,6 +36,7 @@ _OVERRIDING = frozenset(
 
 
 _SCHEMES = {
+    ("weights.bits", 8): (Scheme.W8A8_DYNAMIC, Scheme.W8A8_DYNAMIC),
     ("activations.bits", 8): (Scheme.W4A8, Scheme.W8A8_DYNAMIC),
     ("activations.bits", 16): (Scheme.W4A16, Scheme.W8),
     ("activations.granularity", "tensor"): (Scheme.W8A8_STATIC, Scheme.W8A8_STATIC),

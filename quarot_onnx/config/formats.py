@@ -178,7 +178,8 @@ def misfit(config: QLayerConfig, output_format: OutputFormat, *, single: bool = 
         found = _w4a8_misfit(config, weight, single=single)
     elif output_format is OutputFormat.QDQ and weight.bits < 8 and not _is_int4_beside_fixed(weight, activation):
         wide = OutputFormat.NBITS if activation is None else OutputFormat.W8
-        why = f"qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, not {weight.bits}"
+        these = f"not {weight.bits}" if weight.bits != 4 else "which these have not"
+        why = f"qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, {these}"
         found = Misfit("format", why, (_format(wide),))
     return found if found or activation is None else _activation_misfit(activation, output_format)
 

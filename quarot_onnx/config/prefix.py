@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from quarot_onnx.config.algo import AlgoConfig
 from quarot_onnx.config.choices import PrefixForm
+from quarot_onnx.config.saying import Said, Setting, SettingValueError
 
 
 def _listed(value: object) -> object:
@@ -44,7 +45,8 @@ class SinkPrefixConfig(AlgoConfig):
     @model_validator(mode="after")
     def _ids_are_used(self) -> Self:
         if self.form is PrefixForm.NONE and self.ids is not None:
-            raise ValueError("form=none contradicts ids; leave out one of them")
+            both = (Setting("prefix.form", str(self.form)), Setting("prefix.ids", self.ids))
+            raise SettingValueError(Said("{} contradicts {}; leave out one of them", both))
         return self
 
     @property

@@ -2,8 +2,9 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -183,15 +184,22 @@ def balanceable(survey: Survey) -> tuple[list[Attention], list[str]]:
 
 
 def _apart(attention: Attention, shapes: Shapes) -> bool:
+    """Whether the heads of queries and keys lie where they are looked for, by what is known of their shapes."""
     heads = attention.heads
     assert heads is not None, "a place of R3"
     if heads.fused is not None:
         return True
-    for value in (heads.query, heads.key):
-        shape = None if value is None else shapes.of(value)
-        if shape is None or len(shape) not in {HEADS_APART, HEADS_PACKED} or (shape[-1] or 0) % attention.head_dim:
-            return False
-    return True
+    lie = partial(_lie, {attention.num_heads, attention.num_kv_heads}, attention.head_dim)
+    return all(value is not None and lie(shapes.of(value)) for value in (heads.query, heads.key))
+
+
+def _lie(counts: Collection[int], head_dim: int, shape: Sequence[int | None] | None) -> bool:
+    """Whether a shape may be [batch, heads, seq, head_dim], or [batch, seq, heads · head_dim]."""
+    if shape is None or len(shape) == HEADS_PACKED:
+        return shape is not None and (shape[-1] or 0) % head_dim == 0
+    if len(shape) != HEADS_APART or shape[3] not in {None, head_dim}:
+        return False
+    return shape[1] in counts or (shape[1] is None and shape[2] not in counts)
 
 
 def collect_moments(

@@ -58,3 +58,14 @@ def test_rotated_and_its_cache_quantized(name: str, shell: Shell, tmp_path: Path
     assert max(done["check"]["kl"], done["check"]["decode_kl"]) < 2e-2
     assert any("the key/value cache takes" in note for note in done["notes"])
     assert not any("left in float at" in note for note in done["notes"])
+
+
+@pytest.mark.parametrize("name", ["bloom", "gpt_bigcode"])
+def test_keys_whose_heads_lie_elsewhere_are_refused_before_the_work(name: str, shell: Shell, tmp_path: Path) -> None:
+    """Bloom's lie along the third axis, GPT-BigCode's queries along the last of four."""
+    source = more_architectures.export(name)
+    command = ("quantize", source, tmp_path / "q", "--w-bits", 16, "--kv-bits", 4)
+    refused = shell.fails(*command)
+    assert "keys cannot be balanced, as their heads are not to be told apart behind RoPE" in refused
+    assert "--no-k-balance" in refused
+    shell.ok(*command, "--no-k-balance")

@@ -245,7 +245,7 @@ def test_two_models_with_different_prefixes_are_not_compared(planted: Path, tmp_
     ("options", "message"),
     [
         (("--prefix", "graf"), "--prefix"),
-        (("--prefix", "none", "--prefix-ids", "1"), "form=none contradicts ids"),
+        (("--prefix", "none", "--prefix-ids", "1"), "--prefix none contradicts --prefix-ids 1; leave"),
         (("--prefix", "graph", "--prefix-ids", "1;2"), "numbers with commas between them"),
         (
             ("--prefix", "graph", "--prefix-ids", "9999"),

@@ -92,6 +92,7 @@ def export(name: str) -> Path:
         preprocessors = maybe_load_preprocessors(str(source))
         check = child.export_model(source, model, folder, None, lambda _message: None, preprocessors=preprocessors)
         assert len(check()) == (name in UNLISTED)
+        child.complete(source, folder)
 
     sources = (*SOURCES, Path(__file__), *(Path(module.__file__ or "") for module in (child, unlisted)))
     return cached(f"more-{name}", {"name": name, **sizes}, build, sources) / "model.onnx"

@@ -130,7 +130,7 @@ def test_qdq_may_be_named_and_takes_roundings_too():
     assert (
         QConfig(QLayerConfig(STATIC, Int8Spec(), output_tensors=STATIC), output_format="qdq").resolved_format == "qdq"
     )
-    fixed = "qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, not 4"
+    fixed = "qdq holds weights of 8 bits, and of 4 beside activations with a fixed scale, which these have not"
     with pytest.raises(ConfigError, match=f"{fixed}; use output_format='w8', or leave out output_format"):
         QConfig(W4A8, output_format="qdq")
     with pytest.raises(ConfigError, match=r"qdq has symmetric activations per token; .*or use symmetric=True"):
