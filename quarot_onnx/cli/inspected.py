@@ -9,6 +9,11 @@ from quarot_onnx.errors import first_and_more
 from quarot_onnx.processor import EXACT_PRODUCTS
 
 
+def _structure(name: str) -> str:
+    """What a graph is built like, which is no claim on which model it is."""
+    return name if " " in name else f"as of {name}"
+
+
 def show(content: Content) -> None:
     """A model's structure, its sites, its Hadamards."""
     if "quantized" in content:
@@ -17,7 +22,7 @@ def show(content: Content) -> None:
     heads = f"{content['num_heads']} heads, {content['num_kv_heads']} KV heads of {content['head_dim']}"
     tied = "tied" if content["tied_embeddings"] else "untied"
     rows = [
-        ["architecture", f"{content['architecture']}, {content['layers']} layers"],
+        ["structure", f"{_structure(content['architecture'])}, {content['layers']} layers"],
         ["hidden / intermediate", f"{content['hidden_size']} / {content['intermediate_size']}"],
         ["attention", heads],
         ["embedding", f"{content['vocab_size']} rows, head {tied}"],

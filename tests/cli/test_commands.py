@@ -40,7 +40,7 @@ def test_inspect(shell: Shell, model: Path) -> None:
     }  # fmt: skip
     assert {key: content[key] for key in expected} == expected
     text = shell.ok("inspect", model).out
-    for word in (str(model), "llama, 2 layers", "4 heads, 2 KV heads of 32", "R4"):
+    for word in (str(model), "as of llama, 2 layers", "4 heads, 2 KV heads of 32", "R4"):
         assert word in text
     by_folder = shell.ok("inspect", model.parent, "--json").json
     assert by_folder == content
