@@ -8,6 +8,7 @@ optimum, which take seconds to import, are imported when a look at the source ha
 # ruff: noqa: PLC0415
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ from typing import Any
 
 from quarot_onnx.export.gguf_source import load_gguf
 from quarot_onnx.export.loading import TASK, RefusalError, check_architecture, load_folder, no_tokenizer, one_line
-from quarot_onnx.export.unlisted import is_listed, prepare, refusal
+from quarot_onnx.export.tracing import traceable
+from quarot_onnx.export.unlisted import PASSED_ON, is_listed, prepare, refusal
 
 _ATTENTION = 14
 """The oldest opset in which torch exports the attention of most models."""
@@ -73,6 +75,7 @@ def main() -> None:
             check = export_model(source, model, out_dir, opset, say, preprocessors=preprocessors)
             notes = [*notes, *complete(source, out_dir)]
         del model  # whose memory the comparison of an export needs
+        gc.collect()  # optimum leaves its forward bound to itself
         notes = [*notes, *check()]
         for note in notes:
             say({"note": note})
@@ -83,8 +86,7 @@ def main() -> None:
     except OSError as error:
         say(unwritten(source, error))
     except Exception as error:  # noqa: BLE001 -- torch, optimum and transformers raise anything
-        kind = "config" if opset is not None and "opset" in str(error).lower() else "model"
-        say({"error": kind, "text": f"cannot export {source}: {type(error).__name__}: {one_line(error)}"})
+        say(_failed(source, error, opset))
 
 
 def export_model(
@@ -105,9 +107,10 @@ def export_model(
     model.config.use_cache = True
     options |= unlisted.options if unlisted else {}
     try:
-        onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
+        with traceable(model):
+            onnx_export_from_model(model, out_dir, opset=opset, task=TASK, do_validation=False, **options)
     except Exception as error:
-        if unlisted and not isinstance(error, OSError):
+        if unlisted and not isinstance(error, PASSED_ON) and not _of_opset(error, opset):
             reason = f"it cannot be exported as a Llama is ({one_line(error)})"
             raise refusal(source, unlisted.model_type, reason) from error
         raise
@@ -119,6 +122,19 @@ def export_model(
         return [unlisted.check(out_dir)]
 
     return check
+
+
+def _failed(source: Path, error: Exception, opset: int | None) -> dict[str, str]:
+    """The message on an error of torch, optimum or transformers."""
+    text = f"cannot export {source}: {type(error).__name__}: {one_line(error)}"
+    if _of_opset(error, opset):
+        return {"error": "config", "text": f"{text}; choose another opset, or none, for the model's default"}
+    return {"error": "model", "text": text}
+
+
+def _of_opset(error: Exception, opset: int | None) -> bool:
+    """Whether an opset that was asked for is to blame."""
+    return opset is not None and "opset" in str(error).lower()
 
 
 def _opset_refusal(opset: int) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from export_cache import cached
 from exports import BOS, COMMON, EOS, SOURCES, VOCAB
 
-from quarot_onnx.export import child, unlisted
+from quarot_onnx.export import child, tracing, unlisted
 
 _IDS = {"vocab_size": VOCAB, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
 _HEADS = COMMON | {"head_dim": 16}
@@ -94,5 +94,5 @@ def export(name: str) -> Path:
         assert len(check()) == (name in UNLISTED)
         child.complete(source, folder)
 
-    sources = (*SOURCES, Path(__file__), *(Path(module.__file__ or "") for module in (child, unlisted)))
+    sources = (*SOURCES, Path(__file__), *(Path(module.__file__ or "") for module in (child, tracing, unlisted)))
     return cached(f"more-{name}", {"name": name, **sizes}, build, sources) / "model.onnx"
