@@ -56,8 +56,8 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     source, out_dir, opset = Path(request["source"]), Path(request["out_dir"]), request["opset"]
     say({"stage": f"reading {source.name}"})
-    if opset is not None and (refusal := _opset_refusal(opset)):
-        say(refusal)
+    if opset is not None and (refused := _opset_refusal(opset)):
+        say(refused)
         return
     try:
         if source.is_file():

@@ -1,7 +1,7 @@
 """Architectures that optimum does not list: exported as it exports a Llama, and compared with the model in torch.
 
 Most decoders differ from those on the list in nothing that a trace depends on. Which of them do is found out where it
-counts: the export computes what the model does in torch, with padding, through its cache and for one token alone, or it
+counts: the export computes what the model does in torch, with padding and without, whole and through its cache, or it
 is refused.
 """
 
@@ -17,6 +17,9 @@ import numpy as np
 
 from quarot_onnx.export.loading import ELSEWHERE, TASK, RefusalError, one_line
 
+PASSED_ON = (OSError, ImportError, MemoryError)
+"""Errors that are not of the model."""
+
 _SHORT = 48
 """More than the positions of the trace: what it has frozen to theirs is seen."""
 _LAST = 16
@@ -24,8 +27,6 @@ _STEPS = 2
 _PADDING = 3
 _SKIPPING = {"DbrxExperts"}
 """Modules that pass over experts in a way that `tracing` does not see."""
-PASSED_ON = (OSError, ImportError, MemoryError)
-"""Errors that are not of the model."""
 _WINDOW = 512
 """Sliding windows up to so long are filled by the text that is compared, which longer ones would make slow."""
 _TOLERANCES: dict[str, tuple[Callable[[np.ndarray], Any], float]] = {
@@ -102,6 +103,8 @@ class Comparison:
         try:
             session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
             worst = float(np.max([self._distance(session, text) for text in self.texts]))  # NaN stays NaN
+        except PASSED_ON:
+            raise
         except Exception as error:
             reason = f"an export like a Llama's does not run ({one_line(error)})"
             raise refusal(self.source, self.model_type, reason) from error
