@@ -239,6 +239,20 @@ def test_what_transformers_takes_its_own_default_for(
         check_settings(Path("x.gguf"), model, {**architecture, **fields})
 
 
+def test_an_architecture_that_optimum_does_not_list(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "starcoder2")
+    for add in (writer.add_embedding_length, writer.add_block_count, writer.add_head_count, writer.add_vocab_size):
+        add(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(
+        RefusalError, match=r"'starcoder2', of which no GGUF files are exported.*; export the Hugging F"
+    ):
+        load_gguf(tmp_path / "x.gguf", "fp32")
+
+
 def test_settings_that_change_nothing_are_no_hindrance(tmp_path: Path) -> None:
     neutral = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "expert_count": 0, "logit_scale": 1.0}
     assert load_gguf(gguf_files.write(tmp_path / "x.gguf", llama(), {}, neutral), "fp32")[2] == []

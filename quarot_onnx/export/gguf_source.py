@@ -23,6 +23,7 @@ from quarot_onnx.export.gguf_checks import (
     rotary_modules,
 )
 from quarot_onnx.export.loading import RefusalError, check_architecture, no_tokenizer, one_line, torch_dtype
+from quarot_onnx.export.unlisted import is_listed
 
 _TOKENS = "tokenizer.ggml.tokens"
 _LISTS = (_TOKENS, "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
@@ -83,6 +84,11 @@ def _check(path: Path, config: Any, fields: Mapping[str, object], tensors: dict[
         Notes, and the tensor of what divides the rotary frequencies, if there is one.
     """
     check_architecture(path, str(config.model_type))
+    if not is_listed(config.model_type):
+        raise RefusalError(
+            f"{path} is of architecture {config.model_type!r}, of which no GGUF files are exported: what transformers "
+            "makes of them was never compared; export the Hugging Face folder that it was made from"
+        )
     model = outline(config)
     check_shapes(path, model, {name: tensor.shape for name, tensor in tensors.items()})
     notes = check_settings(path, model, fields)
