@@ -1,6 +1,6 @@
 # Everything runs in a virtual environment that `make setup` builds; the other targets build it when needed.
 #   make demo     export, rotate, quantize and compare a small trained model in ./demo
-#   make test     run the tests, of their cases about one of six
+#   make test     run the tests, of their cases about one of eight
 #   make test-further   run the cases that make test leaves out, and what takes long
 #   make quick    run the tests that take no trained model
 #   make check    formatting, lint and types

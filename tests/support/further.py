@@ -1,7 +1,7 @@
 """Which tests `make test` leaves to `.ci/run`: further cases of tests that have many, and runs that take long.
 
 A test with cases for every export, every width and every option is a minute for what one of its cases mostly tells.
-`make test` takes one of six, chosen by its name alone, the same one everywhere; `.ci/run` takes them all.
+`make test` takes one of eight, chosen by its name alone, the same one everywhere; `.ci/run` takes them all.
 """
 
 import zlib
@@ -13,7 +13,7 @@ import pytest
 MANY = 2
 """A test with so many cases has further ones."""
 
-OF = 6
+OF = 8
 """One case of so many is taken."""
 
 
