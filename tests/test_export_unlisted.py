@@ -12,7 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from quarot_onnx.errors import ConfigError
 from quarot_onnx.export import child, unlisted
 from quarot_onnx.export.export import export
 from quarot_onnx.export.loading import RefusalError
@@ -77,28 +76,30 @@ def test_a_damaged_export_is_not_handed_out(tmp_path: Path) -> None:
 
 def test_an_opset_that_is_asked_for_is_to_blame(tmp_path: Path) -> None:
     sizes, _ = REFUSED["llama4_text"]
-    more_architectures.write_source("llama4_text", sizes, tmp_path / "hf")
-    with pytest.raises(ConfigError, match=r"opset version 17 is not supported; choose another opset, or none"):
-        export(tmp_path / "hf", tmp_path / "out", opset=17)
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    model = more_architectures.write_source("llama4_text", sizes, tmp_path / "hf")
+    with pytest.raises(Exception, match="opset version 17 is not supported") as raised:
+        child.export_model(tmp_path / "hf", model, tmp_path / "out", 17, lambda _message: None)
+    message = child.failed(tmp_path / "hf", raised.value, 17)
+    assert message["error"] == "config"
+    assert message["text"].endswith("; choose another opset, or none, for the model's default")
 
 
-EXPERTS = more_architectures.UNLISTED["dots1"] | {"n_routed_experts": 64, "num_local_experts": 64}
+EXPERTS = more_architectures.UNLISTED["dots1"] | {"n_routed_experts": 40, "num_local_experts": 40}
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
 
 
 @pytest.mark.parametrize(
     ("name", "sizes", "weights"),
     [
-        ("dots1", {"first_k_dense_replace": 1}, 64 * 3),
-        ("deepseek_v3", {"first_k_dense_replace": 1, "head_dim": 8, "num_key_value_heads": 4, **LATENT}, 64 * 3),
-        ("mixtral", {"intermediate_size": 32}, 2 * 64 * 3),
+        ("dots1", {"first_k_dense_replace": 1}, 40 * 3),
+        ("deepseek_v3", {"first_k_dense_replace": 1, "head_dim": 8, "num_key_value_heads": 4, **LATENT}, 40 * 3),
+        ("mixtral", {"intermediate_size": 32}, 2 * 40 * 3),
     ],
 )
 def test_experts_that_no_token_of_a_trace_chooses_are_in_the_graph(
     name: str, sizes: dict[str, Any], weights: int, tmp_path: Path
 ) -> None:
-    """64 experts, of which 32 tokens choose two each. optimum lists DeepSeek-V3, and drops such experts."""
+    """40 experts, of which 32 tokens choose two each. optimum lists DeepSeek-V3, and drops such experts."""
     model = more_architectures.write_source(name, EXPERTS | sizes, tmp_path / "hf")
     child.export_model(tmp_path / "hf", model, tmp_path / "out", None, lambda _message: None)()
     shapes = [sorted(value.dims) for value in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer]

@@ -86,7 +86,7 @@ def main() -> None:
     except OSError as error:
         say(unwritten(source, error))
     except Exception as error:  # noqa: BLE001 -- torch, optimum and transformers raise anything
-        say(_failed(source, error, opset))
+        say(failed(source, error, opset))
 
 
 def export_model(
@@ -124,7 +124,7 @@ def export_model(
     return check
 
 
-def _failed(source: Path, error: Exception, opset: int | None) -> dict[str, str]:
+def failed(source: Path, error: Exception, opset: int | None) -> dict[str, str]:
     """The message on an error of torch, optimum or transformers."""
     text = f"cannot export {source}: {type(error).__name__}: {one_line(error)}"
     if _of_opset(error, opset):
