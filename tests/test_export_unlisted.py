@@ -64,7 +64,7 @@ def test_a_folder_is_exported_with_a_note(dtype: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_export_is_not_handed_out(tmp_path: Path) -> None:
-    """The comparison sees a weight that is another one, and a source that is left as it was."""
+    """The comparison sees a few rows of one weight that are larger by a fifth."""
     model = more_architectures.write_source("glm4", SIZES, tmp_path / "hf")
     comparison = unlisted.prepare(tmp_path / "hf", model)
     model.model.layers[1].mlp.down_proj.weight.data[:8] *= 1.2

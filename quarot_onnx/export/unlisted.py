@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quarot_onnx.export.loading import ELSEWHERE, TASK, RefusalError, one_line
+from quarot_onnx.sessions import runtime
 
 PASSED_ON = (OSError, ImportError, MemoryError)
 """Errors that are not of the model."""
@@ -35,7 +36,9 @@ _TOLERANCES: dict[str, tuple[Callable[[np.ndarray], Any], float]] = {
 }
 """What the logits of tokens may differ by, relative to their own root mean square: of all tokens, or in 16 bits, whose
 rounding sends some to other experts, of most."""
-_DTYPES = {"float32": "fp32", "float16": "fp16"}
+
+_Heads = tuple[tuple[int, int], tuple[int, int]]
+"""Of a layer: heads and head size of keys, and of values."""
 
 
 def is_listed(model_type: str) -> bool:
@@ -60,11 +63,6 @@ class Text:
     mask: np.ndarray
     logits: np.ndarray
 
-    @property
-    def positions(self) -> np.ndarray:
-        """(B, T) the tokens' positions, by the mask."""
-        return positions(self.mask)
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -76,7 +74,7 @@ class Comparison:
         dtype: float32 or float16.
         texts: Two rows, the second with padding in front; the first row alone; its first token alone, for which a
             mixture of experts chooses fewer than it has.
-        caches: ((H, Dk), (H, Dv)) for each layer: heads and head size of keys and values.
+        caches: ((H, Dk), (H, Dv)) of each layer.
         options: What optimum is to be told for the export.
     """
 
@@ -84,7 +82,7 @@ class Comparison:
     model_type: str
     dtype: str
     texts: list[Text]
-    caches: list[tuple[tuple[int, int], tuple[int, int]]]
+    caches: list[_Heads]
     options: dict[str, Any]
 
     def check(self, folder: Path) -> str:
@@ -96,12 +94,8 @@ class Comparison:
         Raises:
             RefusalError: It computes something else.
         """
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are told once, by what is raised
         try:
-            session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+            session = runtime.session(folder / "model.onnx", low_memory=True)
             worst = float(np.max([self._distance(session, text) for text in self.texts]))  # NaN stays NaN
         except PASSED_ON:
             raise
@@ -125,7 +119,7 @@ class Comparison:
         """How far the logits of a text are from those of the model, the last tokens taken through the cache."""
         outputs = [value.name for value in session.get_outputs()]
         takes = {value.name for value in session.get_inputs()}
-        batch, length = text.ids.shape
+        (batch, length), places = text.ids.shape, positions(text.mask)
         past: dict[str, Any] = {
             f"past_key_values.{layer}.{part}": np.zeros((batch, heads, 0, size), self.dtype)
             for layer, parts in enumerate(self.caches)
@@ -135,7 +129,7 @@ class Comparison:
         known = length - text.logits.shape[1]  # where logits begin
         for stop in sorted({max(length - behind, 1) for behind in (_STEPS, 1, 0)}):
             feeds = {"input_ids": text.ids[:, start:stop], "attention_mask": text.mask[:, :stop]}
-            feeds |= {"position_ids": text.positions[:, start:stop], **past}
+            feeds |= {"position_ids": places[:, start:stop], **past}
             gave = dict(zip(outputs, session.run(None, {name: feeds[name] for name in takes}), strict=True))
             past = {name.replace("present", "past_key_values"): value for name, value in gave.items()}
             begin = max(start, known)
@@ -197,9 +191,8 @@ def prepare(source: Path, model: Any) -> Comparison:
         raise refusal(source, model_type, "it does not keep keys and values, and nothing else, in each of its layers")
     if any(type(module).__name__ in _SKIPPING for module in model.modules()):
         raise refusal(source, model_type, "a trace leaves out the experts that none of its tokens chooses")
-    dtype = str(model.dtype).removeprefix("torch.")
-    options = {"custom_onnx_configs": {"model": _configuration(model, caches, _DTYPES[dtype])}}
-    return Comparison(source, model_type, dtype, texts, caches, options)
+    options = {"custom_onnx_configs": {"model": _configuration(model, caches)}}
+    return Comparison(source, model_type, str(model.dtype).removeprefix("torch."), texts, caches, options)
 
 
 def _asked(model: Any, ids: np.ndarray, mask: np.ndarray) -> Text:
@@ -221,8 +214,8 @@ def _takes_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _caches(model: Any) -> list[tuple[tuple[int, int], tuple[int, int]]] | None:
-    """Heads and head size of keys and values, or None where there are none, or others beside them."""
+def _caches(model: Any) -> list[_Heads] | None:
+    """Those of each layer, or None where there are none, or others beside them."""
     import torch
 
     with torch.no_grad():
@@ -240,7 +233,7 @@ def _caches(model: Any) -> list[tuple[tuple[int, int], tuple[int, int]]] | None:
     return found
 
 
-def _configuration(model: Any, caches: list[tuple[tuple[int, int], tuple[int, int]]], dtype: str) -> Any:
+def _configuration(model: Any, caches: list[_Heads]) -> Any:
     """What optimum is told of a Llama's export, for caches of these sizes."""
     from optimum.exporters.onnx.config import TextDecoderOnnxConfig
     from optimum.exporters.onnx.model_configs import TextDecoderWithPositionIdsOnnxConfig
@@ -266,4 +259,5 @@ def _configuration(model: Any, caches: list[tuple[tuple[int, int], tuple[int, in
         DUMMY_PKV_GENERATOR_CLASS = Past
         NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
+    dtype = f"fp{8 * model.dtype.itemsize}"
     return Config(model.config, task="text-generation", float_dtype=dtype, use_past=True, use_past_in_inputs=True)

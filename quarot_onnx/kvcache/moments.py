@@ -195,8 +195,10 @@ def _apart(attention: Attention, shapes: Shapes) -> bool:
 
 def _lie(counts: Collection[int], head_dim: int, shape: Sequence[int | None] | None) -> bool:
     """Whether a shape may be [batch, heads, seq, head_dim], or [batch, seq, heads · head_dim]."""
-    if shape is None or len(shape) == HEADS_PACKED:
-        return shape is not None and (shape[-1] or 0) % head_dim == 0
+    if shape is None:
+        return False
+    if len(shape) == HEADS_PACKED:
+        return (shape[2] or 0) % head_dim == 0
     if len(shape) != HEADS_APART or shape[3] not in {None, head_dim}:
         return False
     return shape[1] in counts or (shape[1] is None and shape[2] not in counts)
